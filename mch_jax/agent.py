@@ -1,0 +1,111 @@
+"""The agent: state, reward and loss of the policy that keeps or discards a region's code.
+
+Action KEEP is 1, as in Eq. 6 and the paper's text; Eq. 4 prints the reverse.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Int32, UInt32
+
+from mch_jax.codes import Encoding, hamming_distance, sign
+
+DISCARD, KEEP = 0, 1
+
+
+def state(image: Encoding, region: Encoding) -> Float[Array, "b s"]:
+    """Returns h = [f(x); f(x*); b; b*] (Eq. 3), 2 d + 2 q wide."""
+    codes = [sign(e.logits).astype(jnp.float32) for e in (image, region)]
+    return jnp.concatenate([image.features, region.features, *codes], -1)
+
+
+def reward_histogram(
+    packed: UInt32[Array, "b t w"],
+    region_packed: UInt32[Array, "b w"],
+    labels: UInt32[Array, "b lw"],
+    train_packed: UInt32[Array, "w n"],
+    train_labels: UInt32[Array, "lw n"],
+    count: Int32[Array, " n"],
+    num_bits: int,
+) -> Int32[Array, "b 2 distances"]:
+    """Returns by how many pairs each distance is left when a region's code is kept.
+
+    For each image, +1 where d_ij was and -1 where min(d_ij, d*_ij) is (Eq. 5), over all training
+    images j, dissimilar pairs in row 0 and similar ones in row 1. The sum over j in Eq. 6 is this
+    table times the loss at each distance, so the reward is exact in integers and the same however
+    the training set is shared among devices; memory is proportional to n.
+
+    Args:
+      packed: codes that the image has already, at least its own.
+      region_packed: code of one region of each image.
+      labels: packed labels of the images.
+      train_packed: packed codes of the training images, which come last.
+      train_labels: packed labels of the training images.
+      count: how often each training image counts; 0 for padding.
+      num_bits: code length q.
+    """
+
+    def one(image):
+        own, region, label = image
+        distances = [hamming_distance(code[:, None].T, train_packed.T) for code in own]
+        distance = functools.reduce(jnp.minimum, distances)
+        nearer = jnp.minimum(distance, hamming_distance(region[:, None].T, train_packed.T))
+        shared = functools.reduce(jnp.bitwise_or, list(train_labels & label[:, None])) != 0
+        first_bin = jnp.where(shared, num_bits + 1, 0)
+        table = jnp.zeros(2 * (num_bits + 1), jnp.int32)
+        return table.at[first_bin + distance].add(count).at[first_bin + nearer].add(-count)
+
+    bins = jax.lax.map(one, (packed, region_packed, labels))
+    return bins.reshape(-1, 2, num_bits + 1)
+
+
+def reward(
+    histogram: Int[Array, "b 2 distances"], loss_table: Float[Array, "2 distances"], num_pairs: int
+) -> Float[Array, " b"]:
+    """Returns the reward of keeping: how much the mean base loss of an image's pairs falls (Eq. 6).
+
+    Args:
+      histogram: of `reward_histogram`.
+      loss_table: base loss at each distance, pair weights included, of dissimilar and of similar
+        pairs.
+      num_pairs: training images that were compared with; the paper's sum is the mean times this.
+    """
+    # In full precision: counts need more than the 10 bits that a GPU's default leaves of them.
+    total = jnp.einsum(
+        "bsd,sd->b",
+        histogram.astype(jnp.float32),
+        loss_table,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return total / num_pairs
+
+
+def reinforce_loss(
+    logits: Float[Array, "b 2"], action: Int[Array, " b"], advantage: Float[Array, " b"]
+) -> Float[Array, " b"]:
+    """Returns -log pi(a | h) A for each image, whose gradient is REINFORCE's (Eq. 7).
+
+    Args:
+      logits: of DISCARD and KEEP.
+      action: the sampled action.
+      advantage: reward of the action, less a baseline if there is one; no gradient flows into it.
+    """
+    log_prob = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_prob, action[:, None], 1)[:, 0]
+    return -chosen * jax.lax.stop_gradient(advantage)
+
+
+def expected_loss(logits: Float[Array, "b 2"], reward: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Returns minus the expected reward over both actions.
+
+    Its gradient is the mean of REINFORCE's over the sampled action: discarding is worth 0, so
+    nothing needs to be sampled.
+    """
+    return -jax.nn.softmax(logits)[:, KEEP] * jax.lax.stop_gradient(reward)
+
+
+def entropy(logits: Float[Array, "b 2"]) -> Float[Array, " b"]:
+    """Returns the entropy of the policy in nats."""
+    log_prob = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_prob) * log_prob, -1)

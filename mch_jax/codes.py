@@ -1,0 +1,152 @@
+"""Binary codes: signs, packed words, popcount distances, and the two forms of a set of codes.
+
+A code of q bits is an int8 vector in {-1, +1}. Packed, it is ceil(q / 32) uint32 words, least
+significant bit first, with +1 stored as 1 and zeros as padding. The bytes of a codes file are the
+bytes of these words, cut to ceil(q / 8).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8, UInt32
+
+FORMAT = "mch-codes/1"
+
+
+class Encoding(NamedTuple):
+    """What a base hashing model says of a batch of images."""
+
+    features: Float[Array, "b d"]
+    logits: Float[Array, "b q"]
+
+
+class CodeSet(NamedTuple):
+    """Several codes per image at a fixed width; slot 0 is the whole image and always kept."""
+
+    packed: UInt32[Array, "n t w"]
+    keep_prob: Float[Array, "n t"]
+    kept: Bool[Array, "n t"]
+    box: Int32[np.ndarray, "n t 4"]
+
+
+class CodeFile(NamedTuple):
+    """Several codes per image as a flat list, the form of the files and of the index.
+
+    Attributes:
+      codes: bit i of a code is bit i % 8 of byte i // 8.
+      item: the row of `ids` that each code belongs to, ascending; an item's first code is the
+        whole image's.
+      ids: names of the images.
+      keep_prob: the policy's probability; 1 for the whole image.
+      box: left, top, right, bottom of the code's region, in pixels of the original image.
+      labels: multi-hot labels, one row an image.
+      num_bits: q.
+    """
+
+    codes: UInt8[np.ndarray, "c bytes"]
+    item: Int[np.ndarray, " c"]
+    ids: np.ndarray
+    keep_prob: Float[np.ndarray, " c"]
+    box: Int[np.ndarray, "c 4"]
+    labels: UInt8[np.ndarray, "n classes"]
+    num_bits: int
+
+
+def sign(logits: Float[Array, "*b q"]) -> Int8[Array, "*b q"]:
+    """Returns the code of each row: +1 where the logit is not negative, -1 elsewhere."""
+    return jnp.where(logits >= 0, 1, -1).astype(jnp.int8)
+
+
+def num_words(num_bits: int) -> int:
+    """Returns how many uint32 words hold a code."""
+    return -(-num_bits // 32)
+
+
+def _shifts(shape: tuple[int, ...]) -> Array:
+    return jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+
+
+def pack(codes: Int8[Array, "*b q"]) -> UInt32[Array, "*b w"]:
+    """Returns codes as uint32 words, least significant bit first, +1 as 1."""
+    *batch, num_bits = codes.shape
+    words = num_words(num_bits)
+    bits = jnp.zeros((*batch, words * 32), jnp.uint32)
+    bits = bits.at[..., :num_bits].set((codes > 0).astype(jnp.uint32))
+    bits = bits.reshape(*batch, words, 32)
+    return jnp.sum(bits << _shifts(bits.shape), -1, dtype=jnp.uint32)
+
+
+def unpack(packed: UInt32[Array, "*b w"], num_bits: int) -> Int8[Array, "*b q"]:
+    """Returns the int8 codes in {-1, +1} that `pack` made the words from."""
+    bits = (packed[..., None] >> _shifts((*packed.shape, 32))) & jnp.uint32(1)
+    bits = bits.reshape(*packed.shape[:-1], -1)[..., :num_bits]
+    return jnp.where(bits == 1, 1, -1).astype(jnp.int8)
+
+
+def hamming_distance(a: UInt32[Array, "*a w"], b: UInt32[Array, "*b w"]) -> Int32[Array, "*c"]:
+    """Returns the Hamming distance in bits between packed codes; the leading axes broadcast."""
+    # Word by word: a sum over a short last axis does not vectorise on the CPU.
+    distances = [
+        jax.lax.population_count(a[..., i] ^ b[..., i]).astype(jnp.int32)
+        for i in range(a.shape[-1])
+    ]
+    return sum(distances[1:], distances[0])
+
+
+def to_bytes(packed: UInt32[np.ndarray, "*b w"], num_bits: int) -> UInt8[np.ndarray, "*b bytes"]:
+    """Returns packed codes as the bytes of a codes file, ceil(q / 8) a code."""
+    words = np.ascontiguousarray(packed, dtype="<u4")
+    return words.view(np.uint8)[..., : -(-num_bits // 8)].copy()
+
+
+def from_bytes(codes: UInt8[np.ndarray, "*b bytes"], num_bits: int) -> UInt32[np.ndarray, "*b w"]:
+    """Returns the packed words of codes as they lie in a codes file."""
+    padded = np.zeros((*codes.shape[:-1], num_words(num_bits) * 4), np.uint8)
+    padded[..., : codes.shape[-1]] = codes
+    return padded.view("<u4").astype(np.uint32)
+
+
+def first_of_equals(packed: UInt32[Array, "n t w"], kept: Bool[Array, "n t"]) -> Bool[Array, "n t"]:
+    """Returns `kept` without the codes that an earlier kept code of the same image equals."""
+    equal = jnp.all(packed[:, :, None] == packed[:, None, :], -1)  # [n, t, t]
+    earlier = jnp.tril(jnp.ones(equal.shape[1:], bool), -1)
+    return kept & ~jnp.any(equal & earlier[None] & kept[:, None, :], -1)
+
+
+def flatten(code_set: CodeSet, ids: np.ndarray, labels: np.ndarray, num_bits: int) -> CodeFile:
+    """Returns the kept codes as a flat list, an image's equal codes once."""
+    kept = np.asarray(first_of_equals(jnp.asarray(code_set.packed), jnp.asarray(code_set.kept)))
+    item, slot = np.nonzero(kept)
+    return CodeFile(
+        codes=to_bytes(np.asarray(code_set.packed)[item, slot], num_bits),
+        item=item.astype(np.int64),
+        ids=np.asarray(ids).astype(np.str_),
+        keep_prob=np.asarray(code_set.keep_prob)[item, slot].astype(np.float32),
+        box=code_set.box[item, slot].astype(np.int32),
+        labels=np.asarray(labels, np.uint8),
+        num_bits=num_bits,
+    )
+
+
+def padded(file: CodeFile, width: int | None = None) -> UInt32[np.ndarray, "n t w"]:
+    """Returns a flat list of codes at a fixed width, filled up with the whole image's code.
+
+    The minimum distance to an image does not change, so no mask is needed.
+
+    Args:
+      file: codes with at least one code an item.
+      width: codes per image; the largest number of codes of one image when not given.
+
+    Raises:
+      ValueError: an image has more codes than `width`.
+    """
+    counts = np.bincount(file.item, minlength=len(file.ids))
+    most = int(counts.max(initial=1))
+    if width is not None and width < most:
+        raise ValueError(f"width is {width}, expected at least {most}, the codes of one image")
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    slots = np.arange(width or most)
+    rows = starts[:, None] + np.where(slots[None] < counts[:, None], slots[None], 0)
+    return from_bytes(file.codes, file.num_bits)[rows]

@@ -1,0 +1,177 @@
+"""Stage 4: how well the codes retrieve, and the controls beside the learned agent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mch_jax import checkpoint, codes, metrics, pairs
+from mch_jax.codes import CodeFile
+from mch_jax.index import BucketIndex
+from mch_jax.methods import METHODS
+from mch_jax.run import Run
+
+
+def histogram(query: CodeFile, database: CodeFile) -> Int[np.ndarray, "m distances 2"]:
+    """Returns items of the database per distance from each query, by a label in common."""
+    return np.asarray(
+        metrics.label_histogram(
+            jnp.asarray(codes.from_bytes(query.codes, query.num_bits)),
+            jnp.asarray(metrics.items_last(codes.padded(database))),
+            jnp.asarray(pairs.pack_labels(query.labels)),
+            jnp.asarray(pairs.pack_labels(database.labels).T),
+            query.num_bits,
+        )
+    ).astype(np.int64)
+
+
+def f1_bucket(
+    query: CodeFile, database: CodeFile, counts: Int[np.ndarray, "m distances 2"], ks: list[int]
+) -> dict[str, list[float]]:
+    """Returns mean F1 of the k nearest images and the buckets that Algorithm 1 visits for them.
+
+    Buckets are counted by the index, from combinatorics; no more are enumerated than hold codes.
+    """
+    counted = metrics.has_relevant(counts)
+    result: dict[str, list[float]] = {"k": [], "f1": [], "probed": [], "nonempty": []}
+    index = BucketIndex.build(database.codes, database.item, database.num_bits)
+    for k in ks:
+        hits = index.search(query.codes[counted], k)
+        result["k"].append(k)
+        result["f1"].append(metrics.f1_at(counts, k))
+        result["probed"].append(float(np.mean(hits.probed.astype(np.float64))))
+        result["nonempty"].append(float(np.mean(hits.nonempty)))
+    return result
+
+
+def measures(query: CodeFile, database: CodeFile, ks: list[int]) -> dict[str, Any]:
+    """Returns every measure of one set of database codes; the rules are those of `metrics`."""
+    counts = histogram(query, database)
+    ball, larger = (metrics.within_radius(counts, radius) for radius in (0, 2))
+    return {
+        "map": metrics.mean_average_precision(counts),
+        "map_at_5000": metrics.mean_average_precision(counts, 5000),
+        "p_at_h0": ball.precision,
+        "r_at_h0": ball.recall,
+        "nonempty_at_h0": ball.nonempty,
+        "p_at_h2": larger.precision,
+        "r_at_h2": larger.recall,
+        "anhc": metrics.average_number_of_codes(database.item, len(database.ids)),
+        "f1_bucket": f1_bucket(query, database, counts, ks),
+    }
+
+
+def with_kept(database: CodeFile, regions: dict[str, np.ndarray], kept: Bool[np.ndarray, "n t"]):
+    """Returns the codes file of the same images with other codes kept."""
+    code_set = codes.CodeSet(
+        codes.from_bytes(regions["codes"], database.num_bits),
+        regions["keep_prob"],
+        kept,
+        regions["box"],
+    )
+    return codes.flatten(code_set, database.ids, database.labels, database.num_bits)
+
+
+def random_kept(
+    regions: dict[str, np.ndarray], num_bits: int, num_codes: int, seed: int
+) -> Bool[np.ndarray, "n t"]:
+    """Returns distinct codes kept at random, about as many as the agent kept."""
+    packed = jnp.asarray(codes.from_bytes(regions["codes"], num_bits))
+    distinct = np.asarray(codes.first_of_equals(packed, jnp.ones(packed.shape[:2], bool)))
+    rate = (num_codes - len(distinct)) / max(distinct.sum() - len(distinct), 1)
+    kept = distinct & (np.random.default_rng([seed, 6]).random(distinct.shape) < rate)
+    kept[:, 0] = True
+    return kept
+
+
+def controls(
+    query: CodeFile, database: CodeFile, directory: Path, seed: int, ks: list[int]
+) -> dict[str, Any]:
+    """Returns the measures of keeping every region's code, none, some at random, and the right ones.
+
+    The oracle keeps a code where its true reward, by the image's own labels, is positive.
+    """
+    with np.load(directory / "regions.npz", allow_pickle=False) as archive:
+        regions = dict(archive)
+    never = np.zeros(regions["keep_prob"].shape, bool)
+    never[:, 0] = True
+    choices = {
+        "always": np.ones_like(never),
+        "never": never,
+        "random": random_kept(regions, database.num_bits, len(database.item), seed),
+        "oracle": never | (regions["reward"] > 0),
+    }
+    return {
+        name: measures(query, with_kept(database, regions, kept), ks)
+        for name, kept in choices.items()
+    }
+
+
+def base_codes(database: CodeFile) -> CodeFile:
+    """Returns the whole images' codes alone."""
+    _, first = np.unique(database.item, return_index=True)
+    return database._replace(
+        codes=database.codes[first],
+        item=database.item[first],
+        keep_prob=database.keep_prob[first],
+        box=database.box[first],
+    )
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Measures the run's codes files, writes results.json and returns what it holds."""
+    directory, config = run.workdir / "codes", run.config
+    query = checkpoint.load_codes(directory / "query.npz")
+    database = checkpoint.load_codes(directory / "database.npz")
+    ks = [k for k in config.evaluate.bucket_k if k <= len(database.ids)]
+    single = base_codes(database)
+    counts = histogram(query, single)
+    results = {
+        "dataset": {
+            "name": run.dataset.name,
+            "queries": len(query.ids),
+            "database": len(database.ids),
+            "train": len(run.dataset.train),
+            "classes": len(run.dataset.classes),
+            "queries_without_relevant": int((~metrics.has_relevant(counts)).sum()),
+        },
+        "method": config.method,
+        "num_bits": config.num_bits,
+        "seed": config.seed,
+        "chance_map": metrics.chance_map(counts),
+        "base": measures(query, single, ks),
+        "mch": measures(query, database, ks),
+    }
+    if config.method in METHODS:
+        results["controls"] = controls(query, database, directory, config.seed, ks)
+    checkpoint.write_json(run.workdir / "results.json", results)
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Returns the results as lines of text for people."""
+    columns = ("map", "map_at_5000", "p_at_h0", "r_at_h0", "nonempty_at_h0", "p_at_h2", "r_at_h2", "anhc")
+    rows = {"base": results["base"], "MCH": results["mch"]}
+    rows |= {f"  {name}": row for name, row in results.get("controls", {}).items()}
+    lines = [f"{'':10}" + "".join(f"{name:>15}" for name in columns)]
+    lines += [
+        f"{name:10}" + "".join(f"{row[column]:15.4f}" for column in columns)
+        for name, row in rows.items()
+    ]
+    lines.append(f"chance mAP {results['chance_map']:.4f}")
+    return "\n".join(lines)
+
+
+def read(workdir: Path) -> dict[str, Any]:
+    """Returns results.json of a run.
+
+    Raises:
+      ValueError: it is not there yet.
+    """
+    path = workdir / "results.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; run the evaluate stage first")
+    return json.loads(path.read_text())

@@ -1,0 +1,707 @@
+"""Compiled kernels of the bucket index: build, probe, ring scan, ranking, checksum.
+
+A segment holds the distinct codes ("buckets") sorted by their nearest pivot, by the distance to it
+(the "ring") and by value. The triangle inequality bounds the rings that can hold a code within a
+radius of the query, and those of one pivot lie side by side in memory, so that they are read with
+one vectorised loop. `index.py` describes the parts that a user sees.
+
+Integers are int64 unless they are codes (uint64): NumPy's rules would turn a mixture into floats.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba.extending import intrinsic
+
+BLOCK = 256  # codes compared at a time before any is looked at alone
+ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
+ROW_MASK = (1 << ROW_BITS) - 1
+NO_LIMIT = np.iinfo(np.int64).max
+
+kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Segment(NamedTuple):
+    """One immutable set of buckets.
+
+    Attributes:
+      keys: uint64 [d], the distinct codes, sorted by nearest pivot, ring and value.
+      offsets: uint32 [d + 1], where each bucket's items begin in `items`.
+      items: uint32 [c], ascending and distinct within a bucket.
+      pivots: uint64 [p].
+      rings: uint32 [p * (q + 1) + 1], where the keys of each pivot at each distance begin.
+      table: uint32 [slots], open addressing; 0 is empty, else row + 1 with a tag of the hash above.
+      dead: uint64 [words], bit per removed item; no words as long as none was removed.
+    """
+
+    keys: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    pivots: np.ndarray
+    rings: np.ndarray
+    table: np.ndarray
+    dead: np.ndarray
+
+
+@intrinsic
+def popcount(typingctx, word):
+    """Returns the number of set bits of a uint64, as one instruction that LLVM can vectorise."""
+    return word(word), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@kernel
+def hamming(a, b):
+    return np.int64(popcount(a ^ b))
+
+
+@kernel
+def room(buffer, used, more):
+    """Returns the buffer, at least doubled if `more` do not fit after the `used` first."""
+    if used + more <= buffer.size:
+        return buffer
+    larger = np.empty(max(2 * buffer.size, used + more), buffer.dtype)
+    larger[:used] = buffer[:used]
+    return larger
+
+
+# Build ---------------------------------------------------------------------------------------
+
+
+@kernel
+def distinct(codes, items):
+    """Returns keys, offsets and items, ascending and without repeats, of codes already sorted."""
+    keys = np.empty(codes.size, np.uint64)
+    offsets = np.zeros(codes.size + 1, np.uint32)
+    kept = np.empty(codes.size, np.uint32)
+    num_keys, num_items, start = 0, 0, 0
+    while start < codes.size:
+        stop = start + 1
+        while stop < codes.size and codes[stop] == codes[start]:
+            stop += 1
+        bucket = items[start:stop]
+        if stop - start > 1:
+            bucket.sort()
+        for i in range(bucket.size):
+            if i == 0 or bucket[i] != bucket[i - 1]:
+                kept[num_items] = bucket[i]
+                num_items += 1
+        keys[num_keys] = codes[start]
+        num_keys += 1
+        offsets[num_keys] = num_items
+        start = stop
+    return keys[:num_keys].copy(), offsets[: num_keys + 1].copy(), kept[:num_items].copy()
+
+
+@kernel
+def choose_pivots(candidates, separation, limit):
+    """Returns up to `limit` candidates, in their order, more than `separation` bits apart."""
+    pivots = np.empty(limit, np.uint64)
+    count = 0
+    for candidate in candidates:
+        near = False
+        for i in range(count):
+            if hamming(candidate, pivots[i]) <= separation:
+                near = True
+                break
+        if not near:
+            pivots[count] = candidate
+            count += 1
+            if count == limit:
+                break
+    return pivots[:count].copy()
+
+
+@kernel
+def assign(keys, pivots, num_bits):
+    """Returns each key's ring: nearest pivot * (num_bits + 1) + the distance to it."""
+    ring = np.empty(keys.size, np.int64)
+    for row in range(keys.size):
+        key, best = keys[row], np.uint64(NO_LIMIT)
+        for i in range(pivots.size):
+            best = min(best, popcount(key ^ pivots[i]) << np.uint64(32) | np.uint64(i))
+        pivot = np.int64(best & np.uint64(0xFFFFFFFF))
+        ring[row] = pivot * (num_bits + 1) + np.int64(best >> np.uint64(32))
+    return ring
+
+
+@kernel
+def arrange(keys, offsets, items, ring, num_rings):
+    """Returns keys, offsets, items and rings after a stable counting sort by ring."""
+    rings = np.zeros(num_rings + 1, np.uint32)
+    for row in range(keys.size):
+        rings[ring[row] + 1] += np.uint32(1)
+    for i in range(num_rings):
+        rings[i + 1] += rings[i]
+    place = rings[:-1].astype(np.int64)
+    order = np.empty(keys.size, np.int64)
+    for row in range(keys.size):
+        order[place[ring[row]]] = row
+        place[ring[row]] += 1
+    sorted_keys, sorted_offsets = np.empty_like(keys), np.zeros_like(offsets)
+    sorted_items = np.empty_like(items)
+    used = 0
+    for i in range(keys.size):
+        row = order[i]
+        sorted_keys[i] = keys[row]
+        for j in range(np.int64(offsets[row]), np.int64(offsets[row + 1])):
+            sorted_items[used] = items[j]
+            used += 1
+        sorted_offsets[i + 1] = used
+    return sorted_keys, sorted_offsets, sorted_items, rings
+
+
+@kernel
+def mix(code):
+    code = (code ^ (code >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    return (code ^ (code >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+
+
+@kernel
+def fill_table(keys, table):
+    bits = popcount(np.uint64(table.size - 1))
+    for row in range(keys.size):
+        hashed = mix(keys[row])
+        slot = np.int64(hashed >> (np.uint64(64) - bits))
+        while table[slot] != 0:
+            slot = (slot + 1) & (table.size - 1)
+        table[slot] = np.uint32((hashed << bits) | np.uint64(row + 1))
+
+
+@kernel
+def mark(items, bitmap):
+    """Sets the bit of each item."""
+    for item in items:
+        bitmap[item >> np.uint32(6)] |= np.uint64(1) << np.uint64(item & np.uint32(63))
+
+
+@kernel
+def marked(bitmap, item):
+    word = np.int64(item >> np.uint32(6))
+    bit = np.uint64(item & np.uint32(63))
+    return word < bitmap.size and (bitmap[word] >> bit) & np.uint64(1) == np.uint64(1)
+
+
+# Finding buckets ------------------------------------------------------------------------------
+
+
+@kernel
+def lookup(segment, code):
+    """Returns the row of a code, or -1."""
+    bits = popcount(np.uint64(segment.table.size - 1))
+    hashed = mix(code)
+    slot = np.int64(hashed >> (np.uint64(64) - bits))
+    row_mask = (np.uint64(1) << bits) - np.uint64(1)
+    tag = (hashed << bits) & np.uint64(0xFFFFFFFF)
+    while True:
+        entry = np.uint64(segment.table[slot])
+        if entry == np.uint64(0):
+            return -1
+        if entry & ~row_mask == tag:
+            row = np.int64(entry & row_mask) - 1
+            if segment.keys[row] == code:
+                return row
+        slot = (slot + 1) & (segment.table.size - 1)
+
+
+@kernel
+def live_size(segment, row):
+    """Returns how many items of a bucket are left."""
+    start, stop = np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])
+    if segment.dead.size == 0:
+        return stop - start
+    count = 0
+    for i in range(start, stop):
+        count += not marked(segment.dead, segment.items[i])
+    return count
+
+
+@kernel
+def probe(segment, first, query, num_bits, radius, state, hist, found):
+    """Looks up every code at exactly `radius`; returns `found`, appended to and perhaps larger.
+
+    `state` is (reach, entries within reach, number found), `hist` the entries per distance;
+    `first` is added to the row, to tell the segments apart.
+    """
+    if segment.keys.size == 0:
+        return found
+    flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
+    last = flips << np.uint64((num_bits - radius) % 64)
+    while True:
+        row = lookup(segment, query ^ flips)
+        if row >= 0:
+            found = room(found, state[2], 1)
+            found[state[2]] = (radius << ROW_BITS) | (first + row)
+            state[2] += 1
+            hist[radius] += live_size(segment, row)
+        if flips == last:
+            return found
+        low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
+        carry = flips + low
+        ones = popcount(low - np.uint64(1)) + np.uint64(2)
+        flips = carry | ((flips ^ carry) >> ones)
+
+
+@kernel
+def scan(segment, first, start, stop, query, need, state, hist, found):
+    """Adds the buckets of rows start..stop within reach; lowers it once `need` entries are in."""
+    for begin in range(start, stop, BLOCK):
+        block = segment.keys[begin : min(begin + BLOCK, stop)]
+        reach = np.uint64(state[0])
+        hits = 0
+        for i in range(block.size):
+            hits += popcount(block[i] ^ query) <= reach
+        if hits == 0:
+            continue
+        found = room(found, state[2], hits)
+        for i in range(block.size):
+            distance = hamming(block[i], query)
+            if distance > state[0]:
+                continue
+            row = begin + i
+            size = live_size(segment, row)
+            if size == 0:
+                continue
+            found[state[2]] = (distance << ROW_BITS) | (first + row)
+            state[2] += 1
+            hist[distance] += size
+            state[1] += size
+            while state[1] - hist[state[0]] >= need:
+                state[1] -= hist[state[0]]
+                state[0] -= 1
+    return found
+
+
+@kernel
+def collect(segment, first, query, num_bits, need, state, hist, found, order):
+    """Finds every bucket within reach, nearest pivots first; returns `found`.
+
+    With delta = d(query, pivot), a code x of that pivot within reach has
+    delta - reach <= d(x, pivot) <= nearest + reach: the left by the triangle inequality, the right
+    because x is no farther from its own pivot than from the query's nearest one.
+    """
+    num_pivots, width = segment.pivots.size, num_bits + 1
+    starts = np.zeros(66, np.int64)
+    for i in range(num_pivots):
+        order[i] = hamming(segment.pivots[i], query)
+        starts[order[i] + 1] += 1
+    for i in range(65):
+        starts[i + 1] += starts[i]
+    for i in range(num_pivots):
+        delta = order[i]
+        order[num_pivots + starts[delta]] = (delta << 32) | i
+        starts[delta] += 1
+    nearest = order[num_pivots] >> 32 if num_pivots else 0
+    for i in range(num_pivots):
+        delta, pivot = order[num_pivots + i] >> 32, order[num_pivots + i] & 0xFFFFFFFF
+        rings = segment.rings[pivot * width : (pivot + 1) * width + 1]
+        if i == 0 and need < NO_LIMIT:  # outward, so that reach falls early
+            for step in range(width):
+                if step > state[0]:
+                    break
+                for ring in range(delta - step, delta + step + 1, max(1, 2 * step)):
+                    if 0 <= ring <= num_bits:
+                        found = scan(
+                            segment, first, np.int64(rings[ring]), np.int64(rings[ring + 1]),
+                            query, need, state, hist, found,
+                        )  # fmt: skip
+            continue
+        reach = state[0]
+        low, high = max(0, delta - reach), min(num_bits, nearest + reach)
+        if low > high:
+            break
+        found = scan(
+            segment, first, np.int64(rings[low]), np.int64(rings[high + 1]),
+            query, need, state, hist, found,
+        )  # fmt: skip
+    return found
+
+
+# Ranking items --------------------------------------------------------------------------------
+
+
+@kernel
+def by_distance(state, found, grouped, starts):
+    """Counting sort of the found buckets within reach by distance; returns `grouped`, rows only."""
+    starts[:] = 0
+    for i in range(state[2]):
+        distance = found[i] >> ROW_BITS
+        if distance <= state[0]:
+            starts[distance + 1] += 1
+    for i in range(starts.size - 1):
+        starts[i + 1] += starts[i]
+    grouped = room(grouped, 0, starts[starts.size - 1])
+    place = starts.copy()
+    for i in range(state[2]):
+        distance = found[i] >> ROW_BITS
+        if distance <= state[0]:
+            grouped[place[distance]] = found[i] & ROW_MASK
+            place[distance] += 1
+    return grouped
+
+
+@kernel
+def sift(masks, rows, parent, size):
+    """Restores the min-heap of masks below `parent`."""
+    while 2 * parent + 1 < size:
+        child = 2 * parent + 1
+        if child + 1 < size and masks[child + 1] < masks[child]:
+            child += 1
+        if masks[parent] <= masks[child]:
+            return
+        masks[parent], masks[child] = masks[child], masks[parent]
+        rows[parent], rows[child] = rows[child], rows[parent]
+        parent = child
+
+
+@kernel
+def insert(seen, item, distance):
+    """Notes an item at a distance; returns the distance it had before, or -1 if it is new."""
+    slot = np.int64(mix(np.uint64(item)) & np.uint64(seen.size - 1))
+    while seen[slot] != 0:
+        if seen[slot] >> 8 == np.int64(item) + 1:
+            return seen[slot] & 0xFF
+        slot = (slot + 1) & (seen.size - 1)
+    seen[slot] = ((np.int64(item) + 1) << 8) | distance
+    return -1
+
+
+@kernel
+def closer(seen, item, distance):
+    """Returns whether an item was noted at a smaller distance."""
+    slot = np.int64(mix(np.uint64(item)) & np.uint64(seen.size - 1))
+    while seen[slot] != 0:
+        if seen[slot] >> 8 == np.int64(item) + 1:
+            return (seen[slot] & 0xFF) < distance
+        slot = (slot + 1) & (seen.size - 1)
+    return False
+
+
+@kernel
+def sort(values):
+    """Sorts in place; by insertion where there are few."""
+    if values.size > 32:
+        values.sort()
+        return
+    for i in range(1, values.size):
+        value, j = values[i], i
+        while j > 0 and values[j - 1] > value:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = value
+
+
+@kernel
+def unique(values, limit):
+    """Sorts and drops repeats in place; returns how many are left, at most `limit`."""
+    sort(values)
+    count = 0
+    for i in range(values.size):
+        if count == limit:
+            break
+        if count == 0 or values[i] != values[count - 1]:
+            values[count] = values[i]
+            count += 1
+    return count
+
+
+@kernel
+def take_bucket(segment, row, distance, k, seen, item, count):
+    """Appends a bucket's new items until there are k; returns their number and if any is alive."""
+    alive = False
+    for i in range(np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])):
+        if segment.dead.size and marked(segment.dead, segment.items[i]):
+            continue
+        alive = True
+        if insert(seen, segment.items[i], distance) < 0:
+            item[count] = segment.items[i]
+            count += 1
+            if count == k:
+                break
+    return count, alive
+
+
+@kernel
+def add_ties(segment, row, distance, need, seen, ties, count, limit):
+    """Adds a bucket's smallest items below `limit` that no nearer bucket holds to `ties`.
+
+    Returns:
+      The number of ties and the limit: the largest of the `need` smallest, once these are known.
+    """
+    taken = 0
+    for i in range(np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])):
+        one = segment.items[i]
+        if np.int64(one) >= limit or taken == need:
+            break
+        if (segment.dead.size and marked(segment.dead, one)) or closer(seen, one, distance):
+            continue
+        ties[count] = one
+        count += 1
+        taken += 1
+        if count == ties.size:
+            count = unique(ties[:count], need)
+            limit = ties[count - 1] if count == need else NO_LIMIT
+    return count, limit
+
+
+@kernel
+def smallest(base, delta, rows, distance, seen, ties, item):
+    """Fills `item` with the smallest items of tied buckets that no nearer bucket holds."""
+    need, count, limit, first = item.size, 0, NO_LIMIT, base.keys.size
+    for row in rows:
+        if row < first:
+            count, limit = add_ties(base, row, distance, need, seen, ties, count, limit)
+        else:
+            count, limit = add_ties(delta, row - first, distance, need, seen, ties, count, limit)
+    unique(ties[:count], need)
+    item[:] = ties[:need]
+
+
+@kernel
+def rank(base, delta, query, k, state, hist, grouped, starts, masks, seen, ties, item, distance):
+    """Ranks the items of the grouped buckets as Algorithm 1 meets them.
+
+    Returns:
+      The number of items, the mask of the bucket that held the k-th, the non-empty buckets up to
+      it and `masks`, perhaps larger. Fewer than k items: the mask means nothing.
+    """
+    seen[:] = 0
+    several, first = base.dead.size > 0 or delta.keys.size > 0, base.keys.size
+    count, nonempty, entries = 0, 0, 0
+    mask = np.uint64(0)
+    for radius in range(state[0] + 1):
+        rows = grouped[starts[radius] : starts[radius + 1]]
+        before, entries = count, entries + hist[radius]
+        if entries < k and not several:  # the k-th item lies farther: order within does not matter
+            nonempty += rows.size
+            for row in rows:
+                count, _ = take_bucket(base, row, radius, k, seen, item, count)
+        else:
+            masks = room(masks, 0, rows.size)
+            for i in range(rows.size):
+                row = rows[i]
+                key = base.keys[row] if row < first else delta.keys[row - first]
+                masks[i] = query ^ key
+            for i in range(rows.size // 2 - 1, -1, -1):
+                sift(masks, rows, i, rows.size)
+            counted = False  # whether the bucket `mask` was counted: both segments may hold it
+            for left in range(rows.size - 1, -1, -1):
+                counted = counted and masks[0] == mask
+                mask, row = masks[0], rows[0]
+                if row < first:
+                    count, alive = take_bucket(base, row, radius, k, seen, item, count)
+                else:
+                    count, alive = take_bucket(delta, row - first, radius, k, seen, item, count)
+                if alive and not counted:
+                    nonempty += 1
+                    counted = True
+                if count == k:
+                    smallest(base, delta, rows, radius, seen, ties, item[before:])
+                    break
+                masks[0], masks[left] = masks[left], masks[0]
+                rows[0], rows[left] = rows[left], rows[0]
+                sift(masks, rows, 0, left)
+        sort(item[before:count])
+        distance[before:count] = radius
+        if count == k:
+            break
+    return count, mask, nonempty, masks
+
+
+@kernel
+def mask_rank(mask, binomials):
+    """Returns how many masks with as many bits are smaller (combinatorial number system)."""
+    total, ones = np.uint64(0), 0
+    while mask:
+        low = popcount((mask & (~mask + np.uint64(1))) - np.uint64(1))
+        ones += 1
+        total += binomials[np.int64(low), ones]
+        mask &= mask - np.uint64(1)
+    return total
+
+
+@kernel
+def search(
+    base, delta, queries, num_bits, k, spread, probe_radius, binomials,
+    item, distance, probed, nonempty,
+):  # fmt: skip
+    """Fills the k nearest items of each query; probed is 0 where fewer than k exist."""
+    limit, first = min(k, base.items.size + delta.items.size), base.keys.size
+    slots = 64
+    while slots < 4 * limit:
+        slots *= 2
+    seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 64, np.int64)
+    state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
+    starts = np.zeros(num_bits + 2, np.int64)
+    found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
+    masks = np.empty(1024, np.uint64)
+    order = np.empty(2 * max(base.pivots.size, delta.pivots.size), np.int64)
+    for m in range(queries.size):
+        query, count, mask = queries[m], 0, np.uint64(0)
+        state[:], hist[:] = 0, 0
+        for radius in range(probe_radius + 1):
+            found = probe(base, 0, query, num_bits, radius, state, hist, found)
+            found = probe(delta, first, query, num_bits, radius, state, hist, found)
+            state[0] = radius
+            state[1] += hist[radius]
+            if state[1] >= k:
+                grouped = by_distance(state, found, grouped, starts)
+                count, mask, nonempty[m], masks = rank(
+                    base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
+                    item[m], distance[m],
+                )  # fmt: skip
+            if count == k:
+                break
+        if count < k:
+            state[:], hist[:] = 0, 0
+            state[0] = num_bits
+            found = collect(base, 0, query, num_bits, k * spread, state, hist, found, order)
+            found = collect(delta, first, query, num_bits, k * spread, state, hist, found, order)
+            grouped = by_distance(state, found, grouped, starts)
+            count, mask, nonempty[m], masks = rank(
+                base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
+                item[m], distance[m],
+            )  # fmt: skip
+        item[m, count:] = -1
+        distance[m, count:] = -1
+        probed[m] = 0
+        if count == k:
+            for radius in range(distance[m, k - 1]):
+                probed[m] += binomials[num_bits, radius]
+            probed[m] += mask_rank(mask, binomials) + np.uint64(1)
+
+
+@kernel
+def radix_sort(values, spare):
+    """Returns the values ascending, in either of the two buffers, by bytes that differ."""
+    if values.size < 128:
+        sort(values)
+        return values
+    counts = np.empty(257, np.int64)
+    for shift in range(0, 40, 8):
+        counts[:] = 0
+        for value in values:
+            counts[((value >> shift) & 255) + 1] += 1
+        if counts[((values[0] >> shift) & 255) + 1] == values.size:
+            continue
+        for i in range(256):
+            counts[i + 1] += counts[i]
+        for value in values:
+            digit = (value >> shift) & 255
+            spare[counts[digit]] = value
+            counts[digit] += 1
+        values, spare = spare, values
+    return values
+
+
+@kernel
+def take_entries(segment, row, distance, entries, count):
+    """Appends item << 8 | distance of a bucket's items; returns the entries and their number."""
+    start, stop = np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])
+    entries = room(entries, count, stop - start)
+    for i in range(start, stop):
+        if segment.dead.size == 0 or not marked(segment.dead, segment.items[i]):
+            entries[count] = (np.int64(segment.items[i]) << 8) | distance
+            count += 1
+    return entries, count
+
+
+@kernel
+def nearest_first(entries, starts, item, distance):
+    """Fills item and distance from sorted entries, each item once; returns how many there are."""
+    starts[:] = 0
+    kept = 0
+    for entry in entries:  # an item's first entry is its nearest
+        if kept == 0 or entry >> 8 != entries[kept - 1] >> 8:
+            entries[kept] = entry
+            starts[(entry & 255) + 1] += 1
+            kept += 1
+    for i in range(starts.size - 1):
+        starts[i + 1] += starts[i]
+    for entry in entries[:kept]:
+        place = starts[entry & 255]
+        item[place], distance[place] = entry >> 8, entry & 255
+        starts[entry & 255] += 1
+    return kept
+
+
+@kernel
+def num_buckets(base, delta, state, found):
+    """Returns the number of distinct codes among found buckets that have an item left."""
+    first, count = base.keys.size, 0
+    if base.dead.size == 0 and delta.keys.size == 0:
+        return state[2]
+    codes = np.empty(state[2], np.uint64)
+    for i in range(state[2]):
+        row = found[i] & ROW_MASK
+        if row < first:
+            codes[count] = base.keys[row]
+            count += live_size(base, row) > 0
+        else:
+            codes[count] = delta.keys[row - first]
+            count += 1
+    return unique(codes[:count], count)
+
+
+@kernel
+def within(base, delta, queries, num_bits, radius, probing):
+    """Returns offsets [m + 1], item, distance and the non-empty buckets [m] within a radius."""
+    offsets, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
+    item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
+    state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
+    found, entries, spare = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
+    order = np.empty(2 * max(base.pivots.size, delta.pivots.size), np.int64)
+    starts, first = np.empty(num_bits + 2, np.int64), base.keys.size
+    for m in range(queries.size):
+        query, used, count = queries[m], offsets[m], 0
+        state[:], hist[:] = 0, 0
+        if probing:
+            for r in range(radius + 1):
+                found = probe(base, 0, query, num_bits, r, state, hist, found)
+                found = probe(delta, first, query, num_bits, r, state, hist, found)
+        else:
+            state[0] = radius
+            found = collect(base, 0, query, num_bits, NO_LIMIT, state, hist, found, order)
+            found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, order)
+        for i in range(state[2]):
+            row, far = found[i] & ROW_MASK, found[i] >> ROW_BITS
+            if row < first:
+                entries, count = take_entries(base, row, far, entries, count)
+            else:
+                entries, count = take_entries(delta, row - first, far, entries, count)
+        nonempty[m] = num_buckets(base, delta, state, found)
+        spare = room(spare, 0, count)
+        ordered = entries[:count]
+        if state[2] > 1:
+            ordered = radix_sort(ordered, spare[:count])
+        item, distance = room(item, used, count), room(distance, used, count)
+        offsets[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])
+    used = offsets[queries.size]
+    return offsets, item[:used].copy(), distance[:used].copy(), nonempty
+
+
+# Checksum -------------------------------------------------------------------------------------
+
+
+@kernel
+def checksum(words):
+    """Returns a 64-bit checksum of uint64 words, at the speed of memory.
+
+    64 lanes of multiply and shift, then one over the lanes. Each step is one-to-one in the word and
+    in what came before, so that a change confined to one word always shows. It guards against damage,
+    not against malice.
+    """
+    lanes = np.arange(64).astype(np.uint64)
+    factor = np.uint64(0x9E3779B97F4A7C15)
+    whole = words.size // 64
+    for i in range(whole):
+        row = words[64 * i : 64 * i + 64]
+        for j in range(64):
+            lane = (lanes[j] ^ row[j]) * factor
+            lanes[j] = lane ^ (lane >> np.uint64(32))
+    total = np.uint64(words.size)
+    for i in range(64 * whole, words.size):
+        total = mix(total ^ words[i])
+    for j in range(64):
+        total = mix(total ^ lanes[j])
+    return total

@@ -1,0 +1,102 @@
+"""One run: base model, agent, codes, measures, report.
+
+python -m mch_jax.main --config=configs/coco_dch.py [--workdir=DIR] [--config.num_bits=32 ...]
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+STAGES = ("base", "agent", "encode", "evaluate", "report")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, as configs/coco_dch.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; under runs/ by default.")
+_STAGE = flags.DEFINE_enum("stage", "all", (*STAGES, "all"), "The one stage to run.")
+
+
+def run_command(main: Callable[[list[str]], Any]) -> None:
+    """Runs a command; a wrong argument or input ends it with one line and exit status 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            fail(error)
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise ValueError(f"argument {argv[1]!r} is not a flag; expected --name=value")
+            main(argv)
+        except ValueError as error:
+            fail(error)
+
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_for_people)
+    app.run(guarded, flags_parser=parse)
+
+
+def _is_for_people(record: Any) -> bool:
+    """Returns whether a log line is ours or a warning; checkpoints alone write dozens of lines."""
+    return record.levelno > logging.INFO or Path(record.pathname).parent.name == "mch_jax"
+
+
+def fail(error: Exception) -> None:
+    """Ends the program with an error's text in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+
+def run_stages(config: ConfigDict, workdir: Path, stage: str = "all") -> dict[str, Any] | None:
+    """Runs one stage or all of them, each going on where it stopped.
+
+    Args:
+      config: of the run.
+      workdir: where its files are.
+      stage: one of STAGES, or all.
+
+    Returns:
+      What results.json holds, once there is one.
+    """
+    from mch_jax import encode, evaluate, report, run, train_agent, train_base
+    from mch_jax.methods import METHODS
+
+    this = run.open_run(config, workdir)
+    chosen = STAGES if stage == "all" else (stage,)
+    logging.info("data set %s", {k: v for k, v in this.audit.items() if k != "per_class"})
+    if {"base", "agent", "encode"} & set(chosen) and not (stage == "all" and encode.is_done(this)):
+        params = train_base.train(this)
+        variables: dict[str, Any] = {}
+        if config.method in METHODS and {"agent", "encode"} & set(chosen):
+            variables = train_agent.train(this, params)
+        if "encode" in chosen:
+            encode.encode(this, encode.encoder(this, params, variables))
+    results = evaluate.evaluate(this) if "evaluate" in chosen else None
+    if "report" in chosen:
+        report.write(workdir, this.dataset, this.audit)
+    return results
+
+
+def main(_: list[str]) -> None:
+    """Runs what the flags say."""
+    from mch_jax import evaluate, run
+
+    config = _CONFIG.value
+    if config is None:
+        raise ValueError("--config is missing; expected a file, such as --config=configs/scenes_dch.py")
+    workdir = Path(_WORKDIR.value or run.default_workdir(config))
+    results = run_stages(config, workdir, _STAGE.value)
+    if results:
+        print(evaluate.table(results))  # noqa: T201
+    if _STAGE.value in ("all", "report"):
+        print(f"report: {workdir / 'report' / 'index.html'}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    run_command(main)

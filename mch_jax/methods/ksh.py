@@ -1,0 +1,149 @@
+"""KSH: "Supervised Hashing with Kernels", Liu et al., CVPR 2012.
+
+Codes are sign((k(f) - mean) A), k(f) being radial basis functions around m anchors. A minimises
+
+    |(1 / q) B B^T - S|_F^2,    S_ij in {-1, +1}
+
+over a labelled sample, one bit after the other: with y the bit and R the residual, R_1 = q S and
+R_{k+1} = R_k - y_k y_k^T, each bit maximises y^T R y. Table 1 of MCH is the same for one pair,
+((q - 2 d) / q - (2 s - 1))^2. There is no network to train, `fit` gives the head's parameters.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Bool, Float, Key, ScalarLike, UInt32
+
+from mch_jax import models, pairs
+from mch_jax.objective import Objective, no_penalty
+
+
+def ksh(num_bits: int) -> Objective:
+    """Returns Table 1's form, for the reward, or to train a network on."""
+
+    def relax(logits: Float[Array, "b q"], progress: ScalarLike) -> Float[Array, "b q"]:
+        del progress
+        return jnp.tanh(logits)
+
+    def pair_loss(distance: Float[Array, "*s"], similar: Bool[Array, "*s"]) -> Float[Array, "*s"]:
+        return ((num_bits - 2.0 * distance) / num_bits - jnp.where(similar, 1.0, -1.0)) ** 2
+
+    return Objective(relax, pair_loss, pairs.unit_weight, no_penalty)
+
+
+def fit(
+    features: Float[Array, "n d"],
+    labels: UInt32[Array, "n lw"],
+    num_bits: int,
+    *,
+    num_anchors: int = 300,
+    num_labelled: int = 2000,
+    key: Key[Array, ""],
+) -> dict[str, Float[Array, "..."]]:
+    """Returns the parameters of `models.KernelHead`.
+
+    Args:
+      features: of the training set.
+      labels: packed labels of the same images.
+      num_bits: code length q.
+      num_anchors: m, drawn from the training set; at most n.
+      num_labelled: images that the pairs are made of, drawn as well; at most n.
+      key: of the two draws.
+
+    Returns:
+      `anchors` [m d], `scale` (mean squared distance to the anchors), `mean` [m] of the kernel
+      over the training set, and `projection` A [m q].
+    """
+    size = len(features)
+    anchors_key, labelled_key = jax.random.split(key)
+    chosen = jax.random.choice(anchors_key, size, (min(num_anchors, size),), replace=False)
+    rows = jax.random.choice(labelled_key, size, (min(num_labelled, size),), replace=False)
+    anchors = features[chosen]
+    distance = models.squared_distance(features, anchors)
+    scale = jnp.mean(distance)
+    kernel = jnp.exp(-distance / (2 * scale))
+    mean = jnp.mean(kernel, axis=0)
+    projection = _projection(
+        np.asarray(kernel[rows] - mean[None], np.float64),
+        np.asarray(pairs.similarity(labels[rows], labels[rows])),
+        num_bits,
+    )
+    return {
+        "anchors": anchors,
+        "scale": scale,
+        "mean": mean,
+        "projection": jnp.asarray(projection, jnp.float32),
+    }
+
+
+def _projection(
+    kernel: Float[np.ndarray, "l m"], similar: Bool[np.ndarray, "l l"], num_bits: int
+) -> Float[np.ndarray, "m q"]:
+    """Returns A, chosen bit by bit."""
+    residual = np.where(similar | np.eye(len(kernel), dtype=bool), num_bits, -float(num_bits))
+    gram = kernel.T @ kernel
+    gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))  # anchors may coincide
+    columns = []
+    for _ in range(num_bits):
+        spectral = _spectral(kernel, residual, gram)
+        smoothed = _smoothed(kernel, residual, spectral)
+        # The smooth surrogate may mislead: its vector stays only if its bits are better.
+        bits = [np.where(kernel @ a >= 0, 1.0, -1.0) for a in (spectral, smoothed)]
+        gains = [y @ residual @ y for y in bits]
+        best = int(gains[1] > gains[0])
+        columns.append((spectral, smoothed)[best])
+        residual -= np.outer(bits[best], bits[best])
+    return np.stack(columns, axis=1)
+
+
+def _spectral(
+    kernel: Float[np.ndarray, "l m"],
+    residual: Float[np.ndarray, "l l"],
+    gram: Float[np.ndarray, "m m"],
+) -> Float[np.ndarray, " m"]:
+    """Returns the maximiser of (K a)^T R (K a) with |K a|^2 = l: a generalised eigenvector."""
+    top = len(gram) - 1
+    _, vectors = scipy.linalg.eigh(kernel.T @ residual @ kernel, gram, subset_by_index=(top, top))
+    vector = vectors[:, 0]
+    return vector * np.sqrt(len(kernel)) / np.linalg.norm(kernel @ vector)
+
+
+def _smoothed(
+    kernel: Float[np.ndarray, "l m"],
+    residual: Float[np.ndarray, "l l"],
+    start: Float[np.ndarray, " m"],
+    *,
+    max_steps: int = 500,
+    tolerance: float = 1e-5,
+) -> Float[np.ndarray, " m"]:
+    """Returns a minimiser of -y^T R y with y = 2 sigmoid(K a) - 1, by Nesterov's method.
+
+    The step is halved until the quadratic bound holds; descent ends when the value changes by
+    less than `tolerance` of itself.
+    """
+
+    def value_and_slope(a: Float[np.ndarray, " m"]) -> tuple[float, Float[np.ndarray, " m"]]:
+        y = np.tanh(0.5 * (kernel @ a))  # = 2 sigmoid - 1
+        pull = residual @ y
+        return -float(y @ pull), -kernel.T @ (pull * (1.0 - y**2))
+
+    current = previous = start
+    value, slope = value_and_slope(start)
+    bound = max(float(np.linalg.norm(slope)), 1e-12)  # 1 / step
+    momentum = 1.0
+    for _ in range(max_steps):
+        next_momentum = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))
+        ahead = current + (momentum - 1.0) / next_momentum * (current - previous)
+        ahead_value, ahead_slope = value_and_slope(ahead)
+        square = float(ahead_slope @ ahead_slope)
+        candidate_value = value_and_slope(ahead - ahead_slope / bound)[0]
+        while candidate_value > ahead_value - 0.5 * square / bound and bound < 1e300:
+            bound *= 2.0
+            candidate_value = value_and_slope(ahead - ahead_slope / bound)[0]
+        previous, current = current, ahead - ahead_slope / bound
+        change, value = abs(value - candidate_value), candidate_value
+        momentum = next_momentum
+        if change <= tolerance * abs(value):
+            break
+    return current

@@ -1,0 +1,184 @@
+"""Linen modules: AlexNet with a hash layer, and the policy.
+
+AlexNet follows torchvision's layout to the last padding, so that its weights can be imported. The
+features of an image are fc7 after ReLU.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from mch_jax.codes import Encoding
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Name, channels, window, stride, padding, and whether a 3 x 3 pool of stride 2 follows.
+CONV_LAYERS = (
+    ("conv1", 64, 11, 4, 2, True),
+    ("conv2", 192, 5, 1, 2, True),
+    ("conv3", 384, 3, 1, 1, False),
+    ("conv4", 256, 3, 1, 1, False),
+    ("conv5", 256, 3, 1, 1, True),
+)
+
+
+def adaptive_mean_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
+    """Returns means over windows floor(i h / s) .. ceil((i + 1) h / s), as torchvision's pool.
+
+    Maps of at most `size` x `size` are returned as they are: from images smaller than 224 pixels
+    torchvision would repeat cells, which adds width and no information.
+    """
+
+    def pool(x: Array, axis: int) -> Array:
+        length = x.shape[axis]
+        if length <= size:
+            return x
+        starts = [i * length // size for i in range(size)]
+        ends = [-(-(i + 1) * length // size) for i in range(size)]
+        windows = [
+            jnp.mean(jax.lax.slice_in_dim(x, a, b, axis=axis), axis, keepdims=True)
+            for a, b in zip(starts, ends, strict=True)
+        ]
+        return jnp.concatenate(windows, axis)
+
+    return pool(pool(x, 1), 2)
+
+
+def dropout(x: Float[Array, "b d"], keys: Key[Array, " b"]) -> Float[Array, "b d"]:
+    """Returns x with half of each row's entries dropped, each row by its own key.
+
+    A key per example makes the result independent of how a batch is shared among devices.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x.shape[1:]))(keys)
+    return jnp.where(keep, x * 2, 0)
+
+
+class AlexNet(nn.Module):
+    """AlexNet with a hash layer (Sec. 4.1): images to features and logits.
+
+    Attributes:
+      num_bits: code length q.
+      hidden: width d of fc6 and fc7; with 0 there is neither, and the features are the
+        convolutions' (9,216 of them at 224 pixels), for methods that learn on fixed features.
+      width: multiplies the number of channels, so that tests run a small network.
+      num_anchors: with 0 the hash layer is linear; otherwise it is a kernel expansion on that many
+        anchors (KSH).
+    """
+
+    num_bits: int
+    hidden: int = 4096
+    width: float = 1.0
+    num_anchors: int = 0
+
+    def setup(self):
+        """Makes the layers; names are torchvision's order: features.0 is conv1, and so on."""
+        for name, channels, window, stride, padding, _ in CONV_LAYERS:
+            channels = max(1, round(channels * self.width))
+            pads = [(padding, padding)] * 2
+            layer = nn.Conv(channels, (window, window), (stride, stride), pads, name=name)
+            setattr(self, name, layer)
+        if self.hidden:
+            init = nn.initializers.he_normal()
+            self.fc6 = nn.Dense(self.hidden, kernel_init=init)
+            self.fc7 = nn.Dense(self.hidden, kernel_init=init)
+        if self.num_anchors:
+            self.hash = KernelHead(self.num_bits, self.num_anchors)
+        else:
+            self.hash = nn.Dense(self.num_bits, kernel_init=nn.initializers.normal(0.01))
+
+    def conv_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
+        """Returns the pooled conv5 map as a row, channels last; images are in [0, 255]."""
+        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+        x = (images / 255 - mean.reshape(1, 1, 1, 3)) / std.reshape(1, 1, 1, 3)
+        for name, *_, pooled in CONV_LAYERS:
+            x = nn.relu(getattr(self, name)(x))
+            if pooled:
+                x = nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        x = adaptive_mean_pool(x, 6)
+        return x.reshape(x.shape[0], -1)
+
+    def features(
+        self, conv: Float[Array, "b k"], dropout_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b d"]:
+        """Returns fc7 after ReLU; dropout before fc6 and fc7 where keys are given."""
+        if not self.hidden:
+            return conv
+        x = conv
+        for i, layer in enumerate((self.fc6, self.fc7)):
+            if dropout_keys is not None:
+                x = dropout(x, jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys))
+            x = nn.relu(layer(x))
+        return x
+
+    def head(
+        self, conv: Float[Array, "b k"], dropout_keys: Key[Array, " b"] | None = None
+    ) -> Encoding:
+        """Returns features and logits from the convolutions' features."""
+        features = self.features(conv, dropout_keys)
+        return Encoding(features, self.hash(features))
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], dropout_keys: Key[Array, " b"] | None = None
+    ) -> Encoding:
+        """Returns features and logits of images in [0, 255]."""
+        return self.head(self.conv_features(images), dropout_keys)
+
+
+class KernelHead(nn.Module):
+    """The hash layer of KSH: radial basis functions around anchors, then a linear map."""
+
+    num_bits: int
+    num_anchors: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b d"]) -> Float[Array, "b q"]:
+        """Returns (k(f, a) - mean) A, with k(f, a) = exp(-|f - a|^2 / (2 sigma))."""
+        zeros = nn.initializers.zeros
+        anchors = self.param("anchors", zeros, (self.num_anchors, features.shape[-1]))
+        scale = self.param("scale", nn.initializers.ones, ())
+        mean = self.param("mean", zeros, (self.num_anchors,))
+        projection = self.param("projection", zeros, (self.num_anchors, self.num_bits))
+        kernel = jnp.exp(-squared_distance(features, anchors) / (2 * scale))
+        return (kernel - mean[None]) @ projection
+
+
+def squared_distance(a: Float[Array, "b d"], b: Float[Array, "n d"]) -> Float[Array, "b n"]:
+    """Returns squared Euclidean distances between rows, not below 0."""
+    squares = jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None]
+    return jnp.maximum(squares - 2 * a @ b.T, 0)
+
+
+class Policy(nn.Module):
+    """The agent's network (Sec. 4.2): five fully connected layers, batch norm and ReLU between.
+
+    The paper gives neither the widths nor the place of batch norm; here it stands between each
+    layer and its ReLU.
+
+    Attributes:
+      widths: of the four hidden layers.
+      axis_name: the mapped axis to average batch statistics over, if any.
+    """
+
+    widths: Sequence[int] = (1024, 512, 256, 128)
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, state: Float[Array, "b s"], train: bool = False) -> Float[Array, "b 2"]:
+        """Returns logits of DISCARD and KEEP, in this order."""
+        x = state
+        for width in self.widths:
+            x = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                epsilon=1e-5,
+                axis_name=self.axis_name,
+            )(x)
+            x = nn.relu(x)
+        # A small last layer: the first policy keeps with probability close to one half.
+        return nn.Dense(2, kernel_init=nn.initializers.normal(0.01))(x)

@@ -1,0 +1,66 @@
+"""Regions of an image: the five crops of encoding, random crops of training, and resizing.
+
+A box is four float32 numbers (left, top, right, bottom) as fractions of the photo's width and
+height. The crop ratio (sigma in the paper) is the ratio of the sides, not of the areas: a region
+at 0.5 shows a quarter of the photo.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Key, UInt8
+
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
+NAMES = ("whole image", "top left", "top right", "bottom left", "bottom right", "middle")
+
+
+def region_boxes(crop_ratio: float) -> Float[np.ndarray, "6 4"]:
+    """Returns the whole image's box, then those of the four corners and the middle (Sec. 4.3)."""
+    far, mid = 1 - crop_ratio, (1 - crop_ratio) / 2
+    corners = np.array([[0, 0], [far, 0], [0, far], [far, far], [mid, mid]], np.float32)
+    return np.concatenate([WHOLE[None], np.concatenate([corners, corners + crop_ratio], 1)])
+
+
+def random_box(key: Key[Array, ""], crop_ratio: float) -> Float[Array, "4"]:
+    """Returns a box of side ratio `crop_ratio` at a uniformly random place."""
+    corner = jax.random.uniform(key, (2,)) * (1 - crop_ratio)
+    return jnp.concatenate([corner, corner + crop_ratio])
+
+
+def pixel_boxes(
+    boxes: Float[np.ndarray, "*a 4"], width: Array | np.ndarray, height: Array | np.ndarray
+) -> Int32[np.ndarray, "*b 4"]:
+    """Returns boxes in whole pixels of photos of these sizes; width and height broadcast."""
+    scale = np.stack(np.broadcast_arrays(width, height, width, height), -1)
+    return np.rint(np.asarray(boxes, np.float64) * scale).astype(np.int32)
+
+
+def crop(
+    images: UInt8[Array, "b h w 3"],
+    boxes: Float[Array, "b 4"],
+    size: int,
+    flip: Bool[Array, " b"] | None = None,
+) -> Float[Array, "b size size 3"]:
+    """Returns the boxes' content at `size` x `size` pixels, antialiased bilinear, in [0, 255].
+
+    Args:
+      images: one photo a row.
+      boxes: one region of each photo.
+      size: height and width of the result.
+      flip: which results to mirror left to right; none when not given.
+    """
+
+    def one(image, box):
+        height, width = image.shape[:2]
+        origin = jnp.stack([box[1], box[0]])
+        span = jnp.stack([box[3] - box[1], box[2] - box[0]])
+        scale = size / (span * jnp.array([height, width], jnp.float32))
+        translation = -origin * size / span
+        return jax.image.scale_and_translate(
+            image.astype(jnp.float32), (size, size, 3), (0, 1), scale, translation, "linear"
+        )
+
+    regions = jax.vmap(one)(images, boxes)
+    if flip is not None:
+        regions = jnp.where(flip[:, None, None, None], regions[:, :, ::-1], regions)
+    return jnp.clip(regions, 0, 255)

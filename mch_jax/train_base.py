@@ -1,0 +1,346 @@
+"""Stage 1: the base hashing model, which gives every image one code (Sec. 4.1)."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.struct import PyTreeNode
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from mch_jax import data, logs, objective, pairs, parallel, regions
+from mch_jax.methods import PROJECTIONS, adsh, ksh
+from mch_jax.run import Run
+
+STAGE = "base"
+LOG_EVERY = 10
+CROP_OF_256 = 0.875  # a 224 pixel crop of a 256 pixel photo, the usual augmentation
+
+
+class BaseState(PyTreeNode):
+    """What changes while the base model trains."""
+
+    step: Array
+    params: Any
+    opt_state: Any
+
+
+def is_closed_form(method: str) -> bool:
+    """Returns whether a method is fitted in one go, on fixed features."""
+    return method in PROJECTIONS or method == "ksh"
+
+
+def optimizer(run: Run, num_steps: int) -> optax.GradientTransformation:
+    """Returns SGD with momentum and weight decay, falling to zero along half a cosine.
+
+    The hash layer, which starts from nothing, learns `hash_rate` times as fast; biases and the
+    like do not decay.
+    """
+    config = run.config.base
+
+    def sgd(rate: float) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(rate, num_steps)
+        return optax.sgd(schedule, momentum=config.momentum)
+
+    def decays(params: Any) -> Any:
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    def label(params: Mapping[str, Any]) -> dict[str, str]:
+        return {name: "hash" if name == "hash" else "body" for name in params}
+
+    rates = {
+        "body": sgd(config.learning_rate),
+        "hash": sgd(config.learning_rate * config.hash_rate),
+    }
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, decays), optax.partition(rates, label)
+    )
+
+
+def augment(
+    images: UInt8[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    *,
+    size: int,
+    crop_fraction: float,
+    crop_ratio: float,
+) -> Float[Array, "b s s 3"]:
+    """Returns random crops, half of them mirrored, each by its image's own key.
+
+    Args:
+      images: photos.
+      keys: one for each.
+      size: of the network's input.
+      crop_fraction: probability that a crop is a region as small as those of encoding.
+      crop_ratio: side ratio of those regions.
+    """
+
+    def draw(key):
+        flip, kind, place = jax.random.split(key, 3)
+        box = jnp.where(
+            jax.random.uniform(kind) < crop_fraction,
+            regions.random_box(place, crop_ratio),
+            regions.random_box(place, CROP_OF_256),
+        )
+        return box, jax.random.bernoulli(flip)
+
+    boxes, flips = jax.vmap(draw)(keys)
+    return regions.crop(images, boxes, size, flips)
+
+
+def train_step(
+    state: BaseState,
+    batch: Mapping[str, Array],
+    key: Key[Array, ""],
+    shared: Mapping[str, Array],
+    *,
+    loss_fn: Callable,
+    prepare: Callable,
+    tx: optax.GradientTransformation,
+    num_steps: int,
+) -> tuple[BaseState, dict[str, Array]]:
+    """Returns the state after one step on a device's part of a batch, and scalars.
+
+    Args:
+      state: before the step.
+      batch: `conv` or `image`, and what else the loss needs.
+      key: of the whole training.
+      shared: what the loss needs of the whole training set.
+      loss_fn: (params, batch, example keys, progress, shared) -> loss and scalars.
+      prepare: (batch, example keys) -> batch, as the network takes it.
+      tx: the optimizer.
+      num_steps: of the whole training.
+    """
+    keys = parallel.example_keys(key, state.step, len(batch["row"]))
+    split = jax.vmap(lambda k: jax.random.split(k))(keys)
+    batch = prepare(batch, split[:, 0])
+    progress = state.step / num_steps
+    grads, scalars = jax.grad(loss_fn, has_aux=True)(
+        state.params, batch, split[:, 1], progress, shared
+    )
+    grads, scalars = jax.lax.pmean((grads, scalars), parallel.AXIS)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return BaseState(step=state.step + 1, params=params, opt_state=opt_state), scalars
+
+
+def pairwise_loss(params, batch, keys, progress, shared, *, run: Run):
+    """Returns the base loss of a batch and its scalars (Sec. 3.1)."""
+    del shared
+    encoding = run.apply(params, batch, keys if run.config.base.dropout else None)
+    return objective.base_loss(
+        run.objective,
+        encoding.logits,
+        batch["labels"],
+        progress,
+        run.similar_fraction,
+        axis_name=parallel.AXIS,
+    )
+
+
+def view_batches(
+    run: Run, start_step: int, index: Int[np.ndarray, " k"]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches of cached features: a photo, mirrored or not, or one of its random regions.
+
+    Batch t depends on the seed and t alone. `index` are places in the training set.
+    """
+    config, views, size = run.config.base, run.train_views, run.config.base.batch_size
+    for step in itertools.count(start_step):
+        epoch, place = divmod(step, len(index) // size)
+        order = np.random.default_rng([run.config.seed, 1, epoch]).permutation(len(index))
+        chosen = index[order[place * size : (place + 1) * size]]
+        rng = np.random.default_rng([run.config.seed, 2, step])
+        region = 2 + rng.integers(max(views.shape[1] - 2, 1), size=size)
+        view = np.where(rng.random(size) < config.crop_fraction, region, rng.integers(2, size=size))
+        row = run.dataset.train[chosen]
+        conv = views[chosen, view]
+        yield {"conv": conv, "labels": run.labels[row], "row": row, "index": chosen}
+
+
+def image_batches(
+    run: Run, start_step: int, index: Int[np.ndarray, " k"]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches of photos as uint8; crops are made on the device."""
+    config = run.config
+    place = np.zeros(len(run.dataset.ids), np.int64)
+    place[run.dataset.train] = np.arange(len(run.dataset.train))
+    for batch in data.batches(
+        run.dataset,
+        run.dataset.train[index],
+        config.dataset.image_size,
+        config.base.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+    ):
+        row = batch["row"]
+        yield {"image": batch["image"], "labels": run.labels[row], "row": row, "index": place[row]}
+
+
+def check_batch(run: Run) -> None:
+    """Raises ValueError where the training set does not fill a batch."""
+    size, count = run.config.base.batch_size, len(run.dataset.train)
+    if not 2 <= size <= count:
+        raise ValueError(
+            f"base.batch_size is {size}, expected 2 to {count}, the number of training photos"
+        )
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains the base model, or goes on with it, and returns all its parameters."""
+    if is_closed_form(run.config.method):
+        return {**run.initial_params, "hash": fit(run)}
+    check_batch(run)
+    num_steps = run.config.base.num_epochs * (
+        len(run.dataset.train) // run.config.base.batch_size
+    )
+    tx = optimizer(run, num_steps)
+    params = run.needed_params(run.initial_params)
+    state = BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+    train_method = train_adsh if run.config.method == "adsh" else train_pairwise
+    state = train_method(run, state, tx, num_steps)
+    return {**run.initial_params, **jax.device_get(state.params)}
+
+
+def make_step(run: Run, loss_fn: Callable, tx, num_steps: int) -> Callable:
+    """Returns the step over all devices: (state, batch, shared) -> state and scalars."""
+    config = run.config
+
+    def prepare(batch, keys):
+        if "conv" in batch:
+            return batch
+        images = augment(
+            batch["image"],
+            keys,
+            size=config.model.input_size,
+            crop_fraction=config.base.crop_fraction,
+            crop_ratio=config.encode.crop_ratio,
+        )
+        return {**batch, "image": images}
+
+    one_device = functools.partial(
+        train_step, loss_fn=loss_fn, prepare=prepare, tx=tx, num_steps=num_steps
+    )
+    num_devices = parallel.usable_devices(config.base.batch_size)
+    mapped = parallel.over_devices(one_device, (None, 0, None, None), num_devices)
+    key = jax.random.key(config.seed)
+
+    def step(state, batch, shared):
+        return mapped(state, parallel.share_out(batch, num_devices), key, shared)
+
+    return step
+
+
+def input_batches(
+    run: Run, start_step: int, index: Int[np.ndarray, " k"]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Returns an endless iterator over batches of training photos from one step on."""
+    make = image_batches if run.config.base.train_conv else view_batches
+    return make(run, start_step, index)
+
+
+def train_pairwise(run: Run, state: BaseState, tx, num_steps: int) -> BaseState:
+    """Runs steps from the newest checkpoint to the end, logging and saving on the way."""
+    step = make_step(run, functools.partial(pairwise_loss, run=run), tx, num_steps)
+    checkpoints = run.checkpoints(STAGE)
+    state, start = checkpoints.restore(state) or (state, 0)
+    run.log.rewind(STAGE, start)
+    save_every = max(num_steps // 5, 1)
+    batches = input_batches(run, start, np.arange(len(run.dataset.train)))
+    for done in logs.progress(range(start + 1, num_steps + 1), num_steps, "base model", start):
+        state, scalars = step(state, next(batches), {})
+        if done % LOG_EVERY == 0 or done == num_steps:
+            logs.check_finite(STAGE, done, scalars)
+            run.log.write(STAGE, done, **scalars)
+        if done % save_every == 0 or done == num_steps:
+            checkpoints.save(done, state)
+    checkpoints.close()
+    return state
+
+
+class AdshState(PyTreeNode):
+    """ADSH's network, and the discrete codes of the training set."""
+
+    base: BaseState
+    database_codes: Array
+
+
+def train_adsh(run: Run, base: BaseState, tx, num_steps: int) -> BaseState:
+    """Trains ADSH: by turns the network on a sample, and the training set's discrete codes.
+
+    Codes at encoding come from the network, as those of queries do: the discrete ones are made
+    from labels. A killed run goes on from the last whole turn.
+    """
+    config, rows = run.config.base, run.dataset.train
+    labels = jnp.asarray(run.labels[rows])
+    sample_size = min(len(rows), max(config.adsh_sample, config.batch_size))
+    per_turn = config.adsh_epochs * (sample_size // config.batch_size)
+    num_turns = max(num_steps // per_turn, 1)
+
+    def loss_fn(params, batch, keys, progress, shared):
+        encoding = run.apply(params, batch, keys if config.dropout else None)
+        relaxed = run.objective.relax(encoding.logits, progress)
+        similar = pairs.similarity(batch["labels"], labels)
+        target = adsh.soft_similarity(similar, shared["dissimilar"])
+        codes = shared["codes"]
+        loss = adsh.train_loss(
+            relaxed, codes[batch["index"]], codes, target, gamma=config.adsh_gamma
+        )
+        return loss, {"loss": loss}
+
+    @jax.jit
+    def update_codes(codes, relaxed, sample, dissimilar):
+        target = adsh.soft_similarity(pairs.similarity(labels[sample], labels), dissimilar)
+        return adsh.update_database_codes(codes, relaxed, sample, target, gamma=config.adsh_gamma)
+
+    step = make_step(run, loss_fn, tx, num_steps)
+    checkpoints = run.checkpoints(STAGE)
+    state = AdshState(base=base, database_codes=jnp.zeros((len(rows), run.config.num_bits)))
+    state, done = checkpoints.restore(state) or (state, 0)
+    run.log.rewind(STAGE, done)
+    turns = range(done // per_turn, num_turns)
+    for turn in logs.progress(turns, num_turns, "turns of ADSH", done // per_turn):
+        rng = np.random.default_rng([run.config.seed, 3, turn])
+        sample = np.sort(rng.permutation(len(rows))[:sample_size])
+        dissimilar = adsh.dissimilar_target(pairs.similarity(labels[sample], labels))
+        base, codes = state.base, state.database_codes
+        batches = input_batches(run, turn * per_turn, sample)
+        scalars = {}
+        for _ in range(per_turn):
+            base, scalars = step(base, next(batches), {"codes": codes, "dissimilar": dissimilar})
+        logits = run.encode_train(base.params, sample).logits
+        relaxed = run.objective.relax(jnp.asarray(logits), 1.0)
+        codes = update_codes(codes, relaxed, sample, dissimilar)
+        state = AdshState(base=base, database_codes=codes)
+        done = (turn + 1) * per_turn
+        logs.check_finite(STAGE, done, scalars)
+        run.log.write(STAGE, done, **scalars)
+        checkpoints.save(done, state)
+    checkpoints.close()
+    return state.base
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Returns the hash layer of a method in closed form, on features of the initial network."""
+    config = run.config
+    checkpoints = run.checkpoints(STAGE)
+    layer = run.initial_params["hash"]
+    restored = checkpoints.restore(layer)
+    if restored is None:
+        features = run.encode_train(run.initial_params).features
+        key = jax.random.key(config.seed)
+        if config.method == "ksh":
+            labels = run.labels[run.dataset.train]
+            anchors = config.model.num_anchors
+            layer = ksh.fit(features, labels, config.num_bits, num_anchors=anchors, key=key)
+        else:
+            layer = PROJECTIONS[config.method](features, config.num_bits, key)
+        checkpoints.save(1, layer)
+    else:
+        layer = restored[0]
+    checkpoints.close()
+    return jax.device_get(layer)

@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mch_jax import codes
+from mch_jax.codes import CodeSet
+
+LENGTHS = [1, 3, 31, 32, 33, 48, 64]
+
+
+def random_codes(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), shape)
+
+
+def from_string(text: str) -> jax.Array:
+    """A code as the paper prints it: its first bit first."""
+    return codes.pack(jnp.array([1 if bit == "1" else -1 for bit in text], jnp.int8))
+
+
+def test_figure_1():
+    # Codes 010 and 101 of one image differ in every bit. A query near the second concept has 101:
+    # at 3 bits from the image by its one code, at 0 by its two.
+    image, region, query = from_string("010"), from_string("101"), from_string("101")
+    assert codes.hamming_distance(image, query) == 3
+    assert codes.hamming_distance(region, query) == 0
+    assert min(codes.hamming_distance(x, query) for x in (image, region)) == 0
+    # Least significant bit first.
+    assert image.tolist() == [0b010]
+    assert region.tolist() == [0b101]
+    assert from_string("110").tolist() == [0b011]
+
+
+def test_sign_of_zero_is_plus_one():
+    assert codes.sign(jnp.array([[-2.0, -0.0, 0.0, 0.5]])).tolist() == [[-1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("num_bits", LENGTHS)
+def test_round_trips(num_bits):
+    original = random_codes(num_bits, 2, 5, num_bits)
+    packed = codes.pack(jnp.asarray(original))
+    assert packed.shape == (2, 5, codes.num_words(num_bits))
+    np.testing.assert_array_equal(codes.unpack(packed, num_bits), original)
+    data = codes.to_bytes(np.asarray(packed), num_bits)
+    assert data.shape == (2, 5, -(-num_bits // 8))
+    np.testing.assert_array_equal(codes.from_bytes(data, num_bits), packed)
+    # The rule of the file, read with NumPy's own function; padding bits are zero.
+    bits = np.unpackbits(data, axis=-1, bitorder="little")
+    np.testing.assert_array_equal(bits[..., :num_bits], original > 0)
+    assert not bits[..., num_bits:].any()
+
+
+@pytest.mark.parametrize("num_bits", [3, 33, 64])
+def test_hamming_distance_equals_the_loop(num_bits):
+    a, b = random_codes(0, 4, num_bits), random_codes(1, 6, num_bits)
+    packed_a, packed_b = codes.pack(jnp.asarray(a)), codes.pack(jnp.asarray(b))
+    distance = codes.hamming_distance(packed_a[:, None], packed_b[None])
+    expected = [[sum(x != y) for y in b] for x in a]
+    np.testing.assert_array_equal(distance, expected)
+
+
+def test_a_further_code_never_increases_a_distance():
+    items, queries = random_codes(0, 20, 6, 33), random_codes(1, 7, 33)
+    packed, query = codes.pack(jnp.asarray(items)), codes.pack(jnp.asarray(queries))
+    distance = codes.hamming_distance(query[:, None, None], packed[None])
+    nearest = np.minimum.accumulate(distance, 2)
+    assert (np.diff(nearest, axis=2) <= 0).all()
+
+
+def code_set(rows: list[list[str]], kept: list[list[int]]) -> CodeSet:
+    packed = jnp.stack([jnp.stack([from_string(x) for x in row]) for row in rows])
+    count, width = len(rows), len(rows[0])
+    keep_prob = jnp.linspace(1, 0, width)[None].repeat(count, 0)
+    box = np.arange(count * width * 4, dtype=np.int32).reshape(count, width, 4)
+    return CodeSet(packed, keep_prob, jnp.array(kept, bool), box)
+
+
+def test_flatten_keeps_equal_codes_once():
+    two = code_set(
+        # A code equal to one that was discarded stays; a later one equal to it does not.
+        [["010", "101", "101", "101"], ["111", "111", "000", "111"]],
+        [[1, 0, 1, 1], [1, 1, 0, 1]],
+    )
+    file = codes.flatten(two, np.array(["a", "b"]), np.eye(2, dtype=np.uint8), 3)
+    assert file.item.tolist() == [0, 0, 1]
+    assert file.codes.tolist() == [[0b010], [0b101], [0b111]]
+    np.testing.assert_allclose(file.keep_prob, [1, 1 / 3, 1])
+    assert file.box.tolist() == [two.box[0, 0].tolist(), two.box[0, 2].tolist(), [16, 17, 18, 19]]
+    assert file.ids.tolist() == ["a", "b"]
+    assert [x.dtype for x in file[:2]] == [np.uint8, np.int64]
+
+
+def test_first_of_equals_equals_the_loop():
+    rng = np.random.default_rng(0)
+    packed = rng.integers(0, 3, (50, 5, 2)).astype(np.uint32)
+    kept = rng.random((50, 5)) < 0.7
+    result = np.asarray(codes.first_of_equals(jnp.asarray(packed), jnp.asarray(kept)))
+    for row in range(50):
+        seen = set()
+        for slot in range(5):
+            code = tuple(packed[row, slot])
+            assert result[row, slot] == (kept[row, slot] and code not in seen)
+            if kept[row, slot]:
+                seen.add(code)
+
+
+def test_padded_leaves_the_minimum_distance_as_it_is():
+    two = code_set([["010", "101", "011"], ["111", "110", "000"]], [[1, 1, 1], [1, 0, 0]])
+    file = codes.flatten(two, np.array(["a", "b"]), np.zeros((2, 1), np.uint8), 3)
+    assert codes.padded(file)[:, :, 0].tolist() == [[0b010, 0b101, 0b110], [0b111] * 3]
+    assert codes.padded(file, 4).shape == (2, 4, 1)
+    with pytest.raises(ValueError, match="width is 2, expected at least 3"):
+        codes.padded(file, 2)
+
+
+def test_padded_of_no_items():
+    empty = code_set([["010"]], [[1]])
+    file = codes.flatten(empty, np.array(["a"]), np.zeros((1, 1), np.uint8), 3)
+    none = file._replace(codes=file.codes[:0], item=file.item[:0], ids=file.ids[:0])
+    assert codes.padded(none).shape == (0, 1, 1)

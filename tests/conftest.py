@@ -1,0 +1,24 @@
+"""Shared test set-up: 8 CPU devices, strict broadcasting, shape checks, a key."""
+
+import os
+import pathlib
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compilation is most of the tests' time; what one run compiled, the next one loads.
+_CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+jax.config.update("jax_compilation_cache_dir", str(_CACHE / "mch_jax" / "tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# Annotations of shape and dtype are checked in tests only; this has to precede every import.
+jaxtyping.install_import_hook("mch_jax", "beartype.beartype")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)

@@ -1,0 +1,199 @@
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mch_jax import codes, metrics, pairs
+
+NUM_BITS = 11
+
+
+class Case:
+    """Three codes an item for 60 items, 9 queries, 40 classes; some images have no label."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        signs = rng.choice(np.array([-1, 1], np.int8), (60, 3, NUM_BITS))
+        self.item = np.sort(np.concatenate([np.arange(60), rng.integers(0, 60, 70)]))
+        slot = np.concatenate([np.arange(n) % 3 for n in np.bincount(self.item)])
+        self.signs = signs[self.item, slot]
+        self.queries = rng.choice(np.array([-1, 1], np.int8), (9, NUM_BITS))
+        self.labels = (rng.random((60, 40)) < 0.02).astype(np.uint8)
+        self.query_labels = (rng.random((9, 40)) < 0.05).astype(np.uint8)
+        self.query_labels[0] = 0
+        self.relevant = self.query_labels.astype(int) @ self.labels.T > 0
+
+    def histogram(self) -> np.ndarray:
+        as_bytes = [
+            codes.to_bytes(np.asarray(codes.pack(jnp.asarray(x))), NUM_BITS)
+            for x in (self.queries, self.signs)
+        ]
+        return metrics.histogram(*as_bytes, self.item, self.relevant, NUM_BITS)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case()
+
+
+def orders(groups: list[tuple[int, int]]):
+    """Every order of relevant (1) and other (0) items that keeps the groups of ties in order."""
+    each = [
+        [
+            [int(i in chosen) for i in range(m + r)]
+            for chosen in itertools.combinations(range(m + r), r)
+        ]
+        for m, r in groups
+    ]
+    for order in itertools.product(*each):
+        yield list(itertools.chain.from_iterable(order))
+
+
+def precision_average(order: list[int], cutoff: int | None) -> float:
+    """Average precision of one ranking, as its definition says."""
+    found, total = 0, 0.0
+    for place, relevant in enumerate(order[:cutoff], 1):
+        found += relevant
+        total += relevant * found / place
+    return total / found if found else 0.0
+
+
+def test_figure_1():
+    # The database holds an image with the codes 010 and 101; the query has 101.
+    query, item_codes, item = (
+        np.array([[0b101]], np.uint8),
+        np.array([[0b010], [0b101]], np.uint8),
+        [0, 0],
+    )
+    relevant = np.array([[True]])
+    one = metrics.histogram(query, item_codes[:1], np.array(item[:1]), relevant, 3)
+    two = metrics.histogram(query, item_codes, np.array(item), relevant, 3)
+    assert one[0, :, 1].tolist() == [0, 0, 0, 1]
+    assert two[0, :, 1].tolist() == [1, 0, 0, 0]
+    assert metrics.within_radius(one, 0) == (0, 0, 0)
+    assert metrics.within_radius(two, 0) == (1, 1, 1)
+    assert metrics.average_number_of_codes(np.array(item), 1) == 2
+
+
+def test_histogram_equals_the_loop(case):
+    expected = np.zeros((9, NUM_BITS + 1, 2), int)
+    for q, query in enumerate(case.queries):
+        for i in range(60):
+            distance = min(int((query != s).sum()) for s in case.signs[case.item == i])
+            expected[q, distance, int(case.relevant[q, i])] += 1
+    np.testing.assert_array_equal(case.histogram(), expected)
+
+
+def test_histogram_takes_codes_in_any_order(case):
+    shuffled = Case()
+    order = np.random.default_rng(1).permutation(len(case.item))
+    shuffled.item, shuffled.signs = case.item[order], case.signs[order]
+    np.testing.assert_array_equal(shuffled.histogram(), case.histogram())
+
+
+def test_label_histogram_equals_histogram(case):
+    first = np.searchsorted(case.item, np.arange(60))
+    last = np.searchsorted(case.item, np.arange(60), "right") - 1
+    rows = np.minimum(first[:, None] + np.arange(np.bincount(case.item).max()), last[:, None])
+    packed = np.asarray(codes.pack(jnp.asarray(case.signs)))[rows]
+    result = metrics.label_histogram(
+        codes.pack(jnp.asarray(case.queries)),
+        jnp.asarray(metrics.items_last(packed)),
+        jnp.asarray(pairs.pack_labels(case.query_labels)),
+        jnp.asarray(pairs.pack_labels(case.labels).T),
+        NUM_BITS,
+    )
+    np.testing.assert_array_equal(result, case.histogram())
+    # A query without labels is relevant to nothing.
+    assert not np.asarray(result)[0, :, 1].any()
+
+
+def test_histogram_refuses_what_does_not_fit():
+    code, relevant = np.zeros((1, 2), np.uint8), np.ones((1, 1), bool)
+    with pytest.raises(ValueError, match="expected 1 bytes a code"):
+        metrics.histogram(code, code, np.array([0]), relevant, 8)
+    with pytest.raises(ValueError, match="every one of the 1 items"):
+        metrics.histogram(code, code, np.array([1]), relevant, 16)
+
+
+@pytest.mark.parametrize("cutoff", [None, 1, 2, 3, 4, 5, 6, 100])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [(0, 1)],
+        [(2, 2), (3, 1)],
+        [(1, 0), (0, 2), (0, 0), (2, 3)],
+        [(4, 3)],
+        [(3, 0), (1, 1)],
+        [(0, 3), (3, 0)],
+    ],
+)
+def test_average_precision_is_the_mean_over_all_orders_of_ties(groups, cutoff):
+    scores = [precision_average(order, cutoff) for order in orders(groups)]
+    result = metrics.average_precision(np.array([groups]), cutoff)
+    np.testing.assert_allclose(result, [np.mean(scores)], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cutoff", [None, 7, 25])
+def test_average_precision_is_close_to_the_mean_of_random_orders(case, cutoff):
+    histogram, rng = case.histogram(), np.random.default_rng(0)
+    expected = []
+    for query in histogram:
+        scores = []
+        for _ in range(2000):
+            order = [rng.permutation([0] * m + [1] * r) for m, r in query if m + r]
+            scores.append(precision_average(np.concatenate(order).tolist(), cutoff))
+        expected.append(np.mean(scores))
+    np.testing.assert_allclose(metrics.average_precision(histogram, cutoff), expected, atol=0.015)
+
+
+def test_average_precision_of_a_large_group():
+    # 100,000 tied items, 1,000 relevant: the place of each is uniform.
+    histogram = np.array([[[99_000, 1_000]]])
+    assert metrics.average_precision(histogram)[0] == pytest.approx(0.01, abs=2e-4)
+    assert metrics.average_precision(histogram, 5000)[0] == pytest.approx(0.0117, abs=2e-3)
+
+
+def test_means_leave_out_queries_with_no_relevant_item():
+    histogram = np.array([[[1, 0], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [1, 1]]])
+    assert metrics.has_relevant(histogram).tolist() == [False, True, True]
+    assert metrics.mean_average_precision(histogram) == pytest.approx((1 + 0.75) / 2)
+    assert metrics.within_radius(histogram, 0) == (0.5, 0.5, 0.5)
+    assert metrics.within_radius(histogram, 1) == (0.5, 1, 1)
+    # All tied: precision at the relevant one is 1 or 1 / 2.
+    assert metrics.chance_map(histogram) == pytest.approx(0.75)
+    for measure in (metrics.mean_average_precision, metrics.chance_map):
+        assert measure(histogram[:1]) == 0
+    assert metrics.within_radius(histogram[:1], 0) == (0, 0, 0)
+    assert metrics.f1_at(histogram[:1], 1) == 0
+
+
+@pytest.mark.parametrize("radius", [0, 2, NUM_BITS])
+def test_within_radius_equals_the_loop(case, radius):
+    precision, recall, nonempty = [], [], []
+    for q, query in enumerate(case.queries):
+        if not case.relevant[q].any():
+            continue
+        ball = [
+            i
+            for i in range(60)
+            if min((query != s).sum() for s in case.signs[case.item == i]) <= radius
+        ]
+        found = sum(case.relevant[q, i] for i in ball)
+        precision.append(found / len(ball) if ball else 0)
+        recall.append(found / case.relevant[q].sum())
+        nonempty.append(bool(ball))
+    result = metrics.within_radius(case.histogram(), radius)
+    np.testing.assert_allclose(result, [np.mean(x) for x in (precision, recall, nonempty)])
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+def test_f1_is_the_mean_over_all_orders_of_ties(k):
+    groups = [(1, 1), (3, 2)]
+    scores = []
+    for order in orders(groups):
+        found = sum(order[:k])
+        precision, recall = found / min(k, len(order)), found / 3
+        scores.append(2 * precision * recall / (precision + recall) if found else 0)
+    assert metrics.f1_at(np.array([groups]), k) == pytest.approx(np.mean(scores))
