@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.base.train_conv = True  # False: learn on features of fixed convolutions, made once
     config.base.num_epochs = 30
     config.base.batch_size = 128
+    config.base.optimizer = "sgd"  # or adam: decoupled weight decay
     config.base.learning_rate = 1e-3
     config.base.hash_rate = 10.0  # learning rate of the hash layer, in multiples
     config.base.momentum = 0.9

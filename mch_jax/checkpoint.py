@@ -7,14 +7,16 @@ torch tensors of plain numbers and refuses everything else.
 import collections
 import contextlib
 import importlib.util
+import io
 import json
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,24 +76,24 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 class _Storage:
     """A torch storage's dtype, filled in later for the format without a zip."""
 
-    def __init__(self, dtype: str, data: np.ndarray | None = None):
+    def __init__(self, dtype: Any, data: Any = None):
         self.dtype, self.data = dtype, data
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes NumPy arrays and torch tensors of plain numbers, and refuses everything else."""
 
-    def __init__(self, file: BinaryIO, storage: Callable[[tuple], _Storage] | None = None):
+    def __init__(self, file: io.BufferedIOBase, storage: Callable[[Any], _Storage] | None = None):
         super().__init__(file)
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns one of the few callables that arrays and tensors are made of."""
         module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
+        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray")}:
+            return _Array
+        if (module, name) == ("numpy", "dtype"):
+            return _DType
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -107,10 +109,45 @@ class _ArrayUnpickler(pickle.Unpickler):
         return self._storage(pid)
 
 
-class _Tensor:
-    """A view into a storage, read once the storage is there."""
+# NumPy's own __setstate__ trusts what it gets (a wrong state of a dtype changes the one that all
+# arrays share), hence these two stand for array and dtype.
 
-    def __init__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any):
+
+class _DType:
+    """A dtype of plain numbers, as a file describes it."""
+
+    def __init__(self, name: Any, *_: Any):
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: Any):
+        self.order = state[1]
+
+    def plain(self) -> np.dtype:
+        text = f"{self.order}{self.name}"
+        if not re.fullmatch("[<>=|][biuf][1248]", text):
+            raise pickle.UnpicklingError(f"an array is of {text}, not of plain numbers")
+        return np.dtype(text)
+
+
+class _Array:
+    """An array, as a file describes it."""
+
+    def __init__(self, *_: Any):
+        self.state: Any = None
+
+    def __setstate__(self, state: Any):
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        _, shape, dtype, is_fortran, data = self.state
+        values = np.frombuffer(data, dtype.plain())
+        return values.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+class _Tensor:
+    """A view into a storage, read once the storage is there; its fields are what a file says."""
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def array(self) -> np.ndarray:
@@ -131,19 +168,18 @@ def _read_torch_zip(path: Path) -> Any:
             raise pickle.UnpicklingError("it is a zip without torch's data.pkl")
         root = pickles[0].removesuffix("data.pkl")
 
-        def storage(pid: tuple) -> _Storage:
+        def storage(pid: Any) -> _Storage:
             _, dtype, key, *_ = pid
             return _Storage(dtype, np.frombuffer(archive.read(f"{root}data/{key}"), dtype))
 
-        with archive.open(pickles[0]) as file:
-            return _ArrayUnpickler(file, storage).load()  # type: ignore[arg-type]
+        return _ArrayUnpickler(io.BytesIO(archive.read(pickles[0])), storage).load()
 
 
 def _read_torch_stream(path: Path) -> Any:
     """Reads torch's format from before 1.6: five pickles, then the storages one after another."""
     storages: dict[str, _Storage] = {}
 
-    def storage(pid: tuple) -> _Storage:
+    def storage(pid: Any) -> _Storage:
         _, dtype, key, *_ = pid
         return storages.setdefault(key, _Storage(dtype))
 
@@ -166,8 +202,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
         if zipfile.is_zipfile(path):
             value = _read_torch_zip(path)
         else:
@@ -188,14 +224,18 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _flatten(value: Any, prefix: str = "", separator: str = ".") -> Iterator[tuple[str, np.ndarray]]:
+def _flatten(
+    value: Any, prefix: str = "", separator: str = "."
+) -> Iterator[tuple[str, np.ndarray]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flatten(item, f"{prefix}{separator}{key}" if prefix else str(key), separator)
-    elif isinstance(value, _Tensor):
+            yield from _flatten(
+                item, f"{prefix}{separator}{key}" if prefix else str(key), separator
+            )
+    elif isinstance(value, _Tensor | _Array):
         yield prefix, value.array()
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        yield prefix, value
+        yield prefix, value  # of a tree in memory
     else:
         raise pickle.UnpicklingError(f"{prefix or 'it'} is {type(value).__name__}, not an array")
 
@@ -277,8 +317,8 @@ def _checked_layer(
 def save_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], settings: Any) -> None:
     """Writes a tree of arrays and JSON settings as one .npz, whole or not at all."""
     arrays = dict(_flatten(jax.tree.map(np.asarray, tree), separator="/"))
-    with whole_file(path) as temporary:
-        np.savez(temporary, settings=np.str_(json.dumps(settings)), **arrays)
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, settings=np.str_(json.dumps(settings)), **arrays)
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -289,7 +329,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     """
     tree: dict[str, Any] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             settings = json.loads(str(archive["settings"]))
             for name in archive.files:
                 *parents, leaf = name.split("/")
@@ -297,11 +337,12 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
                 for parent in parents:
                     node = node.setdefault(parent, {})
                 node[leaf] = archive[name]
+            del tree["settings"]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run the encode stage first") from None
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); run the encode stage again") from None
-    del tree["settings"]
+    except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} cannot be read ({reason}); run the encode stage again") from None
     return tree, settings
 
 
@@ -331,7 +372,8 @@ def load_codes(path: str | os.PathLike[str]) -> CodeFile:
       ValueError: the file is missing, damaged, or not in this format.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since np.load leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = dict(archive)
         if str(arrays.pop("format")) != FORMAT:
             raise KeyError("format")
@@ -379,7 +421,11 @@ class Checkpoints:
 
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            Path(directory).absolute(),
+            options=options,
+            item_handlers=ocp.StandardCheckpointHandler(),  # to read shapes without the arrays
+        )
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state; a step that is already there stays as it is."""
@@ -393,21 +439,38 @@ class Checkpoints:
           like: a state of the same shapes, whose devices the result takes.
 
         Raises:
-          ValueError: the checkpoint is of another shape, such as of another code length.
+          ValueError: the checkpoint is of another shape, such as of another code length, or
+            damaged.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
+        name = f"checkpoint {self._manager.directory}/{step}"
         try:
-            state = self._manager.restore(step, args=self._args.StandardRestore(like))
-        except (ValueError, KeyError, TypeError) as error:
-            text = str(error).strip().splitlines()[0]
+            saved = _shapes(self._manager.item_metadata(step).tree)
+            expected = _shapes(like)
+            state = None
+            if saved == expected:
+                state = self._manager.restore(step, args=self._args.StandardRestore(like))
+        except Exception as error:  # noqa: BLE001 - a damaged checkpoint can raise anything
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{name} cannot be read ({reason}); delete it to go on") from None
+        if saved != expected:
+            leaf = min(k for k in saved | expected if saved.get(k) != expected.get(k))
             raise ValueError(
-                f"checkpoint {self._manager.directory}/{step} does not fit this config ({text}); "
+                f"{name} has {leaf} of shape {saved.get(leaf)}, expected {expected.get(leaf)}; "
                 "use the config it was made with, or another workdir"
-            ) from None
+            )
         return state, step
 
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
+        for path, leaf in leaves
+    }

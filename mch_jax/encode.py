@@ -230,7 +230,9 @@ def encode(run: Run, encoder: Encoder) -> None:
         ids, labels = dataset.ids[rows], dataset.labels[rows]
         if title == "queries":  # a query has one code (Sec. 4.4)
             single = codes.CodeSet(*(x[:, :1] for x in code_set))
-            checkpoint.save_codes(directory / "query.npz", codes.flatten(single, ids, labels, num_bits))
+            checkpoint.save_codes(
+                directory / "query.npz", codes.flatten(single, ids, labels, num_bits)
+            )
             continue
         is_train = np.isin(rows, dataset.train)
         own = codes.CodeSet(*(x[is_train] for x in code_set))
@@ -247,7 +249,9 @@ def encode(run: Run, encoder: Encoder) -> None:
                 box=code_set.box,
             )
         checkpoint.save_codes(directory / "train.npz", train_file)
-        checkpoint.save_codes(directory / "database.npz", codes.flatten(code_set, ids, labels, num_bits))
+        checkpoint.save_codes(
+            directory / "database.npz", codes.flatten(code_set, ids, labels, num_bits)
+        )
     shutil.rmtree(run.workdir / "parts")
 
 

@@ -90,7 +90,7 @@ def random_kept(
 def controls(
     query: CodeFile, database: CodeFile, directory: Path, seed: int, ks: list[int]
 ) -> dict[str, Any]:
-    """Returns the measures of keeping every region's code, none, some at random, and the right ones.
+    """Returns the measures of keeping all regions' codes, none, some at random, the right ones.
 
     The oracle keeps a code where its true reward, by the image's own labels, is positive.
     """
@@ -153,7 +153,16 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Returns the results as lines of text for people."""
-    columns = ("map", "map_at_5000", "p_at_h0", "r_at_h0", "nonempty_at_h0", "p_at_h2", "r_at_h2", "anhc")
+    columns = (
+        "map",
+        "map_at_5000",
+        "p_at_h0",
+        "r_at_h0",
+        "nonempty_at_h0",
+        "p_at_h2",
+        "r_at_h2",
+        "anhc",
+    )
     rows = {"base": results["base"], "MCH": results["mch"]}
     rows |= {f"  {name}": row for name, row in results.get("controls", {}).items()}
     lines = [f"{'':10}" + "".join(f"{name:>15}" for name in columns)]

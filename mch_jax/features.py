@@ -33,7 +33,7 @@ def fingerprint(*parts: Any) -> str:
 def random_views(
     rows: Int[np.ndarray, " n"], num_crops: int, crop_ratio: float
 ) -> tuple[Float[np.ndarray, "n v 4"], Bool[np.ndarray, "n v"]]:
-    """Returns boxes and flips of the whole photo, its mirror image, and random crops, half mirrored.
+    """Returns boxes and flips: the whole photo, its mirror image, random crops, half mirrored.
 
     They depend on the row alone, so that every run sees the same.
     """
@@ -116,7 +116,11 @@ def cached(
         block = slice(done, done + count)
         # All views are under way before the first is fetched.
         parts = [
-            extract(images, _filled(boxes[block, view], batch_size), _filled(flips[block, view], batch_size))
+            extract(
+                images,
+                _filled(boxes[block, view], batch_size),
+                _filled(flips[block, view], batch_size),
+            )
             for view in range(num_views)
         ]
         for view, values in enumerate(parts):

@@ -529,7 +529,9 @@ def _read_meta(directory: Path, any_version: bool = False) -> dict:
         meta = json.loads(path.read_bytes())
         version = meta["format"]
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; expected a directory written by save") from None
+        raise ValueError(
+            f"{path}: {error.strerror}; expected a directory written by save"
+        ) from None
     except (ValueError, TypeError, LookupError):
         raise ValueError(f"{path} is damaged or not of an index; save the index again") from None
     if any_version and str(version).startswith("mch-index/"):

@@ -15,6 +15,8 @@ import numpy as np
 from numba.extending import intrinsic
 
 BLOCK = 256  # codes compared at a time before any is looked at alone
+NEAR = 7  # up to here reach grows stepwise; a query with nothing near is far from everything
+GROWTH = 3  # at least so many times the entries are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
 NO_LIMIT = np.iinfo(np.int64).max
@@ -52,6 +54,7 @@ def popcount(typingctx, word):
 
 @kernel
 def hamming(a, b):
+    """Returns the Hamming distance of two words."""
     return np.int64(popcount(a ^ b))
 
 
@@ -153,12 +156,14 @@ def arrange(keys, offsets, items, ring, num_rings):
 
 @kernel
 def mix(code):
+    """Returns a hash of a code, one-to-one."""
     code = (code ^ (code >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
     return (code ^ (code >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
 
 
 @kernel
 def fill_table(keys, table):
+    """Enters the keys' rows into an empty hash table, by open addressing."""
     bits = popcount(np.uint64(table.size - 1))
     for row in range(keys.size):
         hashed = mix(keys[row])
@@ -177,6 +182,7 @@ def mark(items, bitmap):
 
 @kernel
 def marked(bitmap, item):
+    """Returns whether the bit of an item is set."""
     word = np.int64(item >> np.uint32(6))
     bit = np.uint64(item & np.uint32(63))
     return word < bitmap.size and (bitmap[word] >> bit) & np.uint64(1) == np.uint64(1)
@@ -186,33 +192,33 @@ def marked(bitmap, item):
 
 
 @kernel
-def lookup(segment, code):
+def lookup(table, keys, code):
     """Returns the row of a code, or -1."""
-    bits = popcount(np.uint64(segment.table.size - 1))
+    bits = popcount(np.uint64(table.size - 1))
     hashed = mix(code)
     slot = np.int64(hashed >> (np.uint64(64) - bits))
     row_mask = (np.uint64(1) << bits) - np.uint64(1)
     tag = (hashed << bits) & np.uint64(0xFFFFFFFF)
     while True:
-        entry = np.uint64(segment.table[slot])
+        entry = np.uint64(table[slot])
         if entry == np.uint64(0):
             return -1
         if entry & ~row_mask == tag:
             row = np.int64(entry & row_mask) - 1
-            if segment.keys[row] == code:
+            if keys[row] == code:
                 return row
-        slot = (slot + 1) & (segment.table.size - 1)
+        slot = (slot + 1) & (table.size - 1)
 
 
 @kernel
-def live_size(segment, row):
+def live_size(offsets, items, dead, row):
     """Returns how many items of a bucket are left."""
-    start, stop = np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])
-    if segment.dead.size == 0:
+    start, stop = np.int64(offsets[row]), np.int64(offsets[row + 1])
+    if dead.size == 0:
         return stop - start
     count = 0
     for i in range(start, stop):
-        count += not marked(segment.dead, segment.items[i])
+        count += not marked(dead, items[i])
     return count
 
 
@@ -223,53 +229,84 @@ def probe(segment, first, query, num_bits, radius, state, hist, found):
     `state` is (reach, entries within reach, number found), `hist` the entries per distance;
     `first` is added to the row, to tell the segments apart.
     """
-    if segment.keys.size == 0:
+    keys, offsets, items, _, _, table, dead = segment
+    if keys.size == 0:
         return found
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
     while True:
-        row = lookup(segment, query ^ flips)
+        row = lookup(table, keys, query ^ flips)
         if row >= 0:
             found = room(found, state[2], 1)
             found[state[2]] = (radius << ROW_BITS) | (first + row)
             state[2] += 1
-            hist[radius] += live_size(segment, row)
+            hist[radius] += live_size(offsets, items, dead, row)
         if flips == last:
             return found
         low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
         carry = flips + low
-        ones = popcount(low - np.uint64(1)) + np.uint64(2)
-        flips = carry | ((flips ^ carry) >> ones)
+        zeros = popcount(low - np.uint64(1))  # two shifts, as one by 64 would be undefined
+        flips = carry | ((flips ^ carry) >> zeros >> np.uint64(2))
+
+
+@kernel
+def num_within(codes, query, reach):
+    """Returns how many codes lie within reach of the query."""
+    count = 0
+    for i in range(codes.size):  # over a slice, not an index range: only so is it vectorised
+        count += popcount(codes[i] ^ query) <= reach
+    return count
+
+
+@kernel
+def hit_mask(codes, query, reach):
+    """Returns bits that say which of up to 64 codes lie within reach of the query."""
+    mask = np.uint64(0)
+    for i in range(codes.size):
+        mask |= np.uint64(popcount(codes[i] ^ query) <= reach) << np.uint64(i)
+    return mask
 
 
 @kernel
 def scan(segment, first, start, stop, query, need, state, hist, found):
     """Adds the buckets of rows start..stop within reach; lowers it once `need` entries are in."""
+    keys, offsets, items, dead = segment.keys, segment.offsets, segment.items, segment.dead
     for begin in range(start, stop, BLOCK):
-        block = segment.keys[begin : min(begin + BLOCK, stop)]
-        reach = np.uint64(state[0])
-        hits = 0
-        for i in range(block.size):
-            hits += popcount(block[i] ^ query) <= reach
-        if hits == 0:
+        end = min(begin + BLOCK, stop)
+        if num_within(keys[begin:end], query, np.uint64(state[0])) == 0:
             continue
-        found = room(found, state[2], hits)
-        for i in range(block.size):
-            distance = hamming(block[i], query)
-            if distance > state[0]:
-                continue
-            row = begin + i
-            size = live_size(segment, row)
-            if size == 0:
-                continue
-            found[state[2]] = (distance << ROW_BITS) | (first + row)
-            state[2] += 1
-            hist[distance] += size
-            state[1] += size
-            while state[1] - hist[state[0]] >= need:
-                state[1] -= hist[state[0]]
-                state[0] -= 1
+        found = room(found, state[2], BLOCK)
+        for row in range(begin, end, 64):
+            mask = hit_mask(keys[row : min(row + 64, end)], query, np.uint64(state[0]))
+            while mask:
+                hit = row + np.int64(popcount((mask & (~mask + np.uint64(1))) - np.uint64(1)))
+                mask &= mask - np.uint64(1)
+                distance = hamming(keys[hit], query)
+                size = live_size(offsets, items, dead, hit)
+                if distance > state[0] or size == 0:  # reach may have fallen within the block
+                    continue
+                found[state[2]] = (distance << ROW_BITS) | (first + hit)
+                state[2] += 1
+                hist[distance] += size
+                state[1] += size
+                while state[1] - hist[state[0]] >= need:
+                    state[1] -= hist[state[0]]
+                    state[0] -= 1
     return found
+
+
+@kernel
+def order_pivots(pivots, query, order, starts):
+    """Fills `order` with distance << 32 | pivot, nearest first (a counting sort)."""
+    starts[:] = 0
+    for i in range(pivots.size):
+        starts[hamming(pivots[i], query) + 1] += 1
+    for i in range(starts.size - 1):
+        starts[i + 1] += starts[i]
+    for i in range(pivots.size):
+        distance = hamming(pivots[i], query)
+        order[starts[distance]] = (distance << 32) | i
+        starts[distance] += 1
 
 
 @kernel
@@ -280,20 +317,13 @@ def collect(segment, first, query, num_bits, need, state, hist, found, order):
     delta - reach <= d(x, pivot) <= nearest + reach: the left by the triangle inequality, the right
     because x is no farther from its own pivot than from the query's nearest one.
     """
-    num_pivots, width = segment.pivots.size, num_bits + 1
-    starts = np.zeros(66, np.int64)
-    for i in range(num_pivots):
-        order[i] = hamming(segment.pivots[i], query)
-        starts[order[i] + 1] += 1
-    for i in range(65):
-        starts[i + 1] += starts[i]
-    for i in range(num_pivots):
-        delta = order[i]
-        order[num_pivots + starts[delta]] = (delta << 32) | i
-        starts[delta] += 1
-    nearest = order[num_pivots] >> 32 if num_pivots else 0
-    for i in range(num_pivots):
-        delta, pivot = order[num_pivots + i] >> 32, order[num_pivots + i] & 0xFFFFFFFF
+    width = num_bits + 1
+    for i in range(segment.pivots.size):
+        delta, pivot = order[i] >> 32, order[i] & 0xFFFFFFFF
+        nearest = order[0] >> 32
+        low, high = max(0, delta - state[0]), min(num_bits, nearest + state[0])
+        if low > high:
+            break
         rings = segment.rings[pivot * width : (pivot + 1) * width + 1]
         if i == 0 and need < NO_LIMIT:  # outward, so that reach falls early
             for step in range(width):
@@ -306,10 +336,6 @@ def collect(segment, first, query, num_bits, need, state, hist, found, order):
                             query, need, state, hist, found,
                         )  # fmt: skip
             continue
-        reach = state[0]
-        low, high = max(0, delta - reach), min(num_bits, nearest + reach)
-        if low > high:
-            break
         found = scan(
             segment, first, np.int64(rings[low]), np.int64(rings[high + 1]),
             query, need, state, hist, found,
@@ -380,7 +406,7 @@ def closer(seen, item, distance):
 @kernel
 def sort(values):
     """Sorts in place; by insertion where there are few."""
-    if values.size > 32:
+    if values.size > 64:
         values.sort()
         return
     for i in range(1, values.size):
@@ -406,15 +432,15 @@ def unique(values, limit):
 
 
 @kernel
-def take_bucket(segment, row, distance, k, seen, item, count):
+def take_bucket(offsets, items, dead, row, distance, k, seen, item, count):
     """Appends a bucket's new items until there are k; returns their number and if any is alive."""
     alive = False
-    for i in range(np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])):
-        if segment.dead.size and marked(segment.dead, segment.items[i]):
+    for i in range(np.int64(offsets[row]), np.int64(offsets[row + 1])):
+        if dead.size and marked(dead, items[i]):
             continue
         alive = True
-        if insert(seen, segment.items[i], distance) < 0:
-            item[count] = segment.items[i]
+        if insert(seen, items[i], distance) < 0:
+            item[count] = items[i]
             count += 1
             if count == k:
                 break
@@ -422,18 +448,18 @@ def take_bucket(segment, row, distance, k, seen, item, count):
 
 
 @kernel
-def add_ties(segment, row, distance, need, seen, ties, count, limit):
+def add_ties(offsets, items, dead, row, distance, need, seen, ties, count, limit):
     """Adds a bucket's smallest items below `limit` that no nearer bucket holds to `ties`.
 
     Returns:
       The number of ties and the limit: the largest of the `need` smallest, once these are known.
     """
     taken = 0
-    for i in range(np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])):
-        one = segment.items[i]
+    for i in range(np.int64(offsets[row]), np.int64(offsets[row + 1])):
+        one = items[i]
         if np.int64(one) >= limit or taken == need:
             break
-        if (segment.dead.size and marked(segment.dead, one)) or closer(seen, one, distance):
+        if (dead.size and marked(dead, one)) or closer(seen, one, distance):
             continue
         ties[count] = one
         count += 1
@@ -448,11 +474,17 @@ def add_ties(segment, row, distance, need, seen, ties, count, limit):
 def smallest(base, delta, rows, distance, seen, ties, item):
     """Fills `item` with the smallest items of tied buckets that no nearer bucket holds."""
     need, count, limit, first = item.size, 0, NO_LIMIT, base.keys.size
+    offsets, items, dead = base.offsets, base.items, base.dead
+    late_offsets, late_items, none = delta.offsets, delta.items, delta.dead
     for row in rows:
         if row < first:
-            count, limit = add_ties(base, row, distance, need, seen, ties, count, limit)
+            count, limit = add_ties(
+                offsets, items, dead, row, distance, need, seen, ties, count, limit
+            )
         else:
-            count, limit = add_ties(delta, row - first, distance, need, seen, ties, count, limit)
+            count, limit = add_ties(
+                late_offsets, late_items, none, row - first, distance, need, seen, ties, count, limit
+            )  # fmt: skip
     unique(ties[:count], need)
     item[:] = ties[:need]
 
@@ -466,7 +498,9 @@ def rank(base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
       it and `masks`, perhaps larger. Fewer than k items: the mask means nothing.
     """
     seen[:] = 0
-    several, first = base.dead.size > 0 or delta.keys.size > 0, base.keys.size
+    keys, offsets, items, dead = base.keys, base.offsets, base.items, base.dead
+    late_keys, late_offsets, late_items, none = delta.keys, delta.offsets, delta.items, delta.dead
+    several, first = dead.size > 0 or late_keys.size > 0, keys.size
     count, nonempty, entries = 0, 0, 0
     mask = np.uint64(0)
     for radius in range(state[0] + 1):
@@ -475,13 +509,12 @@ def rank(base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
         if entries < k and not several:  # the k-th item lies farther: order within does not matter
             nonempty += rows.size
             for row in rows:
-                count, _ = take_bucket(base, row, radius, k, seen, item, count)
+                count, _ = take_bucket(offsets, items, dead, row, radius, k, seen, item, count)
         else:
             masks = room(masks, 0, rows.size)
             for i in range(rows.size):
                 row = rows[i]
-                key = base.keys[row] if row < first else delta.keys[row - first]
-                masks[i] = query ^ key
+                masks[i] = query ^ (keys[row] if row < first else late_keys[row - first])
             for i in range(rows.size // 2 - 1, -1, -1):
                 sift(masks, rows, i, rows.size)
             counted = False  # whether the bucket `mask` was counted: both segments may hold it
@@ -489,9 +522,13 @@ def rank(base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
                 counted = counted and masks[0] == mask
                 mask, row = masks[0], rows[0]
                 if row < first:
-                    count, alive = take_bucket(base, row, radius, k, seen, item, count)
+                    count, alive = take_bucket(
+                        offsets, items, dead, row, radius, k, seen, item, count
+                    )
                 else:
-                    count, alive = take_bucket(delta, row - first, radius, k, seen, item, count)
+                    count, alive = take_bucket(
+                        late_offsets, late_items, none, row - first, radius, k, seen, item, count
+                    )
                 if alive and not counted:
                     nonempty += 1
                     counted = True
@@ -521,6 +558,17 @@ def mask_rank(mask, binomials):
 
 
 @kernel
+def next_reach(radius, entries, k, num_bits):
+    """Returns how far to look after fewer than k items were found within `radius`."""
+    if radius < 0 or radius >= NEAR or (radius > 1 and entries == 0):
+        return num_bits
+    radius, entries = radius + 1, GROWTH * max(1, entries)
+    while entries < k:
+        radius, entries = radius + 1, GROWTH * entries
+    return min(radius, num_bits)
+
+
+@kernel
 def search(
     base, delta, queries, num_bits, k, spread, probe_radius, binomials,
     item, distance, probed, nonempty,
@@ -530,44 +578,45 @@ def search(
     slots = 64
     while slots < 4 * limit:
         slots *= 2
-    seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 64, np.int64)
+    seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 16, np.int64)
     state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
-    starts = np.zeros(num_bits + 2, np.int64)
+    starts, groups = np.zeros(num_bits + 2, np.int64), np.zeros(num_bits + 2, np.int64)
     found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
     masks = np.empty(1024, np.uint64)
-    order = np.empty(2 * max(base.pivots.size, delta.pivots.size), np.int64)
+    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
     for m in range(queries.size):
-        query, count, mask = queries[m], 0, np.uint64(0)
+        query, count, mask, radius = queries[m], 0, np.uint64(0), -1
         state[:], hist[:] = 0, 0
-        for radius in range(probe_radius + 1):
-            found = probe(base, 0, query, num_bits, radius, state, hist, found)
-            found = probe(delta, first, query, num_bits, radius, state, hist, found)
-            state[0] = radius
-            state[1] += hist[radius]
-            if state[1] >= k:
-                grouped = by_distance(state, found, grouped, starts)
+        while count < k and radius < num_bits:
+            if radius < probe_radius:
+                radius += 1
+                found = probe(base, 0, query, num_bits, radius, state, hist, found)
+                found = probe(delta, first, query, num_bits, radius, state, hist, found)
+                state[0] = radius
+                state[1] += hist[radius]
+            else:
+                if radius == probe_radius:
+                    order_pivots(base.pivots, query, order, starts)
+                    order_pivots(delta.pivots, query, later, starts)
+                radius = next_reach(radius, state[1], k, num_bits)
+                state[:], hist[:] = 0, 0
+                state[0] = radius
+                found = collect(base, 0, query, num_bits, k * spread, state, hist, found, order)
+                found = collect(
+                    delta, first, query, num_bits, k * spread, state, hist, found, later
+                )
+            if state[1] >= k or radius == num_bits:
+                grouped = by_distance(state, found, grouped, groups)
                 count, mask, nonempty[m], masks = rank(
-                    base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
+                    base, delta, query, k, state, hist, grouped, groups, masks, seen, ties,
                     item[m], distance[m],
                 )  # fmt: skip
-            if count == k:
-                break
-        if count < k:
-            state[:], hist[:] = 0, 0
-            state[0] = num_bits
-            found = collect(base, 0, query, num_bits, k * spread, state, hist, found, order)
-            found = collect(delta, first, query, num_bits, k * spread, state, hist, found, order)
-            grouped = by_distance(state, found, grouped, starts)
-            count, mask, nonempty[m], masks = rank(
-                base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
-                item[m], distance[m],
-            )  # fmt: skip
         item[m, count:] = -1
         distance[m, count:] = -1
         probed[m] = 0
         if count == k:
-            for radius in range(distance[m, k - 1]):
-                probed[m] += binomials[num_bits, radius]
+            for nearer in range(distance[m, k - 1]):
+                probed[m] += binomials[num_bits, nearer]
             probed[m] += mask_rank(mask, binomials) + np.uint64(1)
 
 
@@ -595,13 +644,13 @@ def radix_sort(values, spare):
 
 
 @kernel
-def take_entries(segment, row, distance, entries, count):
+def take_entries(offsets, items, dead, row, distance, entries, count):
     """Appends item << 8 | distance of a bucket's items; returns the entries and their number."""
-    start, stop = np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])
+    start, stop = np.int64(offsets[row]), np.int64(offsets[row + 1])
     entries = room(entries, count, stop - start)
     for i in range(start, stop):
-        if segment.dead.size == 0 or not marked(segment.dead, segment.items[i]):
-            entries[count] = (np.int64(segment.items[i]) << 8) | distance
+        if dead.size == 0 or not marked(dead, items[i]):
+            entries[count] = (np.int64(items[i]) << 8) | distance
             count += 1
     return entries, count
 
@@ -636,7 +685,7 @@ def num_buckets(base, delta, state, found):
         row = found[i] & ROW_MASK
         if row < first:
             codes[count] = base.keys[row]
-            count += live_size(base, row) > 0
+            count += live_size(base.offsets, base.items, base.dead, row) > 0
         else:
             codes[count] = delta.keys[row - first]
             count += 1
@@ -646,14 +695,16 @@ def num_buckets(base, delta, state, found):
 @kernel
 def within(base, delta, queries, num_bits, radius, probing):
     """Returns offsets [m + 1], item, distance and the non-empty buckets [m] within a radius."""
-    offsets, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
+    bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
     state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
     found, entries, spare = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
-    order = np.empty(2 * max(base.pivots.size, delta.pivots.size), np.int64)
+    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
     starts, first = np.empty(num_bits + 2, np.int64), base.keys.size
+    offsets, items, dead = base.offsets, base.items, base.dead
+    late_offsets, late_items, none = delta.offsets, delta.items, delta.dead
     for m in range(queries.size):
-        query, used, count = queries[m], offsets[m], 0
+        query, used, count = queries[m], bounds[m], 0
         state[:], hist[:] = 0, 0
         if probing:
             for r in range(radius + 1):
@@ -661,23 +712,27 @@ def within(base, delta, queries, num_bits, radius, probing):
                 found = probe(delta, first, query, num_bits, r, state, hist, found)
         else:
             state[0] = radius
+            order_pivots(base.pivots, query, order, starts)
+            order_pivots(delta.pivots, query, later, starts)
             found = collect(base, 0, query, num_bits, NO_LIMIT, state, hist, found, order)
-            found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, order)
+            found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, later)
         for i in range(state[2]):
             row, far = found[i] & ROW_MASK, found[i] >> ROW_BITS
             if row < first:
-                entries, count = take_entries(base, row, far, entries, count)
+                entries, count = take_entries(offsets, items, dead, row, far, entries, count)
             else:
-                entries, count = take_entries(delta, row - first, far, entries, count)
+                entries, count = take_entries(
+                    late_offsets, late_items, none, row - first, far, entries, count
+                )
         nonempty[m] = num_buckets(base, delta, state, found)
         spare = room(spare, 0, count)
         ordered = entries[:count]
         if state[2] > 1:
             ordered = radix_sort(ordered, spare[:count])
         item, distance = room(item, used, count), room(distance, used, count)
-        offsets[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])
-    used = offsets[queries.size]
-    return offsets, item[:used].copy(), distance[:used].copy(), nonempty
+        bounds[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])
+    used = bounds[queries.size]
+    return bounds, item[:used].copy(), distance[:used].copy(), nonempty
 
 
 # Checksum -------------------------------------------------------------------------------------
@@ -688,8 +743,8 @@ def checksum(words):
     """Returns a 64-bit checksum of uint64 words, at the speed of memory.
 
     64 lanes of multiply and shift, then one over the lanes. Each step is one-to-one in the word and
-    in what came before, so that a change confined to one word always shows. It guards against damage,
-    not against malice.
+    in what came before, so that a change confined to one word always shows. It guards against
+    damage, not against malice.
     """
     lanes = np.arange(64).astype(np.uint64)
     factor = np.uint64(0x9E3779B97F4A7C15)

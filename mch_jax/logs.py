@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import logging
+from jaxtyping import ScalarLike
 from tqdm import tqdm
 
 from mch_jax.checkpoint import whole_file
@@ -37,7 +38,7 @@ class MetricsLog:
         with whole_file(self._path) as temporary:
             temporary.write_text("".join(kept))
 
-    def write(self, stage: str, step: int, **scalars: float) -> None:
+    def write(self, stage: str, step: int, **scalars: ScalarLike) -> None:
         """Appends one line; the names get the stage before them, as in `agent/reward`."""
         row: dict[str, Any] = {"step": step, "stage": stage}
         row |= {f"{stage}/{name}": float(value) for name, value in scalars.items()}

@@ -6,14 +6,16 @@ python -m mch_jax.main --config=configs/coco_dch.py [--workdir=DIR] [--config.nu
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 STAGES = ("base", "agent", "encode", "evaluate", "report")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, as configs/coco_dch.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File of the config, as configs/coco_dch.py."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; under runs/ by default.")
 _STAGE = flags.DEFINE_enum("stage", "all", (*STAGES, "all"), "The one stage to run.")
 
@@ -25,7 +27,7 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
         try:
             return flags.FLAGS(argv)
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            fail(error)
+            return fail(error)
 
     def guarded(argv: list[str]) -> None:
         try:
@@ -46,14 +48,14 @@ def _is_for_people(record: Any) -> bool:
     return record.levelno > logging.INFO or Path(record.pathname).parent.name == "mch_jax"
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception) -> NoReturn:
     """Ends the program with an error's text in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 
-def run_stages(config: ConfigDict, workdir: Path, stage: str = "all") -> dict[str, Any] | None:
+def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any] | None:
     """Runs one stage or all of them, each going on where it stopped.
 
     Args:
@@ -89,7 +91,9 @@ def main(_: list[str]) -> None:
 
     config = _CONFIG.value
     if config is None:
-        raise ValueError("--config is missing; expected a file, such as --config=configs/scenes_dch.py")
+        raise ValueError(
+            "--config is missing; expected a file, such as --config=configs/scenes_dch.py"
+        )
     workdir = Path(_WORKDIR.value or run.default_workdir(config))
     results = run_stages(config, workdir, _STAGE.value)
     if results:

@@ -27,7 +27,7 @@ CONV_LAYERS = (
 )
 
 
-def adaptive_mean_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
+def adaptive_mean_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b rows columns c"]:
     """Returns means over windows floor(i h / s) .. ceil((i + 1) h / s), as torchvision's pool.
 
     Maps of at most `size` x `size` are returned as they are: from images smaller than 224 pixels

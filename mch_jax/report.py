@@ -92,14 +92,14 @@ SCHEMES = (
 
 
 class Files(NamedTuple):
-    """What the report reads of a workdir; `regions` is None for a method without an agent."""
+    """What the report reads of a workdir."""
 
     config: Mapping[str, Any]
     results: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     query: CodeFile
     database: CodeFile
-    regions: Mapping[str, np.ndarray] | None
+    regions: Mapping[str, np.ndarray]
 
 
 class Hits(NamedTuple):
@@ -145,7 +145,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     """Returns one sentence on what several codes an image changed, for better and for worse."""
     base, mch = results["base"], results["mch"]
     if base == mch:
-        return "MCH equals the base here: every image has one code."
+        reason = "The agent kept no region" if "controls" in results else "This method has no agent"
+        return f"{reason}: every image has one code, and MCH equals the base."
     risen, fallen, same = [], [], []
     for key, name, digits, _ in MEASURES:
         if key in ("map", "p_at_h0", "r_at_h0"):
@@ -652,7 +653,7 @@ def _results(results: Mapping[str, Any]) -> str:
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Codes", *heads))
     note = "▲ and ▼ mark what MCH raises or lowers against the base."
-    if results.get("controls"):
+    if "controls" in results:
         note += (
             " The last four rows are controls on the same codes: they show what the choice itself "
             "is worth."
@@ -674,7 +675,7 @@ def _section(title: str, text: str, parts: Sequence[str], kind: str = "figures")
 
 
 def _decisions(folder: Path, files: Files) -> list[str]:
-    if files.regions is None:
+    if "controls" not in files.results:  # a method without an agent
         return []
     keep_prob, reward = (files.regions[name][:, 1:].ravel() for name in ("keep_prob", "reward"))
     threshold = files.config["encode"]["keep_threshold"]
@@ -688,7 +689,7 @@ def _decisions(folder: Path, files: Files) -> list[str]:
 def _gallery(folder: Path, dataset: Dataset, files: Files) -> str:
     picks = pick_queries(files)
     gallery = Gallery(folder, dataset, files)
-    text = "The queries are spread evenly over all of them. "
+    text = "The queries shown are spread evenly over all queries. "
     if _several(files):
         text = (
             f"The first {min(NUM_QUERIES // 2, len(picks))} queries are those where MCH gains most "
@@ -796,10 +797,11 @@ def _read_json(path: Path, stage: str) -> dict[str, Any]:
 
 
 def _read(workdir: Path) -> Files:
-    regions, path = None, workdir / "codes" / "regions.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            regions = dict(file) if "reward" in file else None
+    path = workdir / "codes" / "regions.npz"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; run the encode stage first")
+    with np.load(path, allow_pickle=False) as file:
+        regions = {name: file[name] for name in ("keep_prob", "reward")}
     return Files(
         config=_read_json(workdir / "config.json", "base"),
         results=_read_json(workdir / "results.json", "evaluate"),

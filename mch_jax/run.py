@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from mch_jax import checkpoint, data, features, logs, methods, pairs, regions
 from mch_jax.codes import Encoding
@@ -23,7 +22,7 @@ NUM_REGIONS = len(regions.NAMES)
 _resized = jax.jit(regions.crop, static_argnums=2)
 
 
-def default_workdir(config: ConfigDict) -> Path:
+def default_workdir(config: Any) -> Path:
     """Returns runs/{data set}_{method}_{bits}_{seed}."""
     name = f"{config.dataset.name}_{config.method}_{config.num_bits}_{config.seed}"
     return Path("runs") / name
@@ -33,7 +32,7 @@ def default_workdir(config: ConfigDict) -> Path:
 class Run:
     """What the stages of one run share; properties are made on first use and kept."""
 
-    config: ConfigDict
+    config: Any  # a ConfigDict, whose own stubs know nothing of its fields
     workdir: Path
     dataset: data.Dataset
     audit: Mapping[str, Any]
@@ -106,7 +105,10 @@ class Run:
         params = jax.device_put(self.needed_params(params))
         for batch in self._whole_batches(index, size):
             count = len(next(iter(batch.values())))
-            batch = {k: np.pad(v, [(0, size - count)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
+            batch = {
+                k: np.pad(v, [(0, size - count)] + [(0, 0)] * (v.ndim - 1))
+                for k, v in batch.items()
+            }
             if "image" in batch:
                 whole = jnp.tile(jnp.asarray(regions.WHOLE)[None], (size, 1))
                 batch = {"image": _resized(batch["image"], whole, self.config.model.input_size)}
@@ -126,7 +128,7 @@ class Run:
 
     @functools.cached_property
     def train_views(self) -> np.ndarray:
-        """Convolutional features [n v k] of the training photos: whole, mirrored, random regions."""
+        """Convolutional features [n v k] of training photos: whole, mirrored, random regions."""
         rows = self.dataset.train
         boxes, flips = features.random_views(
             rows, self.config.base.num_views, self.config.encode.crop_ratio
@@ -137,7 +139,9 @@ class Run:
     def region_features(self) -> np.ndarray:
         """Convolutional features [n 6 k] of every photo's regions."""
         rows = np.arange(len(self.dataset.ids))
-        boxes = np.tile(regions.region_boxes(self.config.encode.crop_ratio)[None], (len(rows), 1, 1))
+        boxes = np.tile(
+            regions.region_boxes(self.config.encode.crop_ratio)[None], (len(rows), 1, 1)
+        )
         return self._cached("regions", rows, boxes, np.zeros(boxes.shape[:2], bool))
 
     def _cached(self, title: str, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray):
@@ -155,7 +159,7 @@ class Run:
         )
 
 
-def open_run(config: ConfigDict, workdir: str | os.PathLike[str]) -> Run:
+def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     """Reads and audits the data set of a config, and writes the config into the workdir.
 
     Raises:
@@ -166,13 +170,13 @@ def open_run(config: ConfigDict, workdir: str | os.PathLike[str]) -> Run:
     path = workdir / "config.json"
     if path.exists():
         before = json.loads(path.read_text())
-        changed = [key for key in _flat(resolved) if _flat(resolved)[key] != _flat(before).get(key)]
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"workdir {workdir} is of a run with {key} = {_flat(before).get(key)}, this one has "
-                f"{_flat(resolved)[key]}; use that value, or another workdir"
-            )
+        old, new = _flat(before), _flat(resolved)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise ValueError(
+                    f"workdir {workdir} is of a run with {key} = {old.get(key)}, this one has "
+                    f"{new.get(key)}; use that value, or another workdir"
+                )
     dataset = data.load(
         config.dataset.name, config.dataset.root or None, config.seed, **config.dataset.settings
     )
@@ -189,7 +193,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def base_model(config: ConfigDict) -> AlexNet:
+def base_model(config: Any) -> AlexNet:
     """Returns the network of a config."""
     return AlexNet(
         num_bits=config.num_bits,

@@ -28,7 +28,7 @@ class AgentState(PyTreeNode):
     batch_stats: Any
     opt_state: Any
     reward_square: Array  # running mean of squared rewards
-    
+
 
 def policy(run: Run, axis_name: str | None = None) -> Policy:
     """Returns the agent's network."""
@@ -156,9 +156,7 @@ def sharded_reward(image, region, labels, train_set, table, num_train, num_bits)
     return agent.reward(own, jnp.asarray(table), num_train)
 
 
-def batches(
-    run: Run, whole: codes.Encoding, start_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+def batches(run: Run, whole: codes.Encoding, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of training photos: what the base model says of the whole, and a region.
 
     Batch t depends on the seed and t alone.
@@ -181,9 +179,7 @@ def batches(
         yield {**batch, **encoding, "labels": run.labels[row]}
 
 
-def view_batches(
-    run: Run, start_step: int
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+def view_batches(run: Run, start_step: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields places in the training set and cached features of a random region of each."""
     views, size = run.train_views, run.config.agent.batch_size
     step = start_step

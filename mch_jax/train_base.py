@@ -35,30 +35,30 @@ def is_closed_form(method: str) -> bool:
 
 
 def optimizer(run: Run, num_steps: int) -> optax.GradientTransformation:
-    """Returns SGD with momentum and weight decay, falling to zero along half a cosine.
+    """Returns the optimizer, whose learning rate falls to zero along half a cosine.
 
-    The hash layer, which starts from nothing, learns `hash_rate` times as fast; biases and the
-    like do not decay.
+    The hash layer, which starts from nothing, learns `hash_rate` times as fast; biases do not
+    decay.
     """
     config = run.config.base
-
-    def sgd(rate: float) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, num_steps)
-        return optax.sgd(schedule, momentum=config.momentum)
 
     def decays(params: Any) -> Any:
         return jax.tree.map(lambda x: x.ndim > 1, params)
 
+    def rule(rate: float) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(rate, num_steps)
+        if config.optimizer == "adam":
+            return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay, decays),
+            optax.sgd(schedule, momentum=config.momentum),
+        )
+
     def label(params: Mapping[str, Any]) -> dict[str, str]:
         return {name: "hash" if name == "hash" else "body" for name in params}
 
-    rates = {
-        "body": sgd(config.learning_rate),
-        "hash": sgd(config.learning_rate * config.hash_rate),
-    }
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, decays), optax.partition(rates, label)
-    )
+    rate = config.learning_rate
+    return optax.partition({"body": rule(rate), "hash": rule(rate * config.hash_rate)}, label)
 
 
 def augment(
@@ -195,9 +195,7 @@ def train(run: Run) -> dict[str, Any]:
     if is_closed_form(run.config.method):
         return {**run.initial_params, "hash": fit(run)}
     check_batch(run)
-    num_steps = run.config.base.num_epochs * (
-        len(run.dataset.train) // run.config.base.batch_size
-    )
+    num_steps = run.config.base.num_epochs * (len(run.dataset.train) // run.config.base.batch_size)
     tx = optimizer(run, num_steps)
     params = run.needed_params(run.initial_params)
     state = BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))

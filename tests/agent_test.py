@@ -58,7 +58,7 @@ def test_figure_1():
         3,
     )
     assert histogram.tolist() == [[[0, 0, 0, 0], [-1, 0, 0, 1]]]
-    # Where the loss of a similar pair is d, the sum falls by 3 and the mean over two pairs by 3 / 2.
+    # Where a similar pair loses d, the sum falls by 3 and the mean over two pairs by 3 / 2.
     table = jnp.array([[3.0, 2, 1, 0], [0, 1, 2, 3]])
     assert agent.reward(histogram, table, 2).tolist() == [1.5]
 

@@ -1,5 +1,4 @@
-"""ITQ: "Iterative Quantization: A Procrustean Approach to Learning Binary Codes", Gong and
-Lazebnik, CVPR 2011.
+"""ITQ: "Iterative Quantization", Gong and Lazebnik, CVPR 2011.
 
 Features are centred and projected on their first q principal components, V. A rotation R then
 minimises |B - V R|_F^2, B = sign(V R), by turns: B for R held; R for B held, the orthogonal
@@ -14,7 +13,11 @@ from jaxtyping import Array, Float, Key
 
 
 def fit(
-    features: Float[Array, "n d"], num_bits: int, key: Key[Array, ""], *, num_steps: int = 50
+    features: Float[Array | np.ndarray, "n d"],
+    num_bits: int,
+    key: Key[Array, ""],
+    *,
+    num_steps: int = 50,
 ) -> dict[str, Float[Array, "..."]]:
     """Returns a linear hash layer, `kernel` [d q] and `bias` [q].
 
@@ -30,8 +33,9 @@ def fit(
     width = features.shape[1]
     if num_bits > width:
         raise ValueError(f"num_bits: got {num_bits}, expected at most the features' width, {width}")
-    mean = np.mean(features, axis=0, dtype=np.float64)
-    centred = np.asarray(features, np.float64) - mean[None]
+    centred = np.array(features, np.float64)
+    mean = centred.mean(axis=0, keepdims=True)
+    centred -= mean
     _, components = scipy.linalg.eigh(
         centred.T @ centred, subset_by_index=(width - num_bits, width - 1)
     )
@@ -43,7 +47,7 @@ def fit(
     kernel = components @ rotation
     return {
         "kernel": jnp.asarray(kernel, jnp.float32),
-        "bias": jnp.asarray(-mean @ kernel, jnp.float32),
+        "bias": jnp.asarray(-(mean @ kernel)[0], jnp.float32),
     }
 
 

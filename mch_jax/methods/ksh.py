@@ -33,8 +33,8 @@ def ksh(num_bits: int) -> Objective:
 
 
 def fit(
-    features: Float[Array, "n d"],
-    labels: UInt32[Array, "n lw"],
+    features: Float[Array | np.ndarray, "n d"],
+    labels: UInt32[Array | np.ndarray, "n lw"],
     num_bits: int,
     *,
     num_anchors: int = 300,
@@ -55,7 +55,7 @@ def fit(
       `anchors` [m d], `scale` (mean squared distance to the anchors), `mean` [m] of the kernel
       over the training set, and `projection` A [m q].
     """
-    size = len(features)
+    features, labels, size = jnp.asarray(features), jnp.asarray(labels), len(features)
     anchors_key, labelled_key = jax.random.split(key)
     chosen = jax.random.choice(anchors_key, size, (min(num_anchors, size),), replace=False)
     rows = jax.random.choice(labelled_key, size, (min(num_labelled, size),), replace=False)
@@ -115,7 +115,7 @@ def _smoothed(
     start: Float[np.ndarray, " m"],
     *,
     max_steps: int = 500,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
 ) -> Float[np.ndarray, " m"]:
     """Returns a minimiser of -y^T R y with y = 2 sigmoid(K a) - 1, by Nesterov's method.
 
@@ -125,9 +125,10 @@ def _smoothed(
 
     def value_and_slope(a: Float[np.ndarray, " m"]) -> tuple[float, Float[np.ndarray, " m"]]:
         y = np.tanh(0.5 * (kernel @ a))  # = 2 sigmoid - 1
-        pull = residual @ y
+        pull = (single @ y.astype(np.float32)).astype(np.float64)
         return -float(y @ pull), -kernel.T @ (pull * (1.0 - y**2))
 
+    single = residual.astype(np.float32)  # integers, exactly; reading them is the cost of a step
     current = previous = start
     value, slope = value_and_slope(start)
     bound = max(float(np.linalg.norm(slope)), 1e-12)  # 1 / step

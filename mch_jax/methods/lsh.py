@@ -5,11 +5,16 @@ Bits are signs of random projections: b = sign(f W), W Gaussian. Nothing is lear
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 
 def fit(
-    features: Float[Array, "n d"], num_bits: int, key: Key[Array, ""], *, center: bool = False
+    features: Float[Array | np.ndarray, "n d"],
+    num_bits: int,
+    key: Key[Array, ""],
+    *,
+    center: bool = False,
 ) -> dict[str, Float[Array, "..."]]:
     """Returns a linear hash layer, `kernel` [d q] and `bias` [q].
 
@@ -21,5 +26,5 @@ def fit(
         so that bits are unbalanced without; the usual baseline does without.
     """
     kernel = jax.random.normal(key, (features.shape[1], num_bits))
-    bias = -jnp.mean(features, axis=0) @ kernel if center else jnp.zeros(num_bits)
+    bias = -jnp.mean(jnp.asarray(features), axis=0) @ kernel if center else jnp.zeros(num_bits)
     return {"kernel": kernel, "bias": bias}

@@ -1,0 +1,17 @@
+"""DCH on coco18, 9,600 MS-COCO photos with 18 labels, for a CPU.
+
+python -m mch_jax.main --config=configs/coco18_dch.py --config.dataset.root=DIR
+
+The convolutions are ImageNet's and fixed; fc6 and fc7 are small and learned from nothing.
+"""
+
+from configs import scenes_dch
+
+
+def get_config():
+    config = scenes_dch.get_config()
+    config.dataset.name = "coco18"
+    config.dataset.image_size = 256
+    config.model.input_size = 224
+    config.base.num_epochs = 60
+    return config

@@ -1,0 +1,31 @@
+# Sourced by the other scripts: makes .venv with the extras named in $1 and changes to the project.
+#
+#   . "$(dirname "$0")/setup.sh" scenes,pretrained
+#
+# A second call reuses .venv; changed pins install anew.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+if [ ! -x .venv/bin/python ]; then
+  for python in python3 python3.13 python3.12 python3.11; do
+    if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      break
+    fi
+    python=""
+  done
+  if [ -z "$python" ]; then
+    echo "error: no Python 3.11 to 3.13 found; install one and start again" >&2
+    exit 2
+  fi
+  echo "Setting up .venv with $("$python" --version)"
+  "$python" -m venv .venv || { rm -rf .venv; exit 1; }
+  .venv/bin/python -m pip install --quiet --upgrade pip || exit 1
+fi
+
+wanted="$(cat setup.cfg pyproject.toml | cksum)"
+stamp=".venv/installed-$1"
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  echo "Installing mch_jax[$1] into .venv, a few minutes the first time"
+  .venv/bin/python -m pip install --quiet --editable ".[$1]" || exit 1
+  echo "$wanted" >"$stamp"
+fi

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs lint, types and every test; the closing line is pytest's. Arguments go to pytest.
+. "$(dirname "$0")/setup.sh" dev,scenes,pretrained
+set -e
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/pyright --pythonpath .venv/bin/python
+exec .venv/bin/python -m pytest "$@"

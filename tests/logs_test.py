@@ -1,0 +1,70 @@
+import io
+import json
+import logging
+
+import pytest
+
+from mch_jax import logs
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path):
+    log = logs.MetricsLog(tmp_path / "metrics.jsonl")
+    log.write("base", 1, loss=0.5)
+    log.write("agent", 1, reward=2, keep_rate=0.25)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {"step": 1, "stage": "base", "base/loss": 0.5}
+    expected = {"step": 1, "stage": "agent", "agent/reward": 2.0, "agent/keep_rate": 0.25}
+    assert logs.read_metrics(tmp_path / "metrics.jsonl")[1] == expected
+
+
+def test_no_metrics_yet(tmp_path):
+    assert logs.read_metrics(tmp_path / "metrics.jsonl") == []
+    logs.MetricsLog(tmp_path / "metrics.jsonl").rewind("base", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewind_drops_what_the_stage_will_write_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = logs.MetricsLog(path)
+    for step in range(1, 4):
+        log.write("base", step, loss=step)
+    log.write("agent", 9, reward=1)
+    with open(path, "a") as file:
+        file.write('{"step": 4, "sta')  # killed in the middle of a line
+    log.rewind("base", 2)
+    assert [(row["stage"], row["step"]) for row in logs.read_metrics(path)] == [
+        ("base", 1),
+        ("base", 2),
+        ("agent", 9),
+    ]
+    log.write("base", 3, loss=0)
+    assert logs.read_metrics(path)[-1]["base/loss"] == 0
+    assert [x.name for x in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (0, [f"title: {n} of 20" for n in range(2, 21, 2)]),
+        (15, [f"title: {n} of 20" for n in (16, 18, 20)]),
+    ],
+)
+def test_progress_without_a_terminal_is_a_line_each_tenth(caplog, start, expected):
+    with caplog.at_level(logging.INFO, "absl"):
+        assert list(logs.progress(range(start, 20), 20, "title", start)) == list(range(start, 20))
+    assert [record.getMessage() for record in caplog.records] == expected
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", stream)
+    assert list(logs.progress(range(3), 4, "title", 1)) == [0, 1, 2]
+    assert "title: 100%" in stream.getvalue()
+    assert "4/4" in stream.getvalue()
+
+
+def test_check_finite():
+    logs.check_finite("agent", 3, {"loss": 1.0, "reward": -2})
+    with pytest.raises(ValueError, match=r"base/loss is nan at step 7; .*lower base.learning_rate"):
+        logs.check_finite("base", 7, {"loss": float("nan")})

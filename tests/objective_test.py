@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mch_jax import methods, objective, pairs
+
+NUM_BITS = 12
+FRACTION = 0.3
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    labels = pairs.pack_labels((rng.random((16, 5)) < 0.3).astype(np.uint8))
+    return jnp.asarray(rng.normal(size=(16, 7)), jnp.float32), jnp.asarray(labels)
+
+
+def loss(kernel, features, labels, model, axis_name=None):
+    logits = features @ kernel
+    return objective.base_loss(model, logits, labels, 0.5, FRACTION, axis_name=axis_name)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
+    features, labels = batch
+    model = methods.objective(name, NUM_BITS)
+    logits = features @ jax.random.normal(key, (7, NUM_BITS))
+    found, parts = objective.base_loss(model, logits, labels, 0.5, FRACTION)
+    relaxed = np.asarray(model.relax(logits, 0.5), np.float64)
+    terms = []
+    for i in range(len(relaxed)):
+        for j in range(len(relaxed)):
+            if i == j:
+                continue
+            distance = jnp.asarray((NUM_BITS - relaxed[i] @ relaxed[j]) / 2, jnp.float32)
+            similar = jnp.asarray(bool((labels[i] & labels[j]).any()))
+            weight = model.pair_weight(similar, FRACTION)
+            terms.append(float(weight * model.pair_loss(distance, similar)))
+    codes = jnp.sign(logits)
+    penalty = float(jnp.mean(model.penalty(codes, model.relax(logits, 0.5))))
+    assert float(parts["pair_loss"]) == pytest.approx(np.mean(terms), rel=1e-4)
+    assert float(parts["penalty"]) == pytest.approx(penalty, rel=1e-4)
+    assert float(found) == pytest.approx(np.mean(terms) + penalty, rel=1e-4)
+    assert float(parts["loss"]) == float(found)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_two_devices_give_what_one_gives(name, batch, key):
+    features, labels = batch
+    model = methods.objective(name, NUM_BITS)
+    kernel = jax.random.normal(key, (7, NUM_BITS))
+
+    def step(kernel, features, labels):
+        found = jax.value_and_grad(loss, has_aux=True)(kernel, features, labels, model, "devices")
+        return jax.lax.pmean(found, "devices")
+
+    shared = jax.pmap(
+        step, "devices", in_axes=(None, 0, 0), out_axes=None, devices=jax.local_devices()[:2]
+    )
+    found = shared(kernel, features.reshape(2, 8, 7), labels.reshape(2, 8, -1))
+    expected = jax.value_and_grad(loss, has_aux=True)(kernel, features, labels, model)
+    scale = jnp.abs(expected[1]).max()
+    np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-5)
+    np.testing.assert_allclose(found[1] / scale, expected[1] / scale, atol=1e-5)
+
+
+def test_loss_table_is_weighted_and_dissimilar_first():
+    table = objective.loss_table(methods.objective("hashnet", 4), 4, 0.2)
+    exponent = 2.5 * (4 - 2 * np.arange(5))
+    expected = [np.log1p(np.exp(exponent)) / 0.8, np.log1p(np.exp(-exponent)) / 0.2]
+    np.testing.assert_allclose(table, expected, rtol=1e-5)
+
+
+def test_vectors_go_to_the_sphere_and_zero_stays():
+    vectors = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    expected = [[0.6 * np.sqrt(2), 0.8 * np.sqrt(2)], [0, 0]]
+    np.testing.assert_allclose(objective.to_sphere(vectors), expected, rtol=1e-5)
