@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     config.agent.widths = (1024, 512, 256, 128)  # of the hidden layers; not given in the paper
     config.agent.gradient = "sampled"  # REINFORCE (Eq. 7); exact: its expectation over actions
     config.agent.entropy_weight = 0.0
+    config.agent.reward = ""  # method whose loss is the reward (Eq. 6); the base's own when empty
     config.agent.scale_reward = True  # divide by a running root mean square
 
     config.encode = ConfigDict()

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt32
 
 from mch_jax.codes import Encoding, hamming_distance, sign
@@ -24,9 +25,9 @@ def reward_histogram(
     packed: UInt32[Array, "b t w"],
     region_packed: UInt32[Array, "b w"],
     labels: UInt32[Array, "b lw"],
-    train_packed: UInt32[Array, "w n"],
-    train_labels: UInt32[Array, "lw n"],
-    count: Int32[Array, " n"],
+    train_packed: UInt32[Array | np.ndarray, "w n"],
+    train_labels: UInt32[Array | np.ndarray, "lw n"],
+    count: Int32[Array | np.ndarray, " n"],
     num_bits: int,
 ) -> Int32[Array, "b 2 distances"]:
     """Returns by how many pairs each distance is left when a region's code is kept.
@@ -61,7 +62,9 @@ def reward_histogram(
 
 
 def reward(
-    histogram: Int[Array, "b 2 distances"], loss_table: Float[Array, "2 distances"], num_pairs: int
+    histogram: Int[Array, "b 2 distances"],
+    loss_table: Float[Array | np.ndarray, "2 distances"],
+    num_pairs: int,
 ) -> Float[Array, " b"]:
     """Returns the reward of keeping: how much the mean base loss of an image's pairs falls (Eq. 6).
 

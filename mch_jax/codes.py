@@ -13,21 +13,22 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8, UInt32
 
 FORMAT = "mch-codes/1"
+AnyArray = Array | np.ndarray  # on the device or on the host
 
 
 class Encoding(NamedTuple):
     """What a base hashing model says of a batch of images."""
 
-    features: Float[Array, "b d"]
-    logits: Float[Array, "b q"]
+    features: Float[AnyArray, "b d"]
+    logits: Float[AnyArray, "b q"]
 
 
 class CodeSet(NamedTuple):
     """Several codes per image at a fixed width; slot 0 is the whole image and always kept."""
 
-    packed: UInt32[Array, "n t w"]
-    keep_prob: Float[Array, "n t"]
-    kept: Bool[Array, "n t"]
+    packed: UInt32[AnyArray, "n t w"]
+    keep_prob: Float[AnyArray, "n t"]
+    kept: Bool[AnyArray, "n t"]
     box: Int32[np.ndarray, "n t 4"]
 
 
@@ -54,7 +55,7 @@ class CodeFile(NamedTuple):
     num_bits: int
 
 
-def sign(logits: Float[Array, "*b q"]) -> Int8[Array, "*b q"]:
+def sign(logits: Float[AnyArray, "*b q"]) -> Int8[AnyArray, "*b q"]:
     """Returns the code of each row: +1 where the logit is not negative, -1 elsewhere."""
     return jnp.where(logits >= 0, 1, -1).astype(jnp.int8)
 
@@ -68,7 +69,7 @@ def _shifts(shape: tuple[int, ...]) -> Array:
     return jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
 
 
-def pack(codes: Int8[Array, "*b q"]) -> UInt32[Array, "*b w"]:
+def pack(codes: Int8[AnyArray, "*b q"]) -> UInt32[AnyArray, "*b w"]:
     """Returns codes as uint32 words, least significant bit first, +1 as 1."""
     *batch, num_bits = codes.shape
     words = num_words(num_bits)
@@ -78,14 +79,16 @@ def pack(codes: Int8[Array, "*b q"]) -> UInt32[Array, "*b w"]:
     return jnp.sum(bits << _shifts(bits.shape), -1, dtype=jnp.uint32)
 
 
-def unpack(packed: UInt32[Array, "*b w"], num_bits: int) -> Int8[Array, "*b q"]:
+def unpack(packed: UInt32[AnyArray, "*b w"], num_bits: int) -> Int8[AnyArray, "*b q"]:
     """Returns the int8 codes in {-1, +1} that `pack` made the words from."""
     bits = (packed[..., None] >> _shifts((*packed.shape, 32))) & jnp.uint32(1)
     bits = bits.reshape(*packed.shape[:-1], -1)[..., :num_bits]
     return jnp.where(bits == 1, 1, -1).astype(jnp.int8)
 
 
-def hamming_distance(a: UInt32[Array, "*a w"], b: UInt32[Array, "*b w"]) -> Int32[Array, "*c"]:
+def hamming_distance(
+    a: UInt32[AnyArray, "*a w"], b: UInt32[AnyArray, "*b w"]
+) -> Int32[AnyArray, "*c"]:
     """Returns the Hamming distance in bits between packed codes; the leading axes broadcast."""
     # Word by word: a sum over a short last axis does not vectorise on the CPU.
     distances = [
@@ -108,7 +111,9 @@ def from_bytes(codes: UInt8[np.ndarray, "*b bytes"], num_bits: int) -> UInt32[np
     return padded.view("<u4").astype(np.uint32)
 
 
-def first_of_equals(packed: UInt32[Array, "n t w"], kept: Bool[Array, "n t"]) -> Bool[Array, "n t"]:
+def first_of_equals(
+    packed: UInt32[AnyArray, "n t w"], kept: Bool[AnyArray, "n t"]
+) -> Bool[AnyArray, "n t"]:
     """Returns `kept` without the codes that an earlier kept code of the same image equals."""
     equal = jnp.all(packed[:, :, None] == packed[:, None, :], -1)  # [n, t, t]
     earlier = jnp.tril(jnp.ones(equal.shape[1:], bool), -1)

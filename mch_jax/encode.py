@@ -20,6 +20,7 @@ from mch_jax.run import Run
 FILE = "encoder.npz"
 PART = 2048  # photos whose codes are lost at most when a run is killed
 NUM_REGIONS = len(regions.NAMES)
+HostOrDevice = Array | np.ndarray
 _NUMBERS = ("crop_ratio", "keep_threshold", "image_size", "input_size")
 
 
@@ -53,7 +54,7 @@ class Encoder:
         def encode(params, policy_variables, conv):
             count, num_regions = conv.shape[:2]
             flat = conv.reshape(count * num_regions, -1).astype(jnp.float32)
-            encoding = self.model.apply({"params": params}, flat, method="head")
+            encoding: Any = self.model.apply({"params": params}, flat, method="head")
             features, logits = (x.reshape(count, num_regions, -1) for x in encoding)
             packed = codes.pack(codes.sign(logits))
             keep_prob = jnp.ones((count, num_regions))
@@ -79,16 +80,18 @@ class Encoder:
             inputs = regions.crop(
                 jnp.repeat(images, NUM_REGIONS, 0), jnp.tile(boxes, (count, 1)), self.input_size
             )
-            conv = self.model.apply({"params": params}, inputs, method="conv_features")
+            conv: Any = self.model.apply({"params": params}, inputs, method="conv_features")
             return conv.reshape(count, NUM_REGIONS, -1)
 
         return conv_features
 
-    def encode_conv(self, conv: Float[Array, "b t k"]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_conv(self, conv: Float[HostOrDevice, "b t k"]) -> tuple[np.ndarray, np.ndarray]:
         """Returns packed codes [b t w] and keep probabilities [b t] from convolutional features."""
         return self._fetch(self._from_conv(self.params, self.policy_variables, conv))
 
-    def encode_regions(self, images: UInt8[Array, "b s s 3"]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_regions(
+        self, images: UInt8[HostOrDevice, "b s s 3"]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns packed codes [b 6 w] and keep probabilities [b 6] of photos at `image_size`."""
         conv = self._from_images(self.params, images)
         return self._fetch(self._from_conv(self.params, self.policy_variables, conv))
@@ -98,7 +101,7 @@ class Encoder:
         packed, keep_prob = result
         return np.asarray(packed), np.asarray(keep_prob)
 
-    def encode(self, images: UInt8[Array, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
+    def encode(self, images: UInt8[HostOrDevice, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole photos at `image_size`, as queries have them."""
         return codes.to_bytes(self.encode_regions(images)[0][:, 0], self.model.num_bits)
 

@@ -30,13 +30,13 @@ def histogram(query: CodeFile, database: CodeFile) -> Int[np.ndarray, "m distanc
 
 def f1_bucket(
     query: CodeFile, database: CodeFile, counts: Int[np.ndarray, "m distances 2"], ks: list[int]
-) -> dict[str, list[float]]:
+) -> dict[str, list[int | float]]:
     """Returns mean F1 of the k nearest images and the buckets that Algorithm 1 visits for them.
 
     Buckets are counted by the index, from combinatorics; no more are enumerated than hold codes.
     """
     counted = metrics.has_relevant(counts)
-    result: dict[str, list[float]] = {"k": [], "f1": [], "probed": [], "nonempty": []}
+    result: dict[str, list[int | float]] = {"k": [], "f1": [], "probed": [], "nonempty": []}
     index = BucketIndex.build(database.codes, database.item, database.num_bits)
     for k in ks:
         hits = index.search(query.codes[counted], k)

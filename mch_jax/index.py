@@ -40,13 +40,15 @@ INDEX_FORMAT = "mch-index/1"
 MAX_BITS = 64
 MAX_ITEM = 2**32 - 1
 NUM_PIVOTS = 256
+CANDIDATE_FLOOR = 1024
 CODES_PER_PIVOT = 64  # fewer pivots where choosing among them would cost more than reading
 MERGE_SHARE = 0.25  # of the base's codes: a larger delta is merged by `add`
 MERGE_FLOOR = 65536
 QUERIES_PER_TASK = 64
 
-# One lookup costs as much as reading this many codes (bench/index.py).
-PROBE_COST = 64
+# Measured: one lookup costs as much as reading so many codes, and the rings around a query hold
+# this share of all codes where radius 2 is enough (docs/search.md).
+PROBE_COST, RING_SHARE = 64, 1 / 32
 
 DTYPES = Segment(
     keys=np.uint64, offsets=np.uint32, items=np.uint32, pivots=np.uint64, rings=np.uint32,
@@ -97,7 +99,6 @@ class _State(NamedTuple):
 
     base: Segment
     delta: Segment
-    spread: int  # no item has more codes than this
 
 
 def ball_size(num_bits: int, radius: int) -> int:
@@ -158,7 +159,7 @@ class BucketIndex:
             )
         words, item = _to_words(codes, num_bits), _checked_items(item, len(codes))
         base = _build_segment(words, item, num_bits)
-        return cls(int(num_bits), _State(base, _empty_segment(), _max_codes(base)))
+        return cls(int(num_bits), _State(base, _empty_segment()))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "BucketIndex":
@@ -171,20 +172,20 @@ class BucketIndex:
 
     def __len__(self) -> int:
         """Returns the number of distinct items."""
-        base, delta, _ = self._current()
+        base, delta = self._current()
         items = np.concatenate([_live_rows(base)[1], delta.items])
         return len(np.unique(items))
 
     @property
     def num_codes(self) -> int:
         """Number of (code, item) pairs, removed ones too until the next merge."""
-        base, delta, _ = self._current()
+        base, delta = self._current()
         return len(base.items) + len(delta.items)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory or, of an opened index, of mapped file that the arrays take."""
-        base, delta, _ = self._current()
+        base, delta = self._current()
         return sum(array.nbytes for array in (*base, *delta))
 
     def search(
@@ -200,17 +201,19 @@ class BucketIndex:
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
         queries = _to_words(query_codes, self.num_bits)
-        base, delta, spread = self._current()
+        base, delta = self._current()
         item = np.empty((len(queries), k), np.int64)
         distance = np.empty((len(queries), k), np.int32)
         probed = np.empty(len(queries), np.uint64)
         nonempty = np.empty(len(queries), np.int64)
         probe_radius = _probe_radius(base, self.num_bits)
 
+        turns = _turns(base, queries, self.num_bits)
+
         def run(rows: slice):
             index_kernels.search(
-                base, delta, queries[rows], self.num_bits, k, spread, probe_radius, BINOMIALS,
-                item[rows], distance[rows], probed[rows], nonempty[rows],
+                base, delta, queries, turns[rows], self.num_bits, k, probe_radius, BINOMIALS,
+                item, distance, probed, nonempty,
             )  # fmt: skip
 
         _in_threads(run, len(queries), threads)
@@ -223,7 +226,7 @@ class BucketIndex:
         if radius < 0:
             raise ValueError(f"radius is {radius}, expected at least 0")
         queries, radius = _to_words(query_codes, self.num_bits), min(radius, self.num_bits)
-        base, delta, _ = self._current()
+        base, delta = self._current()
         probing = radius <= _probe_radius(base, self.num_bits)
         parts = _in_threads(
             lambda rows: index_kernels.within(
@@ -252,7 +255,7 @@ class BucketIndex:
         """Removes items with all their codes; those that are not there make no difference."""
         item = _checked_items(np.atleast_1d(item))
         with self._lock:
-            base, delta, spread = self._current()
+            base, delta = self._current()
             size = int(base.items.max()) // 64 + 1 if len(base.items) else 0
             dead = base.dead.copy() if len(base.dead) else np.zeros(size, np.uint64)
             index_kernels.mark(item[item < 64 * size], dead)
@@ -260,16 +263,16 @@ class BucketIndex:
             keep = ~np.isin(items, item)
             if not keep.all():
                 delta = _build_segment(words[keep], items[keep], self.num_bits)
-            self._state = _State(base._replace(dead=dead), delta, spread)
+            self._state = _State(base._replace(dead=dead), delta)
 
     def merge(self) -> None:
         """Rewrites base, additions and removals as one base: searches are fastest after it."""
         with self._lock:
-            base, delta, spread = self._state
+            base, delta = self._state
             parts = [_live_rows(base), _rows(delta), *self._pending]
             words, item = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
             base = _build_segment(words, item, self.num_bits)
-            self._state = _State(base, _empty_segment(), _max_codes(base))
+            self._state = _State(base, _empty_segment())
             self._pending = []
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -283,7 +286,7 @@ class BucketIndex:
         with self._lock, _locked(directory):
             if (directory / "meta.json").exists():
                 _read_meta(directory, any_version=True)  # never overwrite something else
-            base, delta, spread = self._current()
+            base, delta = self._current()
             home, known = self._stored
             known = known if home == directory.resolve() else {}
             files, stored = {}, {}
@@ -292,7 +295,7 @@ class BucketIndex:
                 if was is not array or not (directory / entry["file"]).exists():
                     entry = _write_array(directory, name, array)
                 files[name], stored[name] = entry, (array, entry)
-            meta = {"format": INDEX_FORMAT, "num_bits": self.num_bits, "spread": spread}
+            meta = {"format": INDEX_FORMAT, "num_bits": self.num_bits}
             _write_meta(directory, {**meta, "files": files})
             self._stored = (directory.resolve(), stored)
             _remove_others(directory, {entry["file"] for entry in files.values()})
@@ -326,7 +329,7 @@ class BucketIndex:
         )
         for segment in (base, delta):
             _check_shapes(directory, segment, meta["num_bits"])
-        index = cls(meta["num_bits"], _State(base, delta, meta["spread"]))
+        index = cls(meta["num_bits"], _State(base, delta))
         stored = {name: (arrays[name], entry) for name, entry in meta["files"].items()}
         index._stored = (directory.resolve(), stored)
         return index
@@ -335,14 +338,11 @@ class BucketIndex:
         """Returns the state with pending additions in its delta."""
         if self._pending:
             with self._lock:
-                base, delta, spread = self._state
+                base, delta = self._state
                 parts = [_rows(delta), *self._pending]
                 words, item = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
                 later = _build_segment(words, item, self.num_bits)
-                above = len(base.items) == 0 or item.min() > base.items.max()
-                most = _max_codes(later)
-                most = max(_max_codes(base), most) if above else _max_codes(base) + most
-                self._state = _State(base, later, most)
+                self._state = _State(base, later)
                 self._pending = []
         return self._state
 
@@ -395,7 +395,8 @@ def _build_segment(words: np.ndarray, item: np.ndarray, num_bits: int) -> Segmen
     order = np.argsort(words)
     keys, offsets, items = index_kernels.distinct(words[order], item[order])
     del order
-    fullest = np.argsort(-np.diff(offsets.astype(np.int64)), kind="stable")[: 256 * NUM_PIVOTS]
+    fullest = np.argsort(-np.diff(offsets.astype(np.int64)), kind="stable")
+    fullest = fullest[: max(CANDIDATE_FLOOR, len(keys) // 16)]  # where codes are dense
     limit = min(NUM_PIVOTS, -(-len(keys) // CODES_PER_PIVOT))
     pivots = np.empty(0, np.uint64)
     if limit:
@@ -427,17 +428,17 @@ def _live_rows(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     return words[keep], items[keep]
 
 
-def _max_codes(segment: Segment) -> int:
-    """Returns the largest number of codes that an item has, at least 1."""
-    items = np.sort(segment.items)
-    ends = np.flatnonzero(np.diff(items, append=items[-1:] + np.uint32(1)))
-    return int(np.diff(ends, prepend=-1).max(initial=1))
+def _turns(segment: Segment, queries: np.ndarray, num_bits: int) -> Int[np.ndarray, " m"]:
+    """Returns an order of the queries in which neighbours read the same part of memory."""
+    if len(queries) < QUERIES_PER_TASK or not len(segment.pivots):
+        return np.arange(len(queries))
+    return np.argsort(index_kernels.assign(queries, segment.pivots, num_bits), kind="stable")
 
 
 def _probe_radius(segment: Segment, num_bits: int) -> int:
     """Returns up to which radius looking up codes costs less than reading rings; -1 for none."""
-    radius = -1
-    while radius < num_bits and comb(num_bits, radius + 1) * PROBE_COST < len(segment.keys) / 4:
+    radius, rings = -1, len(segment.keys) * RING_SHARE
+    while radius < num_bits and comb(num_bits, radius + 1) * PROBE_COST < rings:
         radius += 1
     return radius
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 BLOCK = 256  # codes compared at a time before any is looked at alone
 NEAR = 7  # up to here reach grows stepwise; a query with nothing near is far from everything
-GROWTH = 3  # at least so many times the entries are expected within one bit more
+GROWTH = 3  # so many times the items are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
 NO_LIMIT = np.iinfo(np.int64).max
@@ -223,13 +223,13 @@ def live_size(offsets, items, dead, row):
 
 
 @kernel
-def probe(segment, first, query, num_bits, radius, state, hist, found):
+def probe(segment, first, query, num_bits, radius, state, found):
     """Looks up every code at exactly `radius`; returns `found`, appended to and perhaps larger.
 
-    `state` is (reach, entries within reach, number found), `hist` the entries per distance;
-    `first` is added to the row, to tell the segments apart.
+    A found bucket is distance << ROW_BITS | first + row, where `first` tells the segments apart.
+    `state` is (reach, number of buckets within reach, number found).
     """
-    keys, offsets, items, _, _, table, dead = segment
+    keys, table = segment.keys, segment.table
     if keys.size == 0:
         return found
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
@@ -240,7 +240,6 @@ def probe(segment, first, query, num_bits, radius, state, hist, found):
             found = room(found, state[2], 1)
             found[state[2]] = (radius << ROW_BITS) | (first + row)
             state[2] += 1
-            hist[radius] += live_size(offsets, items, dead, row)
         if flips == last:
             return found
         low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
@@ -269,8 +268,11 @@ def hit_mask(codes, query, reach):
 
 @kernel
 def scan(segment, first, start, stop, query, need, state, hist, found):
-    """Adds the buckets of rows start..stop within reach; lowers it once `need` entries are in."""
-    keys, offsets, items, dead = segment.keys, segment.offsets, segment.items, segment.dead
+    """Adds the buckets of rows start..stop within reach; lowers it once `need` of them are in.
+
+    `hist` counts the buckets per distance. Nothing but the keys is read.
+    """
+    keys = segment.keys
     for begin in range(start, stop, BLOCK):
         end = min(begin + BLOCK, stop)
         if num_within(keys[begin:end], query, np.uint64(state[0])) == 0:
@@ -282,13 +284,12 @@ def scan(segment, first, start, stop, query, need, state, hist, found):
                 hit = row + np.int64(popcount((mask & (~mask + np.uint64(1))) - np.uint64(1)))
                 mask &= mask - np.uint64(1)
                 distance = hamming(keys[hit], query)
-                size = live_size(offsets, items, dead, hit)
-                if distance > state[0] or size == 0:  # reach may have fallen within the block
+                if distance > state[0]:  # reach fell within the block
                     continue
                 found[state[2]] = (distance << ROW_BITS) | (first + hit)
                 state[2] += 1
-                hist[distance] += size
-                state[1] += size
+                hist[distance] += 1
+                state[1] += 1
                 while state[1] - hist[state[0]] >= need:
                     state[1] -= hist[state[0]]
                     state[0] -= 1
@@ -381,26 +382,19 @@ def sift(masks, rows, parent, size):
 
 
 @kernel
-def insert(seen, item, distance):
-    """Notes an item at a distance; returns the distance it had before, or -1 if it is new."""
+def slot_of(seen, item):
+    """Returns where a hash table of (item + 1) << 8 | distance holds an item, or would."""
     slot = np.int64(mix(np.uint64(item)) & np.uint64(seen.size - 1))
-    while seen[slot] != 0:
-        if seen[slot] >> 8 == np.int64(item) + 1:
-            return seen[slot] & 0xFF
+    while seen[slot] != 0 and seen[slot] >> 8 != np.int64(item) + 1:
         slot = (slot + 1) & (seen.size - 1)
-    seen[slot] = ((np.int64(item) + 1) << 8) | distance
-    return -1
+    return slot
 
 
 @kernel
 def closer(seen, item, distance):
-    """Returns whether an item was noted at a smaller distance."""
-    slot = np.int64(mix(np.uint64(item)) & np.uint64(seen.size - 1))
-    while seen[slot] != 0:
-        if seen[slot] >> 8 == np.int64(item) + 1:
-            return (seen[slot] & 0xFF) < distance
-        slot = (slot + 1) & (seen.size - 1)
-    return False
+    """Returns whether an item was met at a smaller distance."""
+    entry = seen[slot_of(seen, item)]
+    return entry != 0 and (entry & 255) < distance
 
 
 @kernel
@@ -439,7 +433,9 @@ def take_bucket(offsets, items, dead, row, distance, k, seen, item, count):
         if dead.size and marked(dead, items[i]):
             continue
         alive = True
-        if insert(seen, items[i], distance) < 0:
+        slot = slot_of(seen, items[i])
+        if seen[slot] == 0:
+            seen[slot] = ((np.int64(items[i]) + 1) << 8) | distance
             item[count] = items[i]
             count += 1
             if count == k:
@@ -483,14 +479,15 @@ def smallest(base, delta, rows, distance, seen, ties, item):
             )
         else:
             count, limit = add_ties(
-                late_offsets, late_items, none, row - first, distance, need, seen, ties, count, limit
+                late_offsets, late_items, none, row - first, distance, need, seen, ties, count,
+                limit,
             )  # fmt: skip
     unique(ties[:count], need)
     item[:] = ties[:need]
 
 
 @kernel
-def rank(base, delta, query, k, state, hist, grouped, starts, masks, seen, ties, item, distance):
+def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item, distance):
     """Ranks the items of the grouped buckets as Algorithm 1 meets them.
 
     Returns:
@@ -501,12 +498,15 @@ def rank(base, delta, query, k, state, hist, grouped, starts, masks, seen, ties,
     keys, offsets, items, dead = base.keys, base.offsets, base.items, base.dead
     late_keys, late_offsets, late_items, none = delta.keys, delta.offsets, delta.items, delta.dead
     several, first = dead.size > 0 or late_keys.size > 0, keys.size
-    count, nonempty, entries = 0, 0, 0
+    count, nonempty = 0, 0
     mask = np.uint64(0)
-    for radius in range(state[0] + 1):
+    for radius in range(reach + 1):
         rows = grouped[starts[radius] : starts[radius + 1]]
-        before, entries = count, entries + hist[radius]
-        if entries < k and not several:  # the k-th item lies farther: order within does not matter
+        before, entries = count, count
+        for row in rows:
+            if entries < k and row < first:
+                entries += np.int64(offsets[row + 1]) - np.int64(offsets[row])
+        if entries < k and not several:  # the k-th item lies farther: any order will do
             nonempty += rows.size
             for row in rows:
                 count, _ = take_bucket(offsets, items, dead, row, radius, k, seen, item, count)
@@ -558,22 +558,22 @@ def mask_rank(mask, binomials):
 
 
 @kernel
-def next_reach(radius, entries, k, num_bits):
-    """Returns how far to look after fewer than k items were found within `radius`."""
-    if radius < 0 or radius >= NEAR or (radius > 1 and entries == 0):
+def next_reach(radius, count, k, num_bits):
+    """Returns how far to look after only `count` items were found within `radius`."""
+    if radius < 0 or radius >= NEAR or (radius > 1 and count == 0):
         return num_bits
-    radius, entries = radius + 1, GROWTH * max(1, entries)
-    while entries < k:
-        radius, entries = radius + 1, GROWTH * entries
+    radius, expected = radius + 1, GROWTH * max(1, count)
+    while expected < k:
+        radius, expected = radius + 1, GROWTH * expected
     return min(radius, num_bits)
 
 
 @kernel
 def search(
-    base, delta, queries, num_bits, k, spread, probe_radius, binomials,
+    base, delta, queries, turns, num_bits, k, probe_radius, binomials,
     item, distance, probed, nonempty,
 ):  # fmt: skip
-    """Fills the k nearest items of each query; probed is 0 where fewer than k exist."""
+    """Fills the k nearest items of the queries in `turns`; probed is 0 where fewer than k exist."""
     limit, first = min(k, base.items.size + delta.items.size), base.keys.size
     slots = 64
     while slots < 4 * limit:
@@ -584,31 +584,34 @@ def search(
     found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
     masks = np.empty(1024, np.uint64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
-    for m in range(queries.size):
+    for m in turns:
         query, count, mask, radius = queries[m], 0, np.uint64(0), -1
-        state[:], hist[:] = 0, 0
-        while count < k and radius < num_bits:
+        need, nonempty[m] = k + k // 2, 0
+        state[0], state[1], state[2] = -1, 0, 0
+        while count < k:
             if radius < probe_radius:
                 radius += 1
-                found = probe(base, 0, query, num_bits, radius, state, hist, found)
-                found = probe(delta, first, query, num_bits, radius, state, hist, found)
                 state[0] = radius
-                state[1] += hist[radius]
+                found = probe(base, 0, query, num_bits, radius, state, found)
+                found = probe(delta, first, query, num_bits, radius, state, found)
             else:
                 if radius == probe_radius:
                     order_pivots(base.pivots, query, order, starts)
                     order_pivots(delta.pivots, query, later, starts)
-                radius = next_reach(radius, state[1], k, num_bits)
+                if state[0] < radius:  # it fell for buckets that share items: ask for more
+                    need *= 2
+                elif radius == num_bits:
+                    break
+                else:
+                    radius = next_reach(radius, count, k, num_bits)
                 state[:], hist[:] = 0, 0
                 state[0] = radius
-                found = collect(base, 0, query, num_bits, k * spread, state, hist, found, order)
-                found = collect(
-                    delta, first, query, num_bits, k * spread, state, hist, found, later
-                )
-            if state[1] >= k or radius == num_bits:
+                found = collect(base, 0, query, num_bits, need, state, hist, found, order)
+                found = collect(delta, first, query, num_bits, need, state, hist, found, later)
+            if state[2]:
                 grouped = by_distance(state, found, grouped, groups)
                 count, mask, nonempty[m], masks = rank(
-                    base, delta, query, k, state, hist, grouped, groups, masks, seen, ties,
+                    base, delta, query, k, state[0], grouped, groups, masks, seen, ties,
                     item[m], distance[m],
                 )  # fmt: skip
         item[m, count:] = -1
@@ -708,8 +711,8 @@ def within(base, delta, queries, num_bits, radius, probing):
         state[:], hist[:] = 0, 0
         if probing:
             for r in range(radius + 1):
-                found = probe(base, 0, query, num_bits, r, state, hist, found)
-                found = probe(delta, first, query, num_bits, r, state, hist, found)
+                found = probe(base, 0, query, num_bits, r, state, found)
+                found = probe(delta, first, query, num_bits, r, state, found)
         else:
             state[0] = radius
             order_pivots(base.pivots, query, order, starts)

@@ -26,7 +26,7 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  a config file may raise anything
             return fail(error)
 
     def guarded(argv: list[str]) -> None:
@@ -34,7 +34,7 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
             if len(argv) > 1:
                 raise ValueError(f"argument {argv[1]!r} is not a flag; expected --name=value")
             main(argv)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             fail(error)
 
     logging.use_absl_handler()
@@ -45,7 +45,7 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
 
 def _is_for_people(record: Any) -> bool:
     """Returns whether a log line is ours or a warning; checkpoints alone write dozens of lines."""
-    return record.levelno > logging.INFO or Path(record.pathname).parent.name == "mch_jax"
+    return record.levelno > 20 or Path(record.pathname).parent.name == "mch_jax"
 
 
 def fail(error: Exception) -> NoReturn:

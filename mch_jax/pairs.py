@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int8, ScalarLike, UInt8, UInt32
 
+AnyArray = Array | np.ndarray  # on the device or on the host
 _BLOCK = 1024  # rows of labels compared at a time on the host
 
 
@@ -21,8 +22,8 @@ def pack_labels(labels: UInt8[np.ndarray, "n c"]) -> UInt32[np.ndarray, "n lw"]:
 
 
 def similarity(
-    labels_a: UInt32[Array, "b lw"], labels_b: UInt32[Array, "n lw"]
-) -> Bool[Array, "b n"]:
+    labels_a: UInt32[AnyArray, "b lw"], labels_b: UInt32[AnyArray, "n lw"]
+) -> Bool[AnyArray, "b n"]:
     """Returns whether two images share a label; an image without labels is similar to none."""
     return jnp.any(labels_a[:, None, :] & labels_b[None, :, :], axis=-1)
 
@@ -48,15 +49,17 @@ def similar_fraction(labels: UInt32[np.ndarray, "n lw"]) -> float:
 
 
 def relaxed_distance(
-    relaxed_a: Float[Array, "b q"], relaxed_b: Float[Array, "n q"]
-) -> Float[Array, "b n"]:
+    relaxed_a: Float[AnyArray, "b q"], relaxed_b: Float[AnyArray, "n q"]
+) -> Float[AnyArray, "b n"]:
     """Returns (q - <a, b>) / 2, which is the Hamming distance where both are codes (Eq. 1)."""
     return 0.5 * (relaxed_a.shape[-1] - relaxed_a @ relaxed_b.T)
 
 
 def min_distance(
-    codes: Int8[Array, "b q"], region_codes: Int8[Array, "b q"], train_codes: Int8[Array, "n q"]
-) -> Float[Array, "b n"]:
+    codes: Int8[AnyArray, "b q"],
+    region_codes: Int8[AnyArray, "b q"],
+    train_codes: Int8[AnyArray, "n q"],
+) -> Float[AnyArray, "b n"]:
     """Returns the distance from each image to each training code, with its region kept.
 
     Implements Eq. 5: the smaller of the image's and the region's Hamming distance.
@@ -76,7 +79,9 @@ def min_distance(
     )
 
 
-def balanced_weight(similar: Bool[Array, "*s"], similar_fraction: ScalarLike) -> Float[Array, "*s"]:
+def balanced_weight(
+    similar: Bool[AnyArray, "*s"], similar_fraction: ScalarLike
+) -> Float[AnyArray, "*s"]:
     """Returns |S| / |S1| for similar pairs and |S| / |S0| for dissimilar ones.
 
     Both kinds then weigh the same in a mean over pairs. The fraction is the training set's, not the
@@ -87,7 +92,9 @@ def balanced_weight(similar: Bool[Array, "*s"], similar_fraction: ScalarLike) ->
     return jnp.where(similar, 1 / fraction, 1 / (1 - fraction))
 
 
-def unit_weight(similar: Bool[Array, "*s"], similar_fraction: ScalarLike) -> Float[Array, "*s"]:
+def unit_weight(
+    similar: Bool[AnyArray, "*s"], similar_fraction: ScalarLike
+) -> Float[AnyArray, "*s"]:
     """Returns 1 for every pair."""
     del similar_fraction
     return jnp.ones(similar.shape)

@@ -11,7 +11,7 @@ import optax
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Key
 
-from mch_jax import agent, codes, data, logs, objective, parallel, regions
+from mch_jax import agent, codes, data, logs, methods, objective, parallel, regions
 from mch_jax.models import Policy
 from mch_jax.run import Run
 
@@ -23,11 +23,11 @@ SCALE_DECAY = 0.9
 class AgentState(PyTreeNode):
     """What changes while the agent trains."""
 
-    step: Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any
-    reward_square: Array  # running mean of squared rewards
+    reward_square: Any  # running mean of squared rewards
 
 
 def policy(run: Run, axis_name: str | None = None) -> Policy:
@@ -209,6 +209,14 @@ def shared_train_set(run: Run, logits: np.ndarray, num_devices: int) -> dict[str
     return {name: np.moveaxis(x, -2, -1) if x.ndim > 2 else x for name, x in parts.items()}
 
 
+def reward_table(run: Run) -> np.ndarray:
+    """Returns the loss that rewards are made of, at each distance: the base's, or another's."""
+    chosen, num_bits = run.objective, run.config.num_bits
+    if run.config.agent.reward:
+        chosen = methods.objective(run.config.agent.reward, num_bits)
+    return np.asarray(objective.loss_table(chosen, num_bits, run.similar_fraction))
+
+
 def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     """Trains the agent, or goes on with it, and returns the policy's variables."""
     config = run.config.agent
@@ -231,9 +239,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
         run=run,
         network=policy(run, parallel.AXIS),
         tx=tx,
-        table=np.asarray(
-            objective.loss_table(run.objective, run.config.num_bits, run.similar_fraction)
-        ),
+        table=reward_table(run),
         num_train=count,
     )
     step = parallel.over_devices(one_device, (None, 0, 0, None, None), num_devices)

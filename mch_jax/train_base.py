@@ -24,7 +24,7 @@ CROP_OF_256 = 0.875  # a 224 pixel crop of a 256 pixel photo, the usual augmenta
 class BaseState(PyTreeNode):
     """What changes while the base model trains."""
 
-    step: Array
+    step: Any
     params: Any
     opt_state: Any
 
@@ -263,8 +263,8 @@ def train_pairwise(run: Run, state: BaseState, tx, num_steps: int) -> BaseState:
 class AdshState(PyTreeNode):
     """ADSH's network, and the discrete codes of the training set."""
 
-    base: BaseState
-    database_codes: Array
+    base: Any
+    database_codes: Any
 
 
 def train_adsh(run: Run, base: BaseState, tx, num_steps: int) -> BaseState:

@@ -124,12 +124,21 @@ def test_ksh_draws_no_more_than_there_is(problem):
     assert np.isfinite(layer["projection"]).all()
 
 
+def test_ksh_target_multiplies_as_the_whole_matrix():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((50, 40)) < 0.04).astype(np.uint8)
+    target = np.where((labels.astype(int) @ labels.T > 0) | np.eye(50, dtype=bool), 1.0, -1.0)
+    x = rng.normal(size=(50, 3))
+    np.testing.assert_allclose(ksh._target(pairs.pack_labels(labels))(x), target @ x)
+    assert not labels.any(axis=1).all()
+
+
 def test_ksh_spectral_start_is_the_best_of_its_norm():
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(30, 4))
     residual = np.where(rng.random((30, 30)) < 0.5, 1.0, -1.0)
     residual = np.triu(residual) + np.triu(residual, 1).T
-    start = ksh._spectral(kernel, residual, kernel.T @ kernel)
+    start = ksh._spectral(kernel, lambda x: residual @ x, kernel.T @ kernel)
     scores = kernel @ start
     assert scores @ scores == pytest.approx(30)
     for other in rng.normal(size=(200, 4)):
@@ -148,8 +157,8 @@ def test_ksh_smoothing_descends_to_a_stationary_point():
         y = 2 * jax.nn.sigmoid(kernel @ a) - 1
         return -y @ residual @ y
 
-    start = ksh._spectral(kernel, residual, kernel.T @ kernel)
-    found = ksh._smoothed(kernel, residual, start, tolerance=1e-9, max_steps=5000)
+    start = ksh._spectral(kernel, lambda x: residual @ x, kernel.T @ kernel)
+    found = ksh._smoothed(kernel, lambda x: residual @ x, start, tolerance=1e-9, max_steps=5000)
     slope = jax.grad(value)
     assert value(found) < value(start)
     assert jnp.linalg.norm(slope(found)) < 0.05 * jnp.linalg.norm(slope(start))

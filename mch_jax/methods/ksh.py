@@ -9,6 +9,8 @@ R_{k+1} = R_k - y_k y_k^T, each bit maximises y^T R y. Table 1 of MCH is the sam
 ((q - 2 d) / q - (2 s - 1))^2. There is no network to train, `fit` gives the head's parameters.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,9 +67,7 @@ def fit(
     kernel = jnp.exp(-distance / (2 * scale))
     mean = jnp.mean(kernel, axis=0)
     projection = _projection(
-        np.asarray(kernel[rows] - mean[None], np.float64),
-        np.asarray(pairs.similarity(labels[rows], labels[rows])),
-        num_bits,
+        np.asarray(kernel[rows] - mean[None], np.float64), np.asarray(labels[rows]), num_bits
     )
     return {
         "anchors": anchors,
@@ -78,40 +78,62 @@ def fit(
 
 
 def _projection(
-    kernel: Float[np.ndarray, "l m"], similar: Bool[np.ndarray, "l l"], num_bits: int
+    kernel: Float[np.ndarray, "l m"], labels: UInt32[np.ndarray, "l lw"], num_bits: int
 ) -> Float[np.ndarray, "m q"]:
     """Returns A, chosen bit by bit."""
-    residual = np.where(similar | np.eye(len(kernel), dtype=bool), num_bits, -float(num_bits))
+    target = _target(labels)
     gram = kernel.T @ kernel
     gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))  # anchors may coincide
+    codes = np.zeros((len(kernel), num_bits))  # columns not yet chosen take nothing from R
     columns = []
-    for _ in range(num_bits):
+
+    def residual(x: Float[np.ndarray, "l k"]) -> Float[np.ndarray, "l k"]:
+        return num_bits * target(x) - codes @ (codes.T @ x)
+
+    for bit in range(num_bits):
         spectral = _spectral(kernel, residual, gram)
-        smoothed = _smoothed(kernel, residual, spectral)
+        choices = np.stack([spectral, _smoothed(kernel, residual, spectral)], axis=1)
+        signs = np.where(kernel @ choices >= 0, 1.0, -1.0)
         # The smooth surrogate may mislead: its vector stays only if its bits are better.
-        bits = [np.where(kernel @ a >= 0, 1.0, -1.0) for a in (spectral, smoothed)]
-        gains = [y @ residual @ y for y in bits]
+        gains = np.sum(signs * residual(signs), axis=0)
         best = int(gains[1] > gains[0])
-        columns.append((spectral, smoothed)[best])
-        residual -= np.outer(bits[best], bits[best])
+        codes[:, bit] = signs[:, best]
+        columns.append(choices[:, best])
     return np.stack(columns, axis=1)
+
+
+def _target(labels: UInt32[np.ndarray, "l lw"]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns x -> S x, by way of the distinct label sets, far fewer than images."""
+    distinct, kind = np.unique(labels, axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    order = np.argsort(kind, kind="stable")
+    starts = np.searchsorted(kind[order], np.arange(len(distinct)))
+    similar = (distinct[:, None, :] & distinct[None, :, :]).any(axis=-1)
+    table = np.where(similar, 1.0, -1.0)
+    unlabelled = ~labels.any(axis=1)[:, None]  # similar to none, but S_ii is 1
+
+    def product(x: Float[np.ndarray, "l k"]) -> Float[np.ndarray, "l k"]:
+        sums = np.add.reduceat(x[order], starts, axis=0)
+        return (table @ sums)[kind] + np.where(unlabelled, 2.0 * x, 0.0)
+
+    return product
 
 
 def _spectral(
     kernel: Float[np.ndarray, "l m"],
-    residual: Float[np.ndarray, "l l"],
+    residual: Callable[[np.ndarray], np.ndarray],
     gram: Float[np.ndarray, "m m"],
 ) -> Float[np.ndarray, " m"]:
     """Returns the maximiser of (K a)^T R (K a) with |K a|^2 = l: a generalised eigenvector."""
     top = len(gram) - 1
-    _, vectors = scipy.linalg.eigh(kernel.T @ residual @ kernel, gram, subset_by_index=(top, top))
+    _, vectors = scipy.linalg.eigh(kernel.T @ residual(kernel), gram, subset_by_index=(top, top))
     vector = vectors[:, 0]
     return vector * np.sqrt(len(kernel)) / np.linalg.norm(kernel @ vector)
 
 
 def _smoothed(
     kernel: Float[np.ndarray, "l m"],
-    residual: Float[np.ndarray, "l l"],
+    residual: Callable[[np.ndarray], np.ndarray],
     start: Float[np.ndarray, " m"],
     *,
     max_steps: int = 500,
@@ -125,10 +147,9 @@ def _smoothed(
 
     def value_and_slope(a: Float[np.ndarray, " m"]) -> tuple[float, Float[np.ndarray, " m"]]:
         y = np.tanh(0.5 * (kernel @ a))  # = 2 sigmoid - 1
-        pull = (single @ y.astype(np.float32)).astype(np.float64)
+        pull = residual(y[:, None])[:, 0]
         return -float(y @ pull), -kernel.T @ (pull * (1.0 - y**2))
 
-    single = residual.astype(np.float32)  # integers, exactly; reading them is the cost of a step
     current = previous = start
     value, slope = value_and_slope(start)
     bound = max(float(np.linalg.norm(slope)), 1e-12)  # 1 / step

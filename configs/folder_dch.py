@@ -1,0 +1,13 @@
+"""DCH on a folder of your own photos, for a CPU.
+
+python -m mch_jax.main --config=configs/folder_dch.py --config.dataset.root=DIR
+"""
+
+from configs import coco18_dch
+
+
+def get_config():
+    config = coco18_dch.get_config()
+    config.dataset.name = "folder"
+    config.dataset.on_damaged = "skip"
+    return config

@@ -1,0 +1,205 @@
+"""Whole runs on a few tiny scenes: every stage, resumed, on one device and two, and bad input."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from mch_jax import (
+    checkpoint,
+    encode,
+    evaluate,
+    main,
+    metrics,
+    parallel,
+    run,
+    train_agent,
+    train_base,
+)
+
+FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
+
+
+def tiny(method="dch", **changes):
+    config = default.get_config()
+    config.method, config.num_bits = method, 12
+    config.dataset.image_size = 64
+    config.dataset.settings = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
+    config.model.update(input_size=63, width=1 / 16, hidden=16, num_anchors=10)
+    config.base.update(train_conv=False, num_epochs=3, batch_size=8, num_views=2)
+    config.base.update(crop_fraction=0.5, adsh_sample=16, adsh_epochs=1)
+    config.agent.update(num_steps=6, batch_size=8, widths=(16, 8, 8, 4))
+    config.encode.update(batch_size=16, keep_threshold=0.45)
+    config.evaluate.bucket_k = (1, 5, 20)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    return config
+
+
+def read(workdir):
+    codes = {}
+    for name in FILES:
+        with np.load(workdir / "codes" / name, allow_pickle=False) as archive:
+            codes |= {f"{name}/{key}": archive[key] for key in archive.files}
+    return json.loads((workdir / "results.json").read_text()), codes
+
+
+def assert_same(a, b):
+    assert a[0] == b[0]
+    for name, array in a[1].items():
+        np.testing.assert_array_equal(array, b[1][name], name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    main.run_stages(tiny(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_the_files_it_promises(finished):
+    results, codes = read(finished)
+    assert results["dataset"] == {
+        "name": "scenes", "queries": 8, "database": 64, "train": 40, "classes": 14,
+        "queries_without_relevant": results["dataset"]["queries_without_relevant"],
+    }  # fmt: skip
+    assert set(results["controls"]) == {"always", "never", "random", "oracle"}
+    assert results["controls"]["never"] == results["base"]
+    assert results["base"]["anhc"] == 1.0
+    assert results["controls"]["always"]["anhc"] >= results["mch"]["anhc"] >= 1.0
+    assert results["controls"]["always"]["r_at_h0"] >= results["base"]["r_at_h0"]
+    assert codes["database.npz/codes"].dtype == np.uint8
+    assert codes["database.npz/codes"].shape[1] == 2  # 12 bits
+    assert (codes["database.npz/codes"][:, 1] < 16).all()  # padding bits
+    assert str(codes["database.npz/format"]) == "mch-codes/1"
+    assert len(codes["query.npz/codes"]) == 8
+    assert (finished / "report" / "index.html").exists()
+    stages = {json.loads(row)["stage"] for row in (finished / "metrics.jsonl").open()}
+    assert stages == {"base", "agent"}
+
+
+def test_results_agree_with_the_public_histogram(finished):
+    query = checkpoint.load_codes(finished / "codes" / "query.npz")
+    database = checkpoint.load_codes(finished / "codes" / "database.npz")
+    relevant = query.labels @ database.labels.T > 0
+    counts = metrics.histogram(query.codes, database.codes, database.item, relevant, 12)
+    np.testing.assert_array_equal(counts, evaluate.histogram(query, database))
+    expected = metrics.mean_average_precision(counts)
+    assert read(finished)[0]["mch"]["map"] == pytest.approx(expected)
+
+
+def test_a_second_run_is_the_same_bit_for_bit(finished, tmp_path):
+    main.run_stages(tiny(), tmp_path)
+    assert_same(read(finished), read(tmp_path))
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("after", [2, 4, 6, 8])
+def test_a_run_cut_off_after_a_checkpoint_goes_on(finished, tmp_path, monkeypatch, after):
+    save, calls = checkpoint.Checkpoints.save, []
+
+    def save_and_die(self, step, state):
+        save(self, step, state)
+        calls.append(step)
+        if len(calls) == after:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        main.run_stages(tiny(), tmp_path)
+    monkeypatch.undo()
+    main.run_stages(tiny(), tmp_path)
+    assert_same(read(finished), read(tmp_path))
+
+
+def test_the_stages_one_by_one_give_what_all_give(finished, tmp_path):
+    for stage in main.STAGES:
+        main.run_stages(tiny(), tmp_path, stage)
+    assert_same(read(finished), read(tmp_path))
+
+
+def test_the_encoder_reads_photos_as_the_run_did(finished):
+    this = run.open_run(tiny(), finished)
+    encoder = encode.Encoder.from_run(finished)
+    rows = this.dataset.query
+    images = np.stack([this.dataset.read(int(row)) for row in rows])
+    # Cached features are float16: a bit may fall the other way, a code may not differ in many.
+    codes = encoder.encode(images)
+    kept = checkpoint.load_codes(finished / "codes" / "query.npz").codes
+    assert np.bitwise_count(codes ^ kept).sum() <= 2
+
+
+@pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "hashnet", "adsh", "mmhh"])
+def test_every_method_runs(method, tmp_path):
+    config = tiny(method, agent__num_steps=2)
+    results = main.run_stages(config, tmp_path)
+    assert 0 < results["base"]["map"] <= 1
+    assert ("controls" in results) == (method not in ("lsh", "itq"))
+
+
+def test_photos_end_to_end(tmp_path):
+    config = tiny(base__train_conv=True, base__num_epochs=1, agent__num_steps=2)
+    results = main.run_stages(config, tmp_path)
+    assert results["mch"]["anhc"] >= 1
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_one_device_equals_several(finished, tmp_path, monkeypatch, num_devices):
+    def trained(devices, workdir):
+        monkeypatch.setattr(parallel, "usable_devices", lambda size: devices)
+        config = tiny(base__num_epochs=1)
+        this = run.open_run(config, workdir)
+        base = train_base.train(this)
+        return base, train_agent.train(this, base)
+
+    one, several = trained(1, tmp_path / "one"), trained(num_devices, tmp_path / "several")
+    compare = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-6)
+    jax.tree.map(compare, one, several)
+
+
+def command(*arguments, module="mch_jax.main"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_bad_arguments_get_one_line_and_status_2(tmp_path):
+    config = "--config=configs/scenes_dch.py"
+    cases = {
+        (config, "--config.bass.num_epochs=3"): "bass",
+        (config, "--config.num_bits=many"): "num_bits",
+        (config, "--stage=bake"): "stage",
+        ("--config=configs/none.py",): "none.py",
+        (): "--config",
+        ("--config=configs/coco18_dch.py", f"--config.dataset.root={tmp_path / 'no'}"): "no",
+    }
+    for arguments, named in cases.items():
+        result = command(*arguments, f"--workdir={tmp_path / 'run'}")
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.returncode == 2, (arguments, result.stderr)
+        assert len(lines) == 1, result.stderr
+        assert named in lines[0]
+        assert "Traceback" not in result.stderr
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+    config = tiny()
+    config.num_bits = 16
+    with pytest.raises(ValueError, match=r"num_bits = 12, this one has 16"):
+        main.run_stages(config, finished)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"base.batch_size is 41, expected 2 to 40"):
+        main.run_stages(tiny(base__batch_size=41), tmp_path / "base")
+    with pytest.raises(ValueError, match=r"agent.batch_size is 41, expected 2 to 40"):
+        main.run_stages(tiny(agent__batch_size=41), tmp_path / "agent")
