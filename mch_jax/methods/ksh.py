@@ -88,7 +88,7 @@ def _projection(
     columns = []
 
     def residual(x: Float[np.ndarray, "l k"]) -> Float[np.ndarray, "l k"]:
-        return num_bits * target(x) - codes @ (codes.T @ x)
+        return num_bits * target(x) - _times(codes, _times(codes.T, x))
 
     for bit in range(num_bits):
         spectral = _spectral(kernel, residual, gram)
@@ -110,13 +110,22 @@ def _target(labels: UInt32[np.ndarray, "l lw"]) -> Callable[[np.ndarray], np.nda
     starts = np.searchsorted(kind[order], np.arange(len(distinct)))
     similar = (distinct[:, None, :] & distinct[None, :, :]).any(axis=-1)
     table = np.where(similar, 1.0, -1.0)
-    unlabelled = ~labels.any(axis=1)[:, None]  # similar to none, but S_ii is 1
+    unlabelled = ~labels.any(axis=1, keepdims=True)  # similar to none, but S_ii is 1
 
     def product(x: Float[np.ndarray, "l k"]) -> Float[np.ndarray, "l k"]:
         sums = np.add.reduceat(x[order], starts, axis=0)
-        return (table @ sums)[kind] + np.where(unlabelled, 2.0 * x, 0.0)
+        return _times(table, sums)[kind] + np.where(unlabelled, 2.0 * x, 0.0)
 
     return product
+
+
+def _times(a: Float[np.ndarray, "i j"], b: Float[np.ndarray, "j k"]) -> Float[np.ndarray, "i k"]:
+    """Returns a b without BLAS where b is a vector.
+
+    A thousand products a bit are too short for its threads, which on a busy machine wait for each
+    other a hundred times longer than they compute.
+    """
+    return a @ b if b.shape[1] > 2 else np.einsum("ij,jk->ik", a, b)
 
 
 def _spectral(
@@ -146,9 +155,10 @@ def _smoothed(
     """
 
     def value_and_slope(a: Float[np.ndarray, " m"]) -> tuple[float, Float[np.ndarray, " m"]]:
-        y = np.tanh(0.5 * (kernel @ a))  # = 2 sigmoid - 1
-        pull = residual(y[:, None])[:, 0]
-        return -float(y @ pull), -kernel.T @ (pull * (1.0 - y**2))
+        y = np.tanh(0.5 * _times(kernel, a[:, None]))  # = 2 sigmoid - 1
+        pull = residual(y)
+        slope = -_times(kernel.T, pull * (1.0 - y**2))
+        return -float(np.sum(y * pull)), slope[:, 0]
 
     current = previous = start
     value, slope = value_and_slope(start)
