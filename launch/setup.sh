@@ -26,6 +26,6 @@ wanted="$(cat setup.cfg pyproject.toml | cksum)"
 stamp=".venv/installed-$1"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "Installing mch_jax[$1] into .venv, a few minutes the first time"
-  .venv/bin/python -m pip install --quiet --editable ".[$1]" || exit 1
+  PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable ".[$1]" || exit 1
   echo "$wanted" >"$stamp"
 fi

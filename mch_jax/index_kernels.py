@@ -6,6 +6,7 @@ radius of the query, and those of one pivot lie side by side in memory, so that 
 one vectorised loop. `index.py` describes the parts that a user sees.
 
 Integers are int64 unless they are codes (uint64): NumPy's rules would turn a mixture into floats.
+Constants are passed on as ZERO and the like, since a literal argument compiles a function again.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ NEAR = 7  # up to here reach grows stepwise; a query with nothing near is far fr
 GROWTH = 3  # so many times the items are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
-NO_LIMIT = np.iinfo(np.int64).max
+ZERO, NO_LIMIT = np.int64(0), np.int64(2**63 - 1)
 
 kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -237,7 +238,7 @@ def probe(segment, first, query, num_bits, radius, state, found):
     while True:
         row = lookup(table, keys, query ^ flips)
         if row >= 0:
-            found = room(found, state[2], 1)
+            found = room(found, state[2], np.int64(1))
             found[state[2]] = (radius << ROW_BITS) | (first + row)
             state[2] += 1
         if flips == last:
@@ -277,7 +278,7 @@ def scan(segment, first, start, stop, query, need, state, hist, found):
         end = min(begin + BLOCK, stop)
         if num_within(keys[begin:end], query, np.uint64(state[0])) == 0:
             continue
-        found = room(found, state[2], BLOCK)
+        found = room(found, state[2], np.int64(BLOCK))
         for row in range(begin, end, 64):
             mask = hit_mask(keys[row : min(row + 64, end)], query, np.uint64(state[0]))
             while mask:
@@ -357,7 +358,7 @@ def by_distance(state, found, grouped, starts):
             starts[distance + 1] += 1
     for i in range(starts.size - 1):
         starts[i + 1] += starts[i]
-    grouped = room(grouped, 0, starts[starts.size - 1])
+    grouped = room(grouped, ZERO, starts[starts.size - 1])
     place = starts.copy()
     for i in range(state[2]):
         distance = found[i] >> ROW_BITS
@@ -469,7 +470,7 @@ def add_ties(offsets, items, dead, row, distance, need, seen, ties, count, limit
 @kernel
 def smallest(base, delta, rows, distance, seen, ties, item):
     """Fills `item` with the smallest items of tied buckets that no nearer bucket holds."""
-    need, count, limit, first = item.size, 0, NO_LIMIT, base.keys.size
+    need, count, limit, first = item.size, ZERO, NO_LIMIT, base.keys.size
     offsets, items, dead = base.offsets, base.items, base.dead
     late_offsets, late_items, none = delta.offsets, delta.items, delta.dead
     for row in rows:
@@ -498,7 +499,7 @@ def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item,
     keys, offsets, items, dead = base.keys, base.offsets, base.items, base.dead
     late_keys, late_offsets, late_items, none = delta.keys, delta.offsets, delta.items, delta.dead
     several, first = dead.size > 0 or late_keys.size > 0, keys.size
-    count, nonempty = 0, 0
+    count, nonempty = ZERO, 0
     mask = np.uint64(0)
     for radius in range(reach + 1):
         rows = grouped[starts[radius] : starts[radius + 1]]
@@ -511,7 +512,7 @@ def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item,
             for row in rows:
                 count, _ = take_bucket(offsets, items, dead, row, radius, k, seen, item, count)
         else:
-            masks = room(masks, 0, rows.size)
+            masks = room(masks, ZERO, rows.size)
             for i in range(rows.size):
                 row = rows[i]
                 masks[i] = query ^ (keys[row] if row < first else late_keys[row - first])
@@ -537,7 +538,7 @@ def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item,
                     break
                 masks[0], masks[left] = masks[left], masks[0]
                 rows[0], rows[left] = rows[left], rows[0]
-                sift(masks, rows, 0, left)
+                sift(masks, rows, ZERO, left)
         sort(item[before:count])
         distance[before:count] = radius
         if count == k:
@@ -585,14 +586,14 @@ def search(
     masks = np.empty(1024, np.uint64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
     for m in turns:
-        query, count, mask, radius = queries[m], 0, np.uint64(0), -1
+        query, count, mask, radius = queries[m], ZERO, np.uint64(0), np.int64(-1)
         need, nonempty[m] = k + k // 2, 0
         state[0], state[1], state[2] = -1, 0, 0
         while count < k:
             if radius < probe_radius:
                 radius += 1
                 state[0] = radius
-                found = probe(base, 0, query, num_bits, radius, state, found)
+                found = probe(base, ZERO, query, num_bits, radius, state, found)
                 found = probe(delta, first, query, num_bits, radius, state, found)
             else:
                 if radius == probe_radius:
@@ -606,7 +607,7 @@ def search(
                     radius = next_reach(radius, count, k, num_bits)
                 state[:], hist[:] = 0, 0
                 state[0] = radius
-                found = collect(base, 0, query, num_bits, need, state, hist, found, order)
+                found = collect(base, ZERO, query, num_bits, need, state, hist, found, order)
                 found = collect(delta, first, query, num_bits, need, state, hist, found, later)
             if state[2]:
                 grouped = by_distance(state, found, grouped, groups)
@@ -680,17 +681,17 @@ def nearest_first(entries, starts, item, distance):
 @kernel
 def num_buckets(base, delta, state, found):
     """Returns the number of distinct codes among found buckets that have an item left."""
-    first, count = base.keys.size, 0
+    first, count = base.keys.size, ZERO
     if base.dead.size == 0 and delta.keys.size == 0:
         return state[2]
-    codes = np.empty(state[2], np.uint64)
+    codes = np.empty(state[2], np.int64)
     for i in range(state[2]):
         row = found[i] & ROW_MASK
         if row < first:
-            codes[count] = base.keys[row]
+            codes[count] = np.int64(base.keys[row])
             count += live_size(base.offsets, base.items, base.dead, row) > 0
         else:
-            codes[count] = delta.keys[row - first]
+            codes[count] = np.int64(delta.keys[row - first])
             count += 1
     return unique(codes[:count], count)
 
@@ -707,17 +708,17 @@ def within(base, delta, queries, num_bits, radius, probing):
     offsets, items, dead = base.offsets, base.items, base.dead
     late_offsets, late_items, none = delta.offsets, delta.items, delta.dead
     for m in range(queries.size):
-        query, used, count = queries[m], bounds[m], 0
+        query, used, count = queries[m], bounds[m], ZERO
         state[:], hist[:] = 0, 0
         if probing:
             for r in range(radius + 1):
-                found = probe(base, 0, query, num_bits, r, state, found)
+                found = probe(base, ZERO, query, num_bits, r, state, found)
                 found = probe(delta, first, query, num_bits, r, state, found)
         else:
             state[0] = radius
             order_pivots(base.pivots, query, order, starts)
             order_pivots(delta.pivots, query, later, starts)
-            found = collect(base, 0, query, num_bits, NO_LIMIT, state, hist, found, order)
+            found = collect(base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order)
             found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, later)
         for i in range(state[2]):
             row, far = found[i] & ROW_MASK, found[i] >> ROW_BITS
@@ -728,7 +729,7 @@ def within(base, delta, queries, num_bits, radius, probing):
                     late_offsets, late_items, none, row - first, far, entries, count
                 )
         nonempty[m] = num_buckets(base, delta, state, found)
-        spare = room(spare, 0, count)
+        spare = room(spare, ZERO, count)
         ordered = entries[:count]
         if state[2] > 1:
             ordered = radix_sort(ordered, spare[:count])

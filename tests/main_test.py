@@ -80,7 +80,8 @@ def test_a_run_leaves_the_files_it_promises(finished):
     assert str(codes["database.npz/format"]) == "mch-codes/1"
     assert len(codes["query.npz/codes"]) == 8
     assert (finished / "report" / "index.html").exists()
-    stages = {json.loads(row)["stage"] for row in (finished / "metrics.jsonl").open()}
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    stages = {json.loads(line)["stage"] for line in lines}
     assert stages == {"base", "agent"}
 
 

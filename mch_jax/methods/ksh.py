@@ -120,7 +120,7 @@ def _target(labels: UInt32[np.ndarray, "l lw"]) -> Callable[[np.ndarray], np.nda
 
 
 def _times(a: Float[np.ndarray, "i j"], b: Float[np.ndarray, "j k"]) -> Float[np.ndarray, "i k"]:
-    """Returns a b without BLAS where b is a vector.
+    """Returns a b without BLAS where b has one or two columns.
 
     A thousand products a bit are too short for its threads, which on a busy machine wait for each
     other a hundred times longer than they compute.
