@@ -113,14 +113,14 @@ def load_arrays(path: str | os.PathLike, *names: str) -> tuple[np.ndarray, ...]:
       ValueError: the file is missing, damaged, of another format or lacks an array.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             if "format" not in file or str(file["format"]) != CODES_FORMAT:
                 raise ValueError(f"no array 'format' that says {CODES_FORMAT}")
             missing = [name for name in names if name not in file]
             if missing:
                 raise ValueError(f"no array {missing[0]!r}")
             return tuple(file[name] for name in names)
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         reason = str(reason).splitlines()[0] if str(reason) else type(error).__name__
         raise ValueError(

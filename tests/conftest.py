@@ -15,11 +15,11 @@ _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".c
 jax.config.update("jax_compilation_cache_dir", str(_CACHE / "mch_jax" / "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# Annotations of shape and dtype are checked in tests only; this has to precede every import. Numba
-# compiles its own types and cannot cache a wrapped kernel.
+# Annotations of shape and dtype are checked in tests only; this has to precede every import. The
+# index checks its arguments itself, and numba cannot cache a wrapped kernel.
 _SOURCES = pathlib.Path(__file__).parents[1].glob("mch_jax/*")
 jaxtyping.install_import_hook(
-    [f"mch_jax.{path.stem}" for path in _SOURCES if path.stem != "index_kernels"],
+    [f"mch_jax.{path.stem}" for path in _SOURCES if not path.stem.startswith("index")],
     "beartype.beartype",
 )
 

@@ -1,0 +1,105 @@
+"""Searches a run's database by a photo or by a file of codes.
+
+python -m mch_jax.search --run=DIR --image=cat.jpg --k=10
+python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from jaxtyping import UInt8
+
+from mch_jax.index import BucketIndex, Hits, load_arrays
+from mch_jax.main import run_command
+
+_RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
+_IMAGE = flags.DEFINE_string("image", None, "A photo to search by.")
+_CODES = flags.DEFINE_string("codes", None, "A codes file to search by, one query an item.")
+_K = flags.DEFINE_integer("k", 10, "How many photos to find.", lower_bound=1)
+_JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
+
+
+def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
+    """Returns the code of one photo.
+
+    Raises:
+      ValueError: the photo cannot be read or the run has no encoder.
+    """
+    from PIL import Image
+
+    from mch_jax import data  # JAX is imported here only: a file of codes does not need it
+    from mch_jax.encode import Encoder
+
+    try:
+        photo = data.decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ValueError(f"--image={path}: {error.strerror}; expected a photo") from None
+    encoder = Encoder.from_run(run)
+    size = (encoder.image_size, encoder.image_size)
+    squashed = Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR)
+    return encoder.encode(np.asarray(squashed)[None])
+
+
+def queries_of(path: Path, num_bits: int) -> tuple[list[str], UInt8[np.ndarray, "m bytes"]]:
+    """Returns the names and the codes of a query file; of several codes an item's first counts."""
+    codes, item, ids, query_bits = load_arrays(path, "codes", "item", "ids", "num_bits")
+    if int(query_bits) != num_bits:
+        raise ValueError(
+            f"--codes={path} has codes of {int(query_bits)} bits, the run's have {num_bits}; "
+            "use codes of the same run"
+        )
+    named, first = np.unique(item, return_index=True)
+    return ids[named].tolist(), codes[first]
+
+
+def records(names: list[str], hits: Hits, ids: np.ndarray) -> list[dict[str, Any]]:
+    """Returns the hits as JSON has them."""
+    return [
+        {
+            "query": name,
+            "probed": int(hits.probed[m]),
+            "nonempty": int(hits.nonempty[m]),
+            "hits": [
+                {"item": int(item), "id": str(ids[item]), "distance": int(distance)}
+                for item, distance in zip(hits.item[m], hits.distance[m], strict=True)
+                if item >= 0
+            ],
+        }
+        for m, name in enumerate(names)
+    ]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Returns the hits as a table for people."""
+    lines = []
+    for query in found:
+        counts = f"{query['probed']:,} buckets probed, {query['nonempty']:,} not empty"
+        lines += [f"{query['query']}  ({counts})", f"{'rank':>6} {'bits':>5}  photo"]
+        for rank, hit in enumerate(query["hits"], 1):
+            lines.append(f"{rank:>6} {hit['distance']:>5}  {hit['id']}")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def main(_: list[str]) -> None:
+    """Prints what is nearest to the queries."""
+    if not _RUN.value:
+        raise ValueError("--run is missing; expected the workdir of a finished run")
+    if bool(_IMAGE.value) == bool(_CODES.value):
+        raise ValueError("expected one of --image and --codes: a photo, or a file of codes")
+    database = Path(_RUN.value) / "codes" / "database.npz"
+    codes, item, ids, num_bits = load_arrays(database, "codes", "item", "ids", "num_bits")
+    if _CODES.value:
+        names, queries = queries_of(Path(_CODES.value), int(num_bits))
+    else:
+        names, queries = [_IMAGE.value], encode_image(Path(_RUN.value), Path(_IMAGE.value))
+    index = BucketIndex.build(codes, item, int(num_bits))
+    found = records(names, index.search(queries, _K.value), ids)
+    print(json.dumps(found) if _JSON.value else table(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    run_command(main)

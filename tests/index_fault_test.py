@@ -1,0 +1,195 @@
+"""Saved indexes under damage: flipped bytes, cut files, and processes killed at any moment."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mch_jax.index import BucketIndex
+
+NUM_KILLS = int(os.environ.get("INDEX_KILLS", "12"))
+
+# Changes an index without end. State n holds the items n, n + 1, ..., n + 39 and each item's codes
+# are known, so that any other state shows. Lines say which state a call of save began or ended.
+WRITER = """
+import sys
+import numpy as np
+from mch_jax.index import BucketIndex
+
+def codes(item):
+    return np.stack([item * 7919 % 65536, item * 104729 % 65536], 1).astype("<u2").reshape(-1, 1)
+
+def arrays(item):
+    return codes(item).view(np.uint8), np.repeat(item, 2)
+
+directory, n = sys.argv[1:]
+n, index = int(n), BucketIndex.open(directory)
+while True:
+    index.add(*arrays(np.arange(n + 40, n + 41)))
+    index.remove(n)
+    n += 1
+    if n % 3 == 0:
+        index.merge()
+    print("begin", n, flush=True)
+    index.save(directory)
+    print("end", n, flush=True)
+    if n % 5 == 0:
+        index = BucketIndex.open(directory)
+"""
+
+
+def codes_of(item):
+    return [int(item) * 7919 % 65536, int(item) * 104729 % 65536]
+
+
+def build(n):
+    item = np.arange(n, n + 40)
+    words = np.array([codes_of(one) for one in item], "<u2").reshape(-1, 1)
+    return BucketIndex.build(words.view(np.uint8), np.repeat(item, 2), 16)
+
+
+def answers(index):
+    queries = np.arange(0, 65536, 4099, dtype="<u2").reshape(-1, 1).view(np.uint8)
+    return [array.tolist() for array in (*index.search(queries, 50), *index.within(queries, 5))]
+
+
+def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
+    directory, rng, state = tmp_path / "index", random.Random(0), 0
+    build(0).save(directory)
+    kills = during = 0
+    while kills < NUM_KILLS:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, directory, str(state)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()  # wait for the first save: imports take longest
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().splitlines()
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL
+        kills += 1
+        steps = [line.split() for line in lines if len(line.split()) == 2]
+        last, number = (steps[-1][0], int(steps[-1][1])) if steps else ("begin", state + 1)
+        during += last == "begin"
+        index = BucketIndex.open(directory)
+        found = answers(index)
+        # Killed after "end n" and before the next line is read: n + 1 may be in place, no more.
+        allowed = [number - 1, number] if last == "begin" else [number, number + 1]
+        matching = [n for n in allowed if found == answers(build(n))]
+        assert matching, f"state {number} after {last}: neither before nor after"
+        state = matching[0]
+    index.save(directory)  # leftovers of killed saves go
+    named = {
+        entry["file"]
+        for entry in json.loads((directory / "meta.json").read_text())["files"].values()
+    }
+    assert {path.name for path in directory.iterdir()} == named | {"meta.json"}
+    assert during or NUM_KILLS < 50, "no process was killed during a save"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small index with a base, a delta and removed items."""
+    index = build(0)
+    index.add(np.array([[1, 2], [3, 4]], np.uint8), np.array([70, 71]))
+    index.remove(np.array([3, 5]))
+    index.save(tmp_path / "index")
+    return tmp_path / "index", answers(index)
+
+
+def outcome(directory, expected):
+    """ "same" or the one line with which the index is refused."""
+    try:
+        index = BucketIndex.open(directory)
+    except ValueError as error:
+        return str(error)
+    assert answers(index) == expected
+    return "same"
+
+
+def test_every_flipped_byte_is_refused_or_harmless(saved):
+    directory, expected = saved
+    rng, refused = random.Random(1), 0
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        for position in range(len(content)):
+            damaged = bytearray(content)
+            damaged[position] ^= rng.randrange(1, 256)
+            path.write_bytes(damaged)
+            result = outcome(directory, expected)
+            assert "\n" not in result
+            if path.suffix == ".npy":
+                assert str(path) in result
+            refused += result != "same"
+        path.write_bytes(content)
+    assert outcome(directory, expected) == "same"
+    assert refused > 1000
+
+
+def test_cut_missing_and_foreign_files_are_named(saved):
+    directory, expected = saved
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        for size in (0, 1, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:size])
+            assert str(path) in outcome(directory, expected)
+        path.write_bytes(content + b"\0")
+        result = outcome(directory, expected)
+        assert str(path) in result or (path.name == "meta.json" and "same" in result)
+        path.unlink()
+        assert str(path) in outcome(directory, expected)
+        path.write_bytes(content)
+    meta = json.loads((directory / "meta.json").read_text())
+    for text in ("[]", "{}", '"text"', json.dumps({**meta, "format": "mch-index/99"})):
+        (directory / "meta.json").write_text(text)
+        assert "meta.json" in outcome(directory, expected)
+    with pytest.raises(ValueError, match="No such file"):
+        BucketIndex.open(directory / "absent")
+
+
+def test_a_file_of_another_index_is_refused(saved, tmp_path):
+    directory, expected = saved
+    build(5).save(tmp_path / "other")
+    for path in directory.glob("*.npy"):
+        content = path.read_bytes()
+        other = next((tmp_path / "other").glob(path.name[:-20] + "*.npy"))
+        shutil.copy(other, path)
+        if path.read_bytes() != content:
+            assert str(path) in outcome(directory, expected)
+        path.write_bytes(content)
+
+
+def test_saving_never_overwrites_something_else(tmp_path):
+    (tmp_path / "meta.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="is of format 'other'"):
+        build(0).save(tmp_path)
+    assert (tmp_path / "meta.json").read_text() == '{"format": "other"}'
+
+
+def test_only_changes_are_written_again(saved):
+    directory, _ = saved
+    before = {path.name for path in directory.iterdir()}
+    index = BucketIndex.open(directory)
+    index.add(np.array([[9, 9]], np.uint8), np.array([99]))
+    index.save(directory)
+    after = {path.name for path in directory.iterdir()}
+    assert {name for name in before - after if name.startswith("base")} == set()
+    index.merge()
+    index.save(directory)
+    assert answers(BucketIndex.open(directory)) == answers(index)
+
+
+def test_an_open_index_outlives_the_files(saved):
+    directory, expected = saved
+    index = BucketIndex.open(directory)
+    build(7).save(directory)
+    assert answers(index) == expected
+    assert answers(BucketIndex.open(directory, verify=False)) == answers(build(7))

@@ -1,0 +1,329 @@
+import itertools
+import tempfile
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mch_jax import index as index_module
+from mch_jax.index import BucketIndex, ball_size, load_arrays
+
+
+def pack(words, num_bits):
+    """Bytes of codes given as integers."""
+    num_bytes = -(-num_bits // 8)
+    rows = [list(int(word).to_bytes(num_bytes, "little")) for word in words]
+    return np.array(rows, np.uint8).reshape(len(rows), num_bytes)
+
+
+def exhaustive(pairs, query):
+    """(distance, item) of every item, nearest first, by a plain loop."""
+    nearest = {}
+    for code, item in pairs:
+        distance = (code ^ query).bit_count()
+        nearest[item] = min(distance, nearest.get(item, distance))
+    return sorted((distance, item) for item, distance in nearest.items())
+
+
+def algorithm_1(pairs, query, k, num_bits):
+    """Buckets probed and found non-empty until k distinct items are met, one bucket at a time."""
+    buckets, met, probed, nonempty = {}, set(), 0, 0
+    for code, item in pairs:
+        buckets.setdefault(code, set()).add(item)
+    for mask in sorted(range(2**num_bits), key=lambda mask: (mask.bit_count(), mask)):
+        bucket = buckets.get(query ^ mask, set())
+        met, probed, nonempty = met | bucket, probed + 1, nonempty + bool(bucket)
+        if len(met) >= k:
+            break
+    return probed, nonempty
+
+
+def check(index, pairs, queries, ks=(1, 2, 5, 50), radii=(0, 1, 2, 5, 64)):
+    num_bits = index.num_bits
+    ranked = [exhaustive(pairs, query) for query in queries]
+    codes = pack(queries, num_bits)
+    assert len(index) == len({item for _, item in pairs})
+    for k in ks:
+        hits = index.search(codes, k)
+        for m, query in enumerate(queries):
+            expected = (ranked[m] + [(-1, -1)] * k)[:k]
+            found = zip(hits.distance[m].tolist(), hits.item[m].tolist(), strict=True)
+            assert list(found) == expected
+            if num_bits <= 8:
+                counts = algorithm_1(pairs, query, k, num_bits)
+                assert (hits.probed[m], hits.nonempty[m]) == counts
+            elif len(ranked[m]) < k:
+                assert hits.probed[m] == 2**num_bits
+            else:
+                last = expected[-1][0]
+                assert ball_size(num_bits, last - 1) < hits.probed[m] <= ball_size(num_bits, last)
+    for radius in radii:
+        ball = index.within(codes, radius)
+        for m, query in enumerate(queries):
+            part = slice(ball.offsets[m], ball.offsets[m + 1])
+            found = zip(ball.distance[part].tolist(), ball.item[part].tolist(), strict=True)
+            assert list(found) == [pair for pair in ranked[m] if pair[0] <= radius]
+            near = {code for code, _ in pairs if (code ^ query).bit_count() <= radius}
+            assert ball.nonempty[m] == len(near)
+
+
+@pytest.fixture
+def _many_pivots(monkeypatch):
+    monkeypatch.setattr(index_module, "CODES_PER_PIVOT", 2)
+
+
+@st.composite
+def code_sets(draw, max_size=40):
+    """A code length, pairs of code and item, and queries; half of the codes lie near others."""
+    num_bits = draw(st.sampled_from([1, 3, 5, 8, 8, 13, 16, 24, 32, 47, 48, 63, 64]))
+    word = st.integers(0, 2**num_bits - 1)
+    flips = st.lists(st.integers(0, num_bits - 1), max_size=3)
+    centres = draw(st.lists(word, min_size=1, max_size=4))
+
+    def near(choice):
+        centre, positions = choice
+        for position in positions:
+            centre ^= 1 << position
+        return centre
+
+    code = st.one_of(word, st.tuples(st.sampled_from(centres), flips).map(near))
+    pairs = st.lists(st.tuples(code, st.integers(0, 25)), max_size=max_size)
+    return num_bits, draw(pairs), draw(st.lists(code, min_size=1, max_size=3)), pairs
+
+
+@pytest.mark.usefixtures("_many_pivots")
+@settings(max_examples=150, deadline=None)
+@given(code_sets(), st.integers(-1, 2))
+def test_search_and_within_equal_exhaustive_search(case, probe_radius):
+    num_bits, pairs, queries, _ = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_probe_radius", lambda *_: min(probe_radius, num_bits))
+        codes = pack([code for code, _ in pairs], num_bits)
+        item = np.array([item for _, item in pairs], np.int64)
+        check(BucketIndex.build(codes, item, num_bits), pairs, queries)
+
+
+@pytest.mark.usefixtures("_many_pivots")
+@settings(max_examples=80, deadline=None)
+@given(code_sets(max_size=15), st.data())
+def test_sequences_of_changes_equal_exhaustive_search(case, data):
+    num_bits, pairs, queries, more = case
+
+    def arrays(pairs):
+        items = np.array([item for _, item in pairs], np.int64)
+        return pack([code for code, _ in pairs], num_bits), items
+
+    probe_radius = data.draw(st.integers(-1, 2))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(index_module, "_probe_radius", lambda *_: min(probe_radius, num_bits))
+        index, pairs = BucketIndex.build(*arrays(pairs), num_bits), list(pairs)
+        for _ in range(data.draw(st.integers(1, 5))):
+            step = data.draw(st.sampled_from(["add", "remove", "save", "reopen", "merge"]))
+            if step == "add":
+                new = data.draw(more)
+                index.add(*arrays(new))
+                pairs += new
+            elif step == "remove":
+                gone = data.draw(st.lists(st.integers(0, 30), max_size=6))
+                index.remove(np.array(gone, np.int64))
+                pairs = [pair for pair in pairs if pair[1] not in gone]
+            elif step == "merge":
+                index.merge()
+            else:
+                index.save(directory)
+                if step == "reopen":
+                    index = BucketIndex.open(directory)
+            check(index, pairs, queries, ks=(1, 3, 40), radii=(0, 2))
+
+
+def test_figure_1_of_the_paper():
+    # An image with codes 010 and 101 is found from either; 000 is one bit from the first.
+    index = BucketIndex.build(pack([0b010, 0b101, 0b111], 3), np.array([0, 0, 1]), 3)
+    hits = index.search(pack([0b000, 0b101, 0b010], 3), 2)
+    np.testing.assert_array_equal(hits.item, [[0, 1], [0, 1], [0, 1]])
+    np.testing.assert_array_equal(hits.distance, [[1, 3], [0, 1], [0, 2]])
+    # From 000: 000, 001, 010, 100, 011, 101, 110, 111, of which three hold anything.
+    np.testing.assert_array_equal(hits.probed, [8, 3, 6])
+    np.testing.assert_array_equal(hits.nonempty, [3, 2, 2])
+
+
+@pytest.mark.parametrize("num_bits", [24, 64])
+def test_clusters_of_many_codes(num_bits):
+    """Large enough for all of it: lookups, stepwise reach, pruned rings, ties, threads."""
+    rng = np.random.default_rng(num_bits)
+    centres = rng.integers(0, 2**num_bits, 30, np.uint64)
+
+    def near(count):
+        flips = rng.random((count, num_bits)) < 0.04
+        words = flips @ (np.uint64(1) << np.arange(num_bits, dtype=np.uint64))
+        noise = rng.integers(0, 2**num_bits, count, np.uint64)
+        return np.where(rng.random(count) < 0.9, centres[rng.integers(0, 30, count)] ^ words, noise)
+
+    words, queries, item = near(40_000), near(200), np.sort(rng.integers(0, 27_000, 40_000))
+    codes, query_codes = pack(words, num_bits), pack(queries, num_bits)
+    index = BucketIndex.build(codes, item, num_bits)
+    for later in (False, True):
+        if later:
+            index.remove(item[::7])
+            index.add(codes[:999], item[:999])
+            keep = ~np.isin(item, item[::7])
+            words = np.concatenate([words[keep], words[:999]])
+            item = np.concatenate([item[keep], item[:999]])
+        for k in (1, 10, 300):
+            hits, alone = index.search(query_codes, k), index.search(query_codes, k, threads=1)
+            for one, two in zip(hits, alone, strict=True):
+                np.testing.assert_array_equal(one, two)
+            for m, query in enumerate(queries):
+                distance = np.bitwise_count(words ^ query).astype(np.int64)
+                nearest = np.full(27_000, 99)
+                np.minimum.at(nearest, item, distance)
+                order = np.lexsort((np.arange(27_000), nearest))[:k]
+                np.testing.assert_array_equal(hits.item[m], order)
+                np.testing.assert_array_equal(hits.distance[m], nearest[order])
+                ball = int(nearest[order[-1]])
+                codes_near = np.unique(words[distance <= ball])
+                masks = np.sort(codes_near[np.bitwise_count(codes_near ^ query) == ball] ^ query)
+                # Walk the last radius as Algorithm 1 does.
+                met, visited = set(np.flatnonzero(nearest < ball)), 0
+                for mask in masks:
+                    met |= set(item[words == query ^ mask])
+                    visited += 1
+                    if len(met) >= k:
+                        break
+                assert hits.nonempty[m] == len(codes_near) - len(masks) + visited
+                if m > 20:
+                    break
+
+
+def test_probed_passes_2_to_the_63():
+    index = BucketIndex.build(pack([2**64 - 1], 64), np.array([3]), 64)
+    hits = index.search(pack([0, 2**64 - 1], 64), 1)
+    assert hits.probed.tolist() == [2**64, 1]
+    assert index.search(pack([0], 64), 2).probed[0] == 2**64
+    assert index.search(pack([2**64 - 1], 64), 1).probed.dtype == np.int64
+
+
+def test_ball_size():
+    assert [ball_size(64, radius) for radius in (-1, 0, 1, 2, 64, 99)] == [
+        0, 1, 65, 2081, 2**64, 2**64
+    ]  # fmt: skip
+
+
+def test_equal_distances_come_in_item_order_wherever_the_items_lie():
+    # Items 9..0 each one bit from the query, in ten buckets; the first probed holds item 9.
+    index = BucketIndex.build(pack([1 << i for i in range(10)], 16), np.arange(9, -1, -1), 16)
+    hits = index.search(pack([0], 16), 3)
+    np.testing.assert_array_equal(hits.item, [[0, 1, 2]])
+    assert hits.probed[0] == 1 + 3
+
+
+def test_searches_beside_changes_see_one_state():
+    codes = pack(range(2000), 16)
+    index, stop, wrong = BucketIndex.build(codes, np.arange(2000), 16), threading.Event(), []
+
+    def search():
+        while not stop.is_set():
+            found = index.within(codes[:1], 16).item
+            if len(found) not in (2000, 2100):
+                wrong.append(len(found))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    for _ in range(20):
+        index.add(codes[:100], np.arange(5000, 5100))
+        index.merge()
+        index.remove(np.arange(5000, 5100))
+    stop.set()
+    thread.join()
+    assert not wrong
+
+
+def test_a_large_delta_is_merged(monkeypatch):
+    monkeypatch.setattr(index_module, "MERGE_FLOOR", 10)
+    index = BucketIndex.build(pack(range(8), 8), np.arange(8), 8)
+    for start in range(8, 40, 4):
+        index.add(pack(range(start, start + 4), 8), np.arange(start, start + 4))
+    assert len(index) == 40
+    assert len(index._state.base.items) > 8
+
+
+def test_from_file_and_its_refusals(tmp_path):
+    path = tmp_path / "codes.npz"
+    good = {
+        "codes": pack([1, 2], 12), "item": np.array([0, 1]), "num_bits": np.int64(12),
+        "format": np.str_("mch-codes/1"), "ids": np.array(["a", "b"]),
+    }  # fmt: skip
+    np.savez(path, **good)
+    np.testing.assert_array_equal(BucketIndex.from_file(path).search(pack([2], 12), 1).item, [[1]])
+    assert load_arrays(path, "ids")[0].tolist() == ["a", "b"]
+    for change, reason in (
+        ({"format": np.str_("other/1")}, "no array 'format' that says mch-codes/1"),
+        ({"codes": pack([1, 2], 32)}, "expected uint8 \\[n, 2\\] for 12 bits"),
+        ({"codes": pack([1, 2**14], 16)}, "padding must be 0"),
+        ({"item": np.array([0, -1])}, "from -1 to 0"),
+        ({"item": np.array([0])}, "one item a code"),
+    ):
+        np.savez(path, **{**good, **change})
+        with pytest.raises(ValueError, match=reason) as caught:
+            BucketIndex.from_file(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    for content in (b"", b"PK\x03\x04 no archive", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a codes file"):
+            BucketIndex.from_file(path)
+    with pytest.raises(ValueError, match="No such file"):
+        BucketIndex.from_file(tmp_path / "absent.npz")
+
+
+def test_wrong_arguments_are_named():
+    index = BucketIndex.build(pack([1, 2], 8), np.array([0, 1]), 8)
+    query = pack([1], 8)
+    for call, reason in (
+        (
+            lambda: BucketIndex.build(np.zeros((1, 9), np.uint8), np.array([0]), 65),
+            "num_bits is 65",
+        ),
+        (lambda: BucketIndex.build(query, np.array([2**32]), 8), "expected 0 to 4294967295"),
+        (lambda: BucketIndex.build(query, np.array([0.5]), 8), "expected integers"),
+        (lambda: index.search(query, 0), "k is 0"),
+        (lambda: index.within(query, -1), "radius is -1"),
+        (lambda: index.search(query[0], 1), "expected uint8 \\[n, 1\\]"),
+        (lambda: index.search(query.astype(np.int64), 1), "codes are int64"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            call()
+
+
+@pytest.mark.parametrize("num_bits", [32, 64])
+def test_faiss_both_ways(num_bits):
+    """Our codes in a FAISS index give our distances, and a FAISS index's codes ours."""
+    faiss = pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (500, num_bits // 8), np.uint8)
+    item = np.sort(rng.integers(0, 300, 500))
+    queries = codes[:20] ^ (rng.random((20, num_bits // 8)) < 0.1)
+    ours = BucketIndex.build(codes, item, num_bits)
+    flat = faiss.IndexBinaryFlat(num_bits)
+    flat.add(codes)
+    distance, row = flat.search(queries, 500)
+    for m in range(20):
+        nearest, first = np.unique(item[row[m]], return_index=True)
+        order = np.lexsort((nearest, distance[m, first]))[:10]
+        hits = ours.search(queries[m : m + 1], 10)
+        np.testing.assert_array_equal(hits.item[0], nearest[order])
+        np.testing.assert_array_equal(hits.distance[0], distance[m, first][order])
+    theirs = faiss.vector_to_array(flat.xb).reshape(flat.ntotal, flat.code_size)
+    again = BucketIndex.build(theirs, item, num_bits)
+    for one, two in zip(again.search(queries, 5), ours.search(queries, 5), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_all_pairs_of_short_codes():
+    """Every set of up to three codes of two bits, every query, every k."""
+    for codes in itertools.product(range(4), repeat=3):
+        pairs = list(zip(codes, (0, 1, 1), strict=True))
+        index = BucketIndex.build(pack(codes, 2), np.array([0, 1, 1]), 2)
+        check(index, pairs, range(4), ks=(1, 2, 3), radii=(0, 1, 2))

@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+NUM_BITS = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The codes of a run with three photos, the second with two codes."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "codes").mkdir()
+    write(run / "codes" / "database.npz", [0b0, 0b111, 0b1, 0b1111], [0, 1, 1, 2], "abc")
+    write(run / "query.npz", [0b0, 0b111], [0, 1], "xy")
+    return run
+
+
+def write(path, words, item, names, num_bits=NUM_BITS):
+    codes = np.array(words, "<u2")[:, None].view(np.uint8)
+    np.savez(
+        path, codes=codes, item=np.array(item), ids=np.array([f"{name}.jpg" for name in names]),
+        num_bits=np.int64(num_bits), format=np.str_("mch-codes/1"),
+    )  # fmt: skip
+
+
+def search(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "mch_jax.search", *arguments], capture_output=True, text=True
+    )
+
+
+def test_codes_to_json(run):
+    result = search(f"--run={run}", f"--codes={run / 'query.npz'}", "--k=2", "--json")
+    assert result.returncode == 0, result.stderr
+    first, second = json.loads(result.stdout)
+    assert first == {
+        "query": "x.jpg",
+        "probed": 2,
+        "nonempty": 2,
+        "hits": [
+            {"item": 0, "id": "a.jpg", "distance": 0},
+            {"item": 1, "id": "b.jpg", "distance": 1},
+        ],
+    }
+    assert [hit["id"] for hit in second["hits"]] == ["b.jpg", "c.jpg"]
+
+
+def test_codes_to_table_with_fewer_photos_than_asked_for(run):
+    result = search(f"--run={run}", f"--codes={run / 'query.npz'}", "--k=9")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "x.jpg  (4,096 buckets probed, 4 not empty)",
+        "  rank  bits  photo",
+        "     1     0  a.jpg",
+        "     2     1  b.jpg",
+        "     3     4  c.jpg",
+        "",
+        "y.jpg  (4,096 buckets probed, 4 not empty)",
+        "  rank  bits  photo",
+        "     1     0  b.jpg",
+        "     2     1  c.jpg",
+        "     3     3  a.jpg",
+    ]
+
+
+def test_codes_need_no_jax(run):
+    script = (
+        "import sys; sys.argv = sys.argv[1:]\n"
+        "from absl import flags; from mch_jax import search\n"
+        "flags.FLAGS(sys.argv); search.main([]); assert 'jax' not in sys.modules"
+    )
+    arguments = ["search", f"--run={run}", f"--codes={run / 'query.npz'}"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--codes={run}/query.npz"], "--run is missing"),
+        (["--run={run}"], "expected one of --image and --codes"),
+        (["--run={run}", "--codes=a", "--image=b"], "expected one of --image and --codes"),
+        (["--run={run}/absent", "--codes={run}/query.npz"], "absent/codes/database.npz is not"),
+        (["--run={run}", "--codes={run}/absent.npz"], "absent.npz is not a codes file"),
+        (["--run={run}", "--codes={run}/long.npz"], "has codes of 16 bits, the run's have 12"),
+        (["--run={run}", "--codes={run}/query.npz", "--k=0"], "k"),
+        (["--run={run}", "--image={run}/absent.jpg"], "absent.jpg"),
+        (["--run={run}", "--other=1"], "other"),
+    ],
+)
+def test_wrong_arguments_get_one_line(run, arguments, reason):
+    write(run / "long.npz", [1], [0], "x", num_bits=16)
+    result = search(*(argument.format(run=run) for argument in arguments))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert reason in result.stderr
