@@ -224,12 +224,15 @@ def live_size(offsets, items, dead, row):
 
 
 @kernel
-def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
+def probe(segment, first, query, num_bits, radius, state, found):
     """Looks up every code at exactly `radius`; returns `found`, appended to and perhaps larger.
 
     A found bucket is distance << ROW_BITS | first + row, where `first` tells the segments apart.
-    `state` is (reach, buckets within reach, buckets found, entries of buckets found by probing).
+    `state` is (reach, number of buckets within reach, number found).
     """
+    keys, table = segment.keys, segment.table
+    if keys.size == 0:
+        return found
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
     while True:
@@ -238,7 +241,6 @@ def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
             found = room(found, state[2], np.int64(1))
             found[state[2]] = (radius << ROW_BITS) | (first + row)
             state[2] += 1
-            state[3] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
         if flips == last:
             return found
         low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
@@ -578,30 +580,21 @@ def search(
     while slots < 4 * limit:
         slots *= 2
     seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 16, np.int64)
-    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
+    state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
     starts, groups = np.zeros(num_bits + 2, np.int64), np.zeros(num_bits + 2, np.int64)
     found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
     masks = np.empty(1024, np.uint64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
-    keys, offsets, table = base.keys, base.offsets, base.table
-    late_keys, late_offsets, late_table = delta.keys, delta.offsets, delta.table
     for m in turns:
         query, count, mask, radius = queries[m], ZERO, np.uint64(0), np.int64(-1)
         need, nonempty[m] = k + k // 2, 0
-        state[:] = 0
+        state[0], state[1], state[2] = -1, 0, 0
         while count < k:
             if radius < probe_radius:
                 radius += 1
                 state[0] = radius
-                found = probe(keys, offsets, table, ZERO, query, num_bits, radius, state, found)
-                if later.size:
-                    found = probe(
-                        late_keys, late_offsets, late_table, first, query, num_bits, radius,
-                        state, found,
-                    )  # fmt: skip
-                if state[3] < k and radius < num_bits:  # the k-th item lies farther
-                    count = state[3]
-                    continue
+                found = probe(base, ZERO, query, num_bits, radius, state, found)
+                found = probe(delta, first, query, num_bits, radius, state, found)
             else:
                 if radius == probe_radius:
                     order_pivots(base.pivots, query, order, starts)
@@ -615,8 +608,7 @@ def search(
                 state[:], hist[:] = 0, 0
                 state[0] = radius
                 found = collect(base, ZERO, query, num_bits, need, state, hist, found, order)
-                if later.size:
-                    found = collect(delta, first, query, num_bits, need, state, hist, found, later)
+                found = collect(delta, first, query, num_bits, need, state, hist, found, later)
             if state[2]:
                 grouped = by_distance(state, found, grouped, groups)
                 count, mask, nonempty[m], masks = rank(
@@ -690,6 +682,8 @@ def nearest_first(entries, starts, item, distance):
 def num_buckets(base, delta, state, found):
     """Returns the number of distinct codes among found buckets that have an item left."""
     first, count = base.keys.size, ZERO
+    if base.dead.size == 0 and delta.keys.size == 0:
+        return state[2]
     codes = np.empty(state[2], np.int64)
     for i in range(state[2]):
         row = found[i] & ROW_MASK
@@ -707,27 +701,21 @@ def within(base, delta, queries, num_bits, radius, probing):
     """Returns offsets [m + 1], item, distance and the non-empty buckets [m] within a radius."""
     bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
-    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
+    state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
     found, entries, spare = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
-    starts, first = np.empty(radius + 2, np.int64), base.keys.size
-    keys, offsets, items, table = base.keys, base.offsets, base.items, base.table
-    late_keys, late_offsets = delta.keys, delta.offsets
-    late_items, late_table = delta.items, delta.table
-    dead, none = base.dead, delta.dead
-    several = dead.size > 0 or late_keys.size > 0
+    starts, first = np.empty(num_bits + 2, np.int64), base.keys.size
+    offsets, items, dead = base.offsets, base.items, base.dead
+    late_offsets, late_items, none = delta.offsets, delta.items, delta.dead
     for m in range(queries.size):
         query, used, count = queries[m], bounds[m], ZERO
-        state[:] = 0
+        state[:], hist[:] = 0, 0
         if probing:
             for r in range(radius + 1):
-                found = probe(keys, offsets, table, ZERO, query, num_bits, r, state, found)
-                if later.size:
-                    found = probe(
-                        late_keys, late_offsets, late_table, first, query, num_bits, r, state, found
-                    )
+                found = probe(base, ZERO, query, num_bits, r, state, found)
+                found = probe(delta, first, query, num_bits, r, state, found)
         else:
-            hist[:], state[0] = 0, radius
+            state[0] = radius
             order_pivots(base.pivots, query, order, starts)
             order_pivots(delta.pivots, query, later, starts)
             found = collect(base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order)
@@ -740,13 +728,10 @@ def within(base, delta, queries, num_bits, radius, probing):
                 entries, count = take_entries(
                     late_offsets, late_items, none, row - first, far, entries, count
                 )
-        nonempty[m] = num_buckets(base, delta, state, found) if several else state[2]
-        bounds[m + 1] = used
-        if count == 0:
-            continue
+        nonempty[m] = num_buckets(base, delta, state, found)
+        spare = room(spare, ZERO, count)
         ordered = entries[:count]
         if state[2] > 1:
-            spare = room(spare, ZERO, count)
             ordered = radix_sort(ordered, spare[:count])
         item, distance = room(item, used, count), room(distance, used, count)
         bounds[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])
