@@ -46,9 +46,9 @@ MERGE_SHARE = 0.25  # of the base's codes: a larger delta is merged by `add`
 MERGE_FLOOR = 65536
 QUERIES_PER_TASK = 64
 
-# Measured: one lookup costs as much as reading so many codes, and the rings around a query hold
-# this share of all codes where radius 2 is enough (docs/search.md).
-PROBE_COST, RING_SHARE = 64, 1 / 32
+# Measured (docs/search.md): one lookup costs as much as reading so many codes, and the rings around
+# a query hold about this share of them. The C(q, 2) lookups of radius 2 never paid for themselves.
+PROBE_COST, RING_SHARE, MAX_PROBE_RADIUS = 64, 1 / 32, 1
 
 DTYPES = Segment(
     keys=np.uint64, offsets=np.uint32, items=np.uint32, pivots=np.uint64, rings=np.uint32,
@@ -438,7 +438,8 @@ def _turns(segment: Segment, queries: np.ndarray, num_bits: int) -> Int[np.ndarr
 def _probe_radius(segment: Segment, num_bits: int) -> int:
     """Returns up to which radius looking up codes costs less than reading rings; -1 for none."""
     radius, rings = -1, len(segment.keys) * RING_SHARE
-    while radius < num_bits and comb(num_bits, radius + 1) * PROBE_COST < rings:
+    most = min(MAX_PROBE_RADIUS, num_bits)
+    while radius < most and comb(num_bits, radius + 1) * PROBE_COST < rings:
         radius += 1
     return radius
 

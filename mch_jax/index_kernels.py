@@ -16,7 +16,7 @@ import numpy as np
 from numba.extending import intrinsic
 
 BLOCK = 256  # codes compared at a time before any is looked at alone
-NEAR = 7  # up to here reach grows stepwise; a query with nothing near is far from everything
+NEAR = 7  # up to here reach grows stepwise
 GROWTH = 3  # so many times the items are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
@@ -224,15 +224,12 @@ def live_size(offsets, items, dead, row):
 
 
 @kernel
-def probe(segment, first, query, num_bits, radius, state, found):
+def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
     """Looks up every code at exactly `radius`; returns `found`, appended to and perhaps larger.
 
     A found bucket is distance << ROW_BITS | first + row, where `first` tells the segments apart.
-    `state` is (reach, number of buckets within reach, number found).
+    `state` is (reach, buckets within reach, buckets found, entries of buckets found by probing).
     """
-    keys, table = segment.keys, segment.table
-    if keys.size == 0:
-        return found
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
     while True:
@@ -241,6 +238,7 @@ def probe(segment, first, query, num_bits, radius, state, found):
             found = room(found, state[2], np.int64(1))
             found[state[2]] = (radius << ROW_BITS) | (first + row)
             state[2] += 1
+            state[3] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
         if flips == last:
             return found
         low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
@@ -268,12 +266,11 @@ def hit_mask(codes, query, reach):
 
 
 @kernel
-def scan(segment, first, start, stop, query, need, state, hist, found):
+def scan(keys, first, start, stop, query, need, state, hist, found):
     """Adds the buckets of rows start..stop within reach; lowers it once `need` of them are in.
 
     `hist` counts the buckets per distance. Nothing but the keys is read.
     """
-    keys = segment.keys
     for begin in range(start, stop, BLOCK):
         end = min(begin + BLOCK, stop)
         if num_within(keys[begin:end], query, np.uint64(state[0])) == 0:
@@ -319,27 +316,27 @@ def collect(segment, first, query, num_bits, need, state, hist, found, order):
     delta - reach <= d(x, pivot) <= nearest + reach: the left by the triangle inequality, the right
     because x is no farther from its own pivot than from the query's nearest one.
     """
-    width = num_bits + 1
+    keys, all_rings, width = segment.keys, segment.rings, num_bits + 1
     for i in range(segment.pivots.size):
         delta, pivot = order[i] >> 32, order[i] & 0xFFFFFFFF
         nearest = order[0] >> 32
         low, high = max(0, delta - state[0]), min(num_bits, nearest + state[0])
         if low > high:
             break
-        rings = segment.rings[pivot * width : (pivot + 1) * width + 1]
+        rings = all_rings[pivot * width : (pivot + 1) * width + 1]
         if i == 0 and need < NO_LIMIT:  # outward, so that reach falls early
             for step in range(width):
                 if step > state[0]:
                     break
                 for ring in range(delta - step, delta + step + 1, max(1, 2 * step)):
-                    if 0 <= ring <= num_bits:
+                    if 0 <= ring <= num_bits and rings[ring] < rings[ring + 1]:
                         found = scan(
-                            segment, first, np.int64(rings[ring]), np.int64(rings[ring + 1]),
+ keys, first, np.int64(rings[ring]), np.int64(rings[ring + 1]),
                             query, need, state, hist, found,
                         )  # fmt: skip
             continue
         found = scan(
-            segment, first, np.int64(rings[low]), np.int64(rings[high + 1]),
+ keys, first, np.int64(rings[low]), np.int64(rings[high + 1]),
             query, need, state, hist, found,
         )  # fmt: skip
     return found
@@ -351,6 +348,7 @@ def collect(segment, first, query, num_bits, need, state, hist, found, order):
 @kernel
 def by_distance(state, found, grouped, starts):
     """Counting sort of the found buckets within reach by distance; returns `grouped`, rows only."""
+    starts = starts[: state[0] + 2]
     starts[:] = 0
     for i in range(state[2]):
         distance = found[i] >> ROW_BITS
@@ -559,9 +557,12 @@ def mask_rank(mask, binomials):
 
 
 @kernel
-def next_reach(radius, count, k, num_bits):
-    """Returns how far to look after only `count` items were found within `radius`."""
-    if radius < 0 or radius >= NEAR or (radius > 1 and count == 0):
+def next_reach(radius, count, nearest, k, num_bits):
+    """Returns how far to look after only `count` items were found within `radius`.
+
+    A query with nothing near, far even from its nearest pivot, is far from everything.
+    """
+    if radius < 0 or radius >= NEAR or (count == 0 and (radius > 1 or nearest > num_bits // 6)):
         return num_bits
     radius, expected = radius + 1, GROWTH * max(1, count)
     while expected < k:
@@ -580,21 +581,31 @@ def search(
     while slots < 4 * limit:
         slots *= 2
     seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 16, np.int64)
-    state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
+    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
     starts, groups = np.zeros(num_bits + 2, np.int64), np.zeros(num_bits + 2, np.int64)
     found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
     masks = np.empty(1024, np.uint64)
-    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    order = np.zeros(base.pivots.size + 1, np.int64)
+    later = np.empty(delta.pivots.size, np.int64)
+    keys, offsets, table = base.keys, base.offsets, base.table
+    late_keys, late_offsets, late_table = delta.keys, delta.offsets, delta.table
     for m in turns:
         query, count, mask, radius = queries[m], ZERO, np.uint64(0), np.int64(-1)
         need, nonempty[m] = k + k // 2, 0
-        state[0], state[1], state[2] = -1, 0, 0
+        state[:] = 0
         while count < k:
             if radius < probe_radius:
                 radius += 1
                 state[0] = radius
-                found = probe(base, ZERO, query, num_bits, radius, state, found)
-                found = probe(delta, first, query, num_bits, radius, state, found)
+                found = probe(keys, offsets, table, ZERO, query, num_bits, radius, state, found)
+                if later.size:
+                    found = probe(
+                        late_keys, late_offsets, late_table, first, query, num_bits, radius,
+                        state, found,
+                    )  # fmt: skip
+                if state[3] < k and radius < num_bits:  # the k-th item lies farther
+                    count = state[3]
+                    continue
             else:
                 if radius == probe_radius:
                     order_pivots(base.pivots, query, order, starts)
@@ -604,11 +615,12 @@ def search(
                 elif radius == num_bits:
                     break
                 else:
-                    radius = next_reach(radius, count, k, num_bits)
+                    radius = next_reach(radius, count, order[0] >> 32, k, num_bits)
                 state[:], hist[:] = 0, 0
                 state[0] = radius
                 found = collect(base, ZERO, query, num_bits, need, state, hist, found, order)
-                found = collect(delta, first, query, num_bits, need, state, hist, found, later)
+                if later.size:
+                    found = collect(delta, first, query, num_bits, need, state, hist, found, later)
             if state[2]:
                 grouped = by_distance(state, found, grouped, groups)
                 count, mask, nonempty[m], masks = rank(
@@ -682,8 +694,6 @@ def nearest_first(entries, starts, item, distance):
 def num_buckets(base, delta, state, found):
     """Returns the number of distinct codes among found buckets that have an item left."""
     first, count = base.keys.size, ZERO
-    if base.dead.size == 0 and delta.keys.size == 0:
-        return state[2]
     codes = np.empty(state[2], np.int64)
     for i in range(state[2]):
         row = found[i] & ROW_MASK
@@ -701,25 +711,40 @@ def within(base, delta, queries, num_bits, radius, probing):
     """Returns offsets [m + 1], item, distance and the non-empty buckets [m] within a radius."""
     bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
-    state, hist = np.zeros(3, np.int64), np.zeros(num_bits + 1, np.int64)
+    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
     found, entries, spare = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
-    starts, first = np.empty(num_bits + 2, np.int64), base.keys.size
-    offsets, items, dead = base.offsets, base.items, base.dead
-    late_offsets, late_items, none = delta.offsets, delta.items, delta.dead
+    places, starts = np.empty(num_bits + 2, np.int64), np.empty(radius + 2, np.int64)
+    first = base.keys.size
+    keys, offsets, items, table = base.keys, base.offsets, base.items, base.table
+    late_keys, late_offsets = delta.keys, delta.offsets
+    late_items, late_table = delta.items, delta.table
+    dead, none = base.dead, delta.dead
+    several = dead.size > 0 or late_keys.size > 0
     for m in range(queries.size):
         query, used, count = queries[m], bounds[m], ZERO
-        state[:], hist[:] = 0, 0
+        state[:] = 0
         if probing:
             for r in range(radius + 1):
-                found = probe(base, ZERO, query, num_bits, r, state, found)
-                found = probe(delta, first, query, num_bits, r, state, found)
+                found = probe(keys, offsets, table, ZERO, query, num_bits, r, state, found)
+                if later.size:
+                    found = probe(
+                        late_keys, late_offsets, late_table, first, query, num_bits, r, state, found
+                    )
         else:
-            state[0] = radius
-            order_pivots(base.pivots, query, order, starts)
-            order_pivots(delta.pivots, query, later, starts)
+            hist[:], state[0] = 0, radius
+            order_pivots(base.pivots, query, order, places)
+            order_pivots(delta.pivots, query, later, places)
             found = collect(base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order)
             found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, later)
+        if state[2] == 1 and not several:  # radius 0, mostly: one bucket, as it lies
+            row, far = found[0] & ROW_MASK, found[0] >> ROW_BITS
+            start, count = np.int64(offsets[row]), np.int64(offsets[row + 1] - offsets[row])
+            item, distance = room(item, used, count), room(distance, used, count)
+            for i in range(count):
+                item[used + i], distance[used + i] = items[start + i], far
+            bounds[m + 1], nonempty[m] = used + count, 1
+            continue
         for i in range(state[2]):
             row, far = found[i] & ROW_MASK, found[i] >> ROW_BITS
             if row < first:
@@ -728,10 +753,13 @@ def within(base, delta, queries, num_bits, radius, probing):
                 entries, count = take_entries(
                     late_offsets, late_items, none, row - first, far, entries, count
                 )
-        nonempty[m] = num_buckets(base, delta, state, found)
-        spare = room(spare, ZERO, count)
+        nonempty[m] = num_buckets(base, delta, state, found) if several else state[2]
+        bounds[m + 1] = used
+        if count == 0:
+            continue
         ordered = entries[:count]
         if state[2] > 1:
+            spare = room(spare, ZERO, count)
             ordered = radix_sort(ordered, spare[:count])
         item, distance = room(item, used, count), room(distance, used, count)
         bounds[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])

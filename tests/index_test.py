@@ -150,8 +150,9 @@ def test_figure_1_of_the_paper():
 
 
 @pytest.mark.parametrize("num_bits", [24, 64])
-def test_clusters_of_many_codes(num_bits):
+def test_clusters_of_many_codes(num_bits, monkeypatch):
     """Large enough for all of it: lookups, stepwise reach, pruned rings, ties, threads."""
+    monkeypatch.setattr(index_module, "RING_SHARE", 1)  # looks up radius 1 too
     rng = np.random.default_rng(num_bits)
     centres = rng.integers(0, 2**num_bits, 30, np.uint64)
 

@@ -1,0 +1,372 @@
+"""Speed and memory of the bucket index against every FAISS index of binary codes.
+
+python bench/index.py [--sizes=117218,1000000,10000000] [--codes=codes/database.npz] [--k=10]
+
+Codes: 80 random centres of 64 bits (popularity falls as rank^-0.7), each code a centre with 5 % of
+its bits flipped, 10 % of the codes uniform noise; 1 to 3 codes an image, 1.5 on average. Queries
+are drawn alike. One thread. The engines take turns, round after round, on the same batch of
+queries; the time is the median of the rounds, in microseconds of CPU a query (`time.thread_time`),
+which other work on the machine disturbs least. Every list of k distances of the first 50 queries is
+compared with exhaustive search over distinct images. FAISS knows no images: it is asked for as many
+codes as k images can have, and the time to drop repeats is not charged to it. Bytes are those of
+our arrays, and what the process grows by while FAISS adds the codes.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import matplotlib as mpl
+import numpy as np
+
+from mch_jax import index as index_module
+from mch_jax.index import BucketIndex, load_arrays
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+OURS, FLAT = "mch_jax BucketIndex", "FAISS IndexBinaryFlat"
+CHECKED = 50  # queries whose answers are compared with exhaustive search
+
+
+def clustered_codes(num_images, num_queries, num_bits=64, flips=0.05, noise=0.1, seed=0):
+    """Returns codes uint8 [c, bytes], item int64 [c] and query codes."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**num_bits, 80, np.uint64)
+    popularity = np.arange(1, 81) ** -0.7
+    popularity /= popularity.sum()
+
+    def draw(count):
+        words = centres[rng.choice(80, count, p=popularity)]
+        for bit in range(num_bits):
+            flip = rng.random(count, np.float32) < flips
+            words ^= flip.astype(np.uint64) << np.uint64(bit)
+        is_noise = rng.random(count) < noise
+        words[is_noise] = rng.integers(0, 2**num_bits, is_noise.sum(), np.uint64)
+        return words.view(np.uint8).reshape(-1, 8)[:, : num_bits // 8].copy()
+
+    item = np.repeat(np.arange(num_images), rng.choice(3, num_images, p=[0.6, 0.3, 0.1]) + 1)
+    return draw(len(item)), item, draw(num_queries)
+
+
+def binary_hash(num_bits, bits, flips):
+    """Returns a FAISS IndexBinaryHash that looks up to `flips` bits away in the first `bits`."""
+    index = faiss.IndexBinaryHash(num_bits, bits)
+    index.nflip = flips
+    return index
+
+
+def multi_hash(num_bits, flips):
+    """Returns FAISS's multi-index hashing with substrings of 16 bits."""
+    index = faiss.IndexBinaryMultiHash(num_bits, num_bits // 16, 16)
+    index.nflip = flips
+    return index
+
+
+def inverted(num_bits):
+    """Returns a FAISS IndexBinaryIVF of 256 lists, of which 8 are read."""
+    index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(num_bits), num_bits, 256)
+    index.nprobe = 8
+    return index
+
+
+def engines(num_bits, num_codes):
+    """Returns what makes each FAISS index, without those that take minutes at this size."""
+    every = {
+        FLAT: (faiss.IndexBinaryFlat, None),
+        "FAISS IndexBinaryHash b=16 nflip=2": (lambda q: binary_hash(q, 16, 2), None),
+        f"FAISS IndexBinaryHash b={num_bits} nflip=1": (lambda q: binary_hash(q, q, 1), 2e6),
+        "FAISS IndexBinaryMultiHash nflip=1": (lambda q: multi_hash(q, 1), 2e6),
+        "FAISS IndexBinaryIVF 8/256": (inverted, 2e6),
+        "FAISS IndexBinaryHNSW": (lambda q: faiss.IndexBinaryHNSW(q, 16), 2e5),
+    }
+    fits = {name: make for name, (make, most) in every.items() if not most or num_codes <= most}
+    return {name: make for name, make in fits.items() if num_bits >= 32 or "Multi" not in name}
+
+
+def resident():
+    """Returns the bytes of memory this process holds, freed memory given back first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def rounds(calls, repeats=5):
+    """Returns the median seconds of CPU of each call, called in turns."""
+    spent = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.thread_time()
+            call()
+            spent[name].append(time.thread_time() - start)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def distinct_distances(distance, row, item, k):
+    """Returns the k smallest distances of distinct items among FAISS's answers; misses are -1."""
+    nearest = {}
+    for d, r in zip(distance, row, strict=True):
+        if r >= 0:
+            nearest[int(item[r])] = min(int(d), nearest.get(int(item[r]), int(d)))
+    found = sorted(nearest.values())[:k]
+    return found + [-1] * (k - len(found))
+
+
+def exhaustive(codes, item, queries, k):
+    """Returns the k smallest distances of distinct items by exhaustive search."""
+    words, starts = as_words(codes), np.flatnonzero(np.diff(item, prepend=-1))
+    nearest = (
+        np.minimum.reduceat(np.bitwise_count(words ^ query), starts) for query in as_words(queries)
+    )
+    return [np.sort(np.partition(near, k - 1)[:k]).astype(int).tolist() for near in nearest]
+
+
+def as_words(codes):
+    """Returns codes as uint64."""
+    wide = np.zeros((len(codes), 8), np.uint8)
+    wide[:, : codes.shape[1]] = codes
+    return wide.view(np.uint64)[:, 0]
+
+
+def compare(ours, codes, item, queries, k, build):
+    """Returns a row an engine: time, exact answers, bytes a code, seconds to build; and FAISS's."""
+    num_bits = 8 * codes.shape[1]  # FAISS takes whole bytes; the padding makes no difference
+    few = queries[: max(CHECKED, min(len(queries), int(2e8 / len(codes))))]
+    most = k * int(np.bincount(item).max())
+    truth = exhaustive(codes, item, few[:CHECKED], k)
+    rows = [{"engine": OURS, "build": build, "bytes": ours.nbytes / len(codes)}]
+    calls = {OURS: lambda: ours.search(queries, k, threads=1)}
+    answers, indexes = {OURS: ours.search(few[:CHECKED], k).distance.tolist()}, {}
+    for name, make in engines(num_bits, len(codes)).items():
+        before, start = resident(), time.perf_counter()
+        index = indexes[name] = make(num_bits)
+        if not index.is_trained:
+            index.train(codes)
+        index.add(codes)
+        build = time.perf_counter() - start
+        growth = max(resident() - before, 0) / len(codes)
+        rows.append({"engine": name, "build": build, "bytes": growth})
+        calls[name] = lambda index=index: index.search(few, most)
+        found = index.search(few[:CHECKED], most)
+        answers[name] = [distinct_distances(*pair, item, k) for pair in zip(*found, strict=True)]
+    spent = rounds(calls)
+    for row in rows:
+        name = row["engine"]
+        row["us"] = 1e6 * spent[name] / len(queries if name == OURS else few)
+        row["exact"] = float(np.mean([a == b for a, b in zip(answers[name], truth, strict=True)]))
+    return rows, indexes
+
+
+def radii(ours, codes, queries, indexes):
+    """Returns microseconds of CPU for everything within radius 0, 1 and 2, ours and FAISS's."""
+    num_bits = 8 * codes.shape[1]
+    theirs = indexes.get(f"FAISS IndexBinaryHash b={num_bits} nflip=1")
+    if theirs is None:
+        theirs = binary_hash(num_bits, num_bits, 0)
+        theirs.add(codes)
+    result = []
+    for radius in range(3):
+        theirs.nflip = radius
+        few = queries[: len(queries) if len(codes) < 5e6 or radius == 0 else 100]
+        calls = {
+            "ours": lambda radius=radius, few=few: ours.within(few, radius, threads=1),
+            "faiss": lambda radius=radius, few=few: theirs.range_search(few, radius + 1),
+        }
+        spent = {name: 1e6 * seconds / len(few) for name, seconds in rounds(calls).items()}
+        result.append({"radius": radius, **spent})
+    return result
+
+
+def single_query(ours, queries, k):
+    """Returns median microseconds by the clock of one call from Python, and of its kernel."""
+    spent, inside = [], []
+    kernel = index_module.index_kernels.search
+
+    def clocked(*arguments):
+        start = time.perf_counter()
+        kernel(*arguments)
+        inside.append(time.perf_counter() - start)
+
+    index_module.index_kernels.search = clocked
+    for m in range(len(queries)):
+        start = time.perf_counter()
+        ours.search(queries[m : m + 1], k)
+        spent.append(time.perf_counter() - start)
+    index_module.index_kernels.search = kernel
+    return 1e6 * statistics.median(spent), 1e6 * statistics.median(inside)
+
+
+def opening(ours):
+    """Returns milliseconds to open a saved index, checksums verified and not."""
+    result = []
+    with tempfile.TemporaryDirectory(dir=RESULTS) as directory:
+        ours.save(directory)
+        for verify in (True, False):
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                BucketIndex.open(directory, verify)
+                times.append(time.perf_counter() - start)
+            result.append(1e3 * statistics.median(times))
+    return result
+
+
+def threads(ours, queries, k):
+    """Returns how many times faster two threads answer a batch than one, by the clock."""
+    many, best = np.tile(queries, (4, 1)), {1: np.inf, 2: np.inf}
+    for _ in range(7):
+        for count in best:
+            start = time.perf_counter()
+            ours.search(many, k, threads=count)
+            best[count] = min(best[count], time.perf_counter() - start)
+    return best[1] / best[2]
+
+
+def worst_case(num_codes=1_500_000):
+    """Returns microseconds of CPU on uniform random codes: ours, a plain scan, IndexBinaryFlat."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (num_codes, 8), np.uint8)
+    queries = rng.integers(0, 256, (100, 8), np.uint8)
+    ours, flat = BucketIndex.build(codes, np.arange(num_codes), 64), faiss.IndexBinaryFlat(64)
+    flat.add(codes)
+    scan = BucketIndex(64, ours._state._replace(base=one_pivot(ours._state.base)))
+    calls = {
+        "ours": lambda: ours.search(queries, 10, threads=1),
+        "scan": lambda: scan.search(queries, 10, threads=1),
+        "flat": lambda: flat.search(queries, 10),
+    }
+    spent = rounds(calls, 25)
+    return {name: 1e6 * seconds / len(queries) for name, seconds in spent.items()}
+
+
+def one_pivot(segment):
+    """Returns the segment with all codes in one ring of one pivot, so that nothing is pruned."""
+    rings = np.full(66, len(segment.keys), np.uint32)
+    rings[:33] = 0
+    return segment._replace(pivots=segment.pivots[:1].copy(), rings=rings)
+
+
+def measure(title, codes, item, queries, num_bits, k):
+    """Returns the measurements of one set of codes."""
+    BucketIndex.build(codes[:100], item[:100], num_bits).search(queries[:100], 1)  # compiles
+    start = time.perf_counter()
+    ours = BucketIndex.build(codes, item, num_bits)
+    build = time.perf_counter() - start
+    print(f"{title}: {len(codes):,} codes, built in {build:.1f} s", flush=True)
+    record = {"title": title, "codes": len(codes), "images": len(np.unique(item)), "k": k}
+    record["engines"], indexes = compare(ours, codes, item, queries, k, build)
+    record["us_per_call"], record["us_per_kernel"] = single_query(ours, queries[:500], k)
+    record["open_ms"], record["open_unverified_ms"] = opening(ours)
+    record["two_threads"] = threads(ours, queries, k)
+    record["within"] = radii(ours, codes, queries, indexes)
+    return record
+
+
+def markdown(records, worst):
+    """Returns the tables."""
+    lines = ["# The bucket index against FAISS", "", __doc__.split("\n\n", 2)[2].strip(), ""]
+    lines += [f"{platform.machine()}, {os.cpu_count()} cores, FAISS {faiss.__version__}.", ""]
+    for record in records:
+        us = {row["engine"]: row["us"] for row in record["engines"]}
+        lines += [
+            f"## {record['title']}: {record['images']:,} images, {record['codes']:,} codes, "
+            f"k = {record['k']}",
+            "",
+            "| engine | CPU us a query | exact answers | bytes a code | build s | Flat / it |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {row['engine']} | {row['us']:.1f} | {row['exact']:.0%} | {row['bytes']:.1f} | "
+            f"{row['build']:.1f} | {us[FLAT] / row['us']:.1f} |"
+            for row in record["engines"]
+        ]
+        within = ", ".join(
+            f"radius {row['radius']} {row['ours']:.2f} ({row['faiss']:.2f})"
+            for row in record["within"]
+        )
+        lines += [
+            "",
+            f"- One call from Python, by the clock: {record['us_per_call']:.1f} us, of which "
+            f"the kernel {record['us_per_kernel']:.1f}.",
+            f"- Two threads: {record['two_threads']:.2f} times as fast as one.",
+            f"- Opening a saved index: {record['open_ms']:.1f} ms with checksums, "
+            f"{record['open_unverified_ms']:.1f} without.",
+            "- Everything within a radius, CPU us a query, in brackets FAISS IndexBinaryHash over "
+            f"all bits, which repeats images: {within}.",
+            "",
+        ]
+    lines += [
+        "## Worst case: 1,500,000 uniform random codes of 64 bits, k = 10",
+        "",
+        f"CPU us a query: {worst['ours']:.0f}; the same with one pivot, that is a plain scan, "
+        f"{worst['scan']:.0f}; FAISS IndexBinaryFlat {worst['flat']:.0f}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def figure(records, path):
+    """Draws time a query against the number of codes, with shares of exact answers."""
+    plot, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    records = [record for record in records if record["title"] == "synthetic"]
+    names = dict.fromkeys(row["engine"] for record in records for row in record["engines"])
+    for name, marker in zip(names, "os^vDPX", strict=False):
+        codes, us, exact = zip(
+            *(
+                (record["codes"], row["us"], f"{100 * row['exact']:.0f}")
+                for record in records
+                for row in record["engines"]
+                if row["engine"] == name
+            ),
+            strict=True,
+        )
+        style = {"color": "black", "linewidth": 2.5, "zorder": 3} if name == OURS else {}
+        label = f"{name}\n{', '.join(exact)} % exact"
+        axes.loglog(codes, us, marker=marker, label=label, **style)
+    axes.set_xlabel("codes (1.5 an image, 64 bits)")
+    axes.set_ylabel("CPU microseconds a query, one thread")
+    axes.set_title(f"{records[0]['k']} nearest images; share of exact answers at each size")
+    axes.grid(which="major", alpha=0.3)
+    plot.legend(fontsize=8, loc="outside right upper")
+    plot.savefig(path, dpi=150)
+    plt.close(plot)
+
+
+def main():
+    """Measures, prints and writes results/index.json, .md and .png beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", default="117218,1000000,10000000", help="numbers of images")
+    parser.add_argument("--codes", help="a codes file to measure too, its own codes as queries")
+    parser.add_argument("--k", type=int, default=10)
+    arguments = parser.parse_args()
+    faiss.omp_set_num_threads(1)
+    RESULTS.mkdir(exist_ok=True)
+    records, worst = [], worst_case()
+    for size in map(int, arguments.sizes.split(",")):
+        codes, item, queries = clustered_codes(size, 1000)
+        records.append(measure("synthetic", codes, item, queries, 64, arguments.k))
+    if arguments.codes:
+        codes, item, num_bits = load_arrays(arguments.codes, "codes", "item", "num_bits")
+        queries = codes[np.random.default_rng(0).choice(len(codes), 1000)]
+        records.append(measure("real", codes, item, queries, int(num_bits), arguments.k))
+    results = json.dumps({"records": records, "worst_case": worst}, indent=1)
+    (RESULTS / "index.json").write_text(results + "\n")
+    (RESULTS / "index.md").write_text(markdown(records, worst))
+    figure(records, RESULTS / "index.png")
+    print(markdown(records, worst))
+
+
+if __name__ == "__main__":
+    main()
