@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from mch_jax import agent, checkpoint, codes, data, logs, methods, objective, regions
+from mch_jax import agent, checkpoint, codes, data, logs, methods, objective, parallel, regions
 from mch_jax.models import AlexNet, Policy
 from mch_jax.run import Run
 
@@ -200,7 +200,7 @@ def _encode_block(run: Run, encoder: Encoder, rows: np.ndarray, size: int):
         call = encoder.encode_conv
     for batch in inputs:
         count = len(batch)
-        batch = np.pad(batch, [(0, size - count)] + [(0, 0)] * (batch.ndim - 1))
+        batch = parallel.pad_to_multiple(batch, size)
         yield tuple(x[:count] for x in call(batch))
 
 

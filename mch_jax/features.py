@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mch_jax import data, logs, regions
+from mch_jax import data, logs, parallel, regions
 from mch_jax.checkpoint import write_json
 from mch_jax.models import AlexNet
 
@@ -111,8 +111,7 @@ def cached(
     total = -(-len(rows) // batch_size)
     for batch in logs.progress(batches, total, f"features of {title}", done // batch_size):
         images, count = batch["image"], len(batch["image"])
-        images = np.pad(images, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
-        images = jnp.asarray(images)
+        images = jnp.asarray(parallel.pad_to_multiple(images, batch_size))
         block = slice(done, done + count)
         # All views are under way before the first is fetched.
         parts = [

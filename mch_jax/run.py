@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mch_jax import checkpoint, data, features, logs, methods, pairs, regions
+from mch_jax import checkpoint, data, features, logs, methods, pairs, parallel, regions
 from mch_jax.codes import Encoding
 from mch_jax.models import AlexNet
 from mch_jax.objective import Objective
@@ -56,6 +56,13 @@ class Run:
     def labels(self) -> np.ndarray:
         """Packed labels of every photo."""
         return pairs.pack_labels(self.dataset.labels)
+
+    @functools.cached_property
+    def train_place(self) -> np.ndarray:
+        """Place in the training set of each row; 0 for rows outside it."""
+        place = np.zeros(len(self.dataset.ids), np.int64)
+        place[self.dataset.train] = np.arange(len(self.dataset.train))
+        return place
 
     @functools.cached_property
     def similar_fraction(self) -> float:
@@ -105,10 +112,7 @@ class Run:
         params = jax.device_put(self.needed_params(params))
         for batch in self._whole_batches(index, size):
             count = len(next(iter(batch.values())))
-            batch = {
-                k: np.pad(v, [(0, size - count)] + [(0, 0)] * (v.ndim - 1))
-                for k, v in batch.items()
-            }
+            batch = {k: parallel.pad_to_multiple(v, size) for k, v in batch.items()}
             if "image" in batch:
                 whole = jnp.tile(jnp.asarray(regions.WHOLE)[None], (size, 1))
                 batch = {"image": _resized(batch["image"], whole, self.config.model.input_size)}

@@ -163,14 +163,12 @@ def batches(run: Run, whole: codes.Encoding, start_step: int) -> Iterator[dict[s
     """
     config = run.config
     size = config.agent.batch_size
-    place = np.zeros(len(run.dataset.ids), np.int64)
-    place[run.dataset.train] = np.arange(len(run.dataset.train))
     if config.base.train_conv:
         photos = data.batches(
             run.dataset, run.dataset.train, config.dataset.image_size, size,
             seed=config.seed + 1, start_step=start_step,
         )  # fmt: skip
-        inputs = ((place[batch["row"]], {"image": batch["image"]}) for batch in photos)
+        inputs = ((run.train_place[batch["row"]], {"image": batch["image"]}) for batch in photos)
     else:
         inputs = view_batches(run, start_step)
     for index, batch in inputs:

@@ -167,8 +167,6 @@ def image_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of photos as uint8; crops are made on the device."""
     config = run.config
-    place = np.zeros(len(run.dataset.ids), np.int64)
-    place[run.dataset.train] = np.arange(len(run.dataset.train))
     for batch in data.batches(
         run.dataset,
         run.dataset.train[index],
@@ -178,7 +176,8 @@ def image_batches(
         start_step=start_step,
     ):
         row = batch["row"]
-        yield {"image": batch["image"], "labels": run.labels[row], "row": row, "index": place[row]}
+        place = run.train_place[row]
+        yield {"image": batch["image"], "labels": run.labels[row], "row": row, "index": place}
 
 
 def check_batch(run: Run) -> None:
