@@ -1,0 +1,167 @@
+"""The audit that every data set passes before a run."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from mch_jax.data.dataset import SPLITS, Dataset
+
+
+def _check_splits(dataset: Dataset) -> None:
+    """Raises ValueError unless the names and the rows of the splits are as Dataset promises."""
+    n = len(dataset.ids)
+    names, counts = np.unique(dataset.ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"{dataset.name}: {(counts > 1).sum()} photos are listed twice, "
+            f"'{names[counts > 1][0]}' first; list each once"
+        )
+    for split in SPLITS:
+        rows = getattr(dataset, split)
+        if not len(rows):
+            raise ValueError(f"{dataset.name}: the {split} split is empty, expected a photo")
+        if rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
+            raise ValueError(f"{dataset.name}: {split} rows repeat or lie outside 0 to {n - 1}")
+    shared = np.intersect1d(dataset.query, dataset.database)
+    if len(shared):
+        raise ValueError(
+            f"{dataset.name}: {len(shared)} queries are also in the database, "
+            f"'{dataset.ids[shared[0]]}' first; remove them from one of the two"
+        )
+    outside = np.setdiff1d(dataset.train, dataset.database)
+    if len(outside):
+        raise ValueError(
+            f"{dataset.name}: {len(outside)} training photos are not in the database, "
+            f"'{dataset.ids[outside[0]]}' first; add them to the database"
+        )
+
+
+def _check_labels(dataset: Dataset) -> None:
+    expected = (len(dataset.ids), len(dataset.classes))
+    if dataset.labels.shape != expected:
+        raise ValueError(
+            f"{dataset.name}: labels have the shape {dataset.labels.shape}, expected {expected}: "
+            "a row for each photo, a column for each class"
+        )
+    if dataset.labels.max(initial=0) > 1:
+        raise ValueError(f"{dataset.name}: label {dataset.labels.max()}, expected 0 or 1")
+
+
+def _open_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
+    """Decodes every photo; returns their sizes and, by row, what is wrong with damaged ones."""
+
+    def check(row: int) -> tuple[int, int] | str:
+        try:
+            height, width, _ = dataset.read(row).shape
+        except ValueError as error:
+            return str(error)
+        return width, height
+
+    with futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="audit") as pool:
+        found = list(pool.map(check, range(len(dataset.ids))))
+    damaged = {row: result for row, result in enumerate(found) if isinstance(result, str)}
+    sizes = np.array([(0, 0) if isinstance(size, str) else size for size in found], np.int32)
+    return sizes, damaged
+
+
+def _read_kept(read: Callable[[int], np.ndarray], kept: np.ndarray, row: int) -> np.ndarray:
+    return read(int(kept[row]))
+
+
+def _drop(dataset: Dataset, rows: Iterable[int]) -> Dataset:
+    """Returns the data set without some rows; the others move up."""
+    keep = np.ones(len(dataset.ids), bool)
+    keep[list(rows)] = False
+    moved = np.cumsum(keep) - 1
+    splits = {name: getattr(dataset, name) for name in SPLITS}
+    return dataclasses.replace(
+        dataset,
+        ids=dataset.ids[keep],
+        labels=dataset.labels[keep],
+        sizes=dataset.sizes[keep],
+        read=functools.partial(_read_kept, dataset.read, np.flatnonzero(keep)),
+        **{name: moved[rows[keep[rows]]] for name, rows in splits.items()},
+    )
+
+
+def _chance(dataset: Dataset) -> dict[str, Any]:
+    """Counts relevant pairs: what a ranking at random achieves, over queries with any."""
+    database = dataset.labels[dataset.database].astype(np.float32)
+    step = max(1, 2**24 // len(database))
+    queries = dataset.labels[dataset.query].astype(np.float32)
+    relevant = np.concatenate(
+        [
+            np.count_nonzero(queries[start : start + step] @ database.T, axis=1)
+            for start in range(0, len(queries), step)
+        ]
+    )
+    some = relevant[relevant > 0]
+    n = len(database)
+    # The k-th of n places, held by a relevant item, has on average (r - 1) (k - 1) / (n - 1)
+    # relevant ones before it.
+    before = (some - 1) / max(n - 1, 1)
+    harmonic = (1 / np.arange(1, n + 1)).sum() / n
+    expected = before + harmonic * (1 - before)
+    return {
+        "queries_without_relevant": int((relevant == 0).sum()),
+        "relevant_share": float(some.mean() / n) if len(some) else 0.0,
+        "chance_map": float(expected.mean()) if len(some) else 0.0,
+    }
+
+
+def audit(dataset: Dataset, on_damaged: str = "refuse") -> tuple[Dataset, dict[str, Any]]:
+    """Checks a data set as a whole and decodes every photo once.
+
+    Args:
+      dataset: what a reader returned.
+      on_damaged: `refuse` raises for photos that don't decode, `skip` drops them from all splits.
+
+    Returns:
+      The data set with `sizes` filled in, and the counts as a dict of plain numbers, strings and
+      lists: name, n, queries, database, train, classes, damaged (names), reasons (what was wrong
+      with each), unlabelled (photos without a label), labels_per_photo, per_class (photos by
+      class), queries_without_relevant, relevant_share (mean share of the database that shares a
+      label with a query) and chance_map (expected average precision of a ranking at random), the
+      last two over the queries that have a relevant photo.
+
+    Raises:
+      ValueError: a query is in the database, a training photo is not, a split is empty, a name
+        occurs twice, labels aren't 0 or 1 or have a wrong shape, or a photo is damaged.
+    """
+    if on_damaged not in ("refuse", "skip"):
+        raise ValueError(f"on_damaged is '{on_damaged}', expected refuse or skip")
+    _check_labels(dataset)
+    _check_splits(dataset)
+    sizes, damaged = _open_all(dataset)
+    if damaged and on_damaged == "refuse":
+        raise ValueError(
+            f"{dataset.name}: {len(damaged)} of {len(sizes)} photos are damaged, first: "
+            f"{next(iter(damaged.values()))}; mend or remove them, or set on_damaged to skip"
+        )
+    names = [str(dataset.ids[row]) for row in damaged]
+    dataset = dataclasses.replace(dataset, sizes=sizes)
+    if damaged:
+        dataset = _drop(dataset, damaged)
+        _check_splits(dataset)
+    counts = {
+        "name": dataset.name,
+        "n": len(dataset.ids),
+        "queries": len(dataset.query),
+        "database": len(dataset.database),
+        "train": len(dataset.train),
+        "classes": len(dataset.classes),
+        "damaged": names,
+        "reasons": list(damaged.values()),
+        "unlabelled": int((dataset.labels.sum(1) == 0).sum()),
+        "labels_per_photo": float(dataset.labels.sum(1).mean()),
+        "per_class": dict(
+            zip(dataset.classes, dataset.labels.sum(0, dtype=int).tolist(), strict=True)
+        ),
+    }
+    return dataset, counts | _chance(dataset)

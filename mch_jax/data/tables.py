@@ -1,0 +1,163 @@
+"""Tables and lists of photos with their labels: labels.csv, and `path l1 ... lN` lines."""
+
+import collections
+import csv
+import functools
+import io
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mch_jax.data.dataset import SPLITS
+
+# Columns of labels.csv that are no classes.
+_EXTRA_COLUMNS = ("width", "height", "caption")
+_LISTS = (("query.txt", "test.txt"), ("database.txt",), ("train.txt",))
+
+
+def inside(name: str, source: str) -> str:
+    """Returns a relative name with forward slashes; a name that leaves the folder is refused."""
+    path = pathlib.PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"{source}: '{name}' leads outside the data folder; "
+            "names must be relative and without '..'"
+        )
+    return str(path)
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Returns a UTF-8 text file's content, without a byte order mark; ValueError otherwise."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8 text: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"'{path}' does not open: {error.strerror}") from error
+
+
+def multi_hot(values: list[list[str]], source: str, first_line: int) -> UInt8[np.ndarray, "n c"]:
+    """Returns rows of 0 and 1 as an array; ValueError names the line of another value."""
+    for line, row in enumerate(values, first_line):
+        bad = next((value for value in row if value not in ("0", "1")), None)
+        if bad is not None:
+            raise ValueError(f"{source} line {line}: label '{bad}', expected 0 or 1")
+    return np.array(values, np.uint8)
+
+
+def read_table(
+    path: pathlib.Path,
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, list[str] | None]:
+    """Reads labels.csv: names, classes, labels and, where there is such a column, splits."""
+    try:
+        header, *lines = [row for row in csv.reader(io.StringIO(read_text(path))) if row]
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"'{path}' is not a table with a header line: {error}") from error
+    classes = tuple(c for c in header if c not in ("file", "split", *_EXTRA_COLUMNS))
+    if header[0] != "file" or not classes or len(set(header)) < len(header):
+        raise ValueError(
+            f"'{path}' starts with '{','.join(header)[:80]}'; expected a header "
+            "file,split,CLASS,... (split may be left out) with different names"
+        )
+    if not lines:
+        raise ValueError(f"'{path}' lists no photo; expected one line a photo below the header")
+    for line, row in enumerate(lines, 2):
+        if len(row) != len(header):
+            raise ValueError(
+                f"'{path}' line {line} has {len(row)} columns, expected {len(header)} "
+                "as in the header"
+            )
+    columns = [header.index(name) for name in classes]
+    labels = multi_hot([[row[i] for i in columns] for row in lines], f"'{path}'", 2)
+    ids = np.array([inside(row[0], f"'{path}'") for row in lines])
+    if "split" not in header:
+        return ids, classes, labels, None
+    splits = [row[header.index("split")] for row in lines]
+    wrong = next((split for split in splits if split not in SPLITS), None)
+    if wrong is not None:
+        raise ValueError(f"'{path}' names split '{wrong}', expected one of {', '.join(SPLITS)}")
+    return ids, classes, labels, splits
+
+
+def below_root(root: pathlib.Path) -> Callable[[str, str], str]:
+    """Returns a function that turns a list's path into a name below `root`.
+
+    Published lists carry their author's absolute paths. Of such a path the longest end whose
+    folder exists below `root` counts; where none does, the file's own name.
+    """
+
+    @functools.cache
+    def folder(parent: pathlib.PurePosixPath) -> pathlib.PurePosixPath:
+        parts = parent.parts[1:] if parent.is_absolute() else parent.parts
+        ends = (pathlib.PurePosixPath(*parts[start:]) for start in range(len(parts) + 1))
+        return next(end for end in ends if (root / end).is_dir())
+
+    def name(written: str, source: str) -> str:
+        path = pathlib.PurePosixPath(written)
+        if path.is_absolute() and path.is_relative_to(root.resolve()):
+            path = path.relative_to(root.resolve())
+        if ".." not in path.parts and path.parts:
+            path = folder(path.parent) / path.name
+        return inside(str(path), source)
+
+    return name
+
+
+def read_list(path: pathlib.Path, name: Callable[[str, str], str]) -> dict[str, np.ndarray]:
+    """Reads `path l1 ... lN` lines to labels by photo name; a path may hold spaces."""
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"'{path}' lists no photo; expected lines 'path l1 ... lN'")
+    tokens = lines[0].split()
+    width = next((i for i, token in enumerate(reversed(tokens)) if token not in ("0", "1")), 0)
+    if not width:
+        raise ValueError(f"'{path}' line 1: '{lines[0][:80]}', expected 'path l1 ... lN'")
+    rows = [line.strip().rsplit(maxsplit=width) for line in lines]
+    for line, row in enumerate(rows, 1):
+        # A line with a label too many leaves one at the end of its path.
+        if len(row) != width + 1 or row[0].split()[-1] in ("0", "1"):
+            raise ValueError(
+                f"'{path}' line {line}: '{lines[line - 1][:80]}', expected a path and "
+                f"{width} labels as in line 1"
+            )
+    labels = multi_hot([row[1:] for row in rows], f"'{path}'", 1)
+    names = [name(row[0], f"'{path}'") for row in rows]
+    if len(set(names)) < len(names):
+        twice = collections.Counter(names).most_common(1)[0][0]
+        raise ValueError(f"'{path}' lists '{twice}' twice; remove one of the lines")
+    return dict(zip(names, labels, strict=True))
+
+
+def read_lists(
+    root: pathlib.Path,
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, dict[str, np.ndarray]]:
+    """Reads query.txt, database.txt and train.txt as the literature writes them."""
+    name = below_root(root)
+    labels: dict[str, np.ndarray] = {}
+    rows: dict[str, np.ndarray] = {}
+    for split, choices in zip(SPLITS, _LISTS, strict=True):
+        paths = [root / choice for choice in choices if (root / choice).is_file()]
+        if not paths:
+            raise ValueError(
+                f"'{root}' has neither labels.csv nor all of query.txt, database.txt, train.txt "
+                f"({choices[0]} is missing); see the documentation on a folder of one's own"
+            )
+        listed = read_list(paths[0], name)
+        for file, values in listed.items():
+            if not np.array_equal(labels.setdefault(file, values), values):
+                raise ValueError(
+                    f"'{paths[0]}' gives '{file}' labels of another kind than an earlier list; "
+                    "expected the same labels wherever a photo is listed"
+                )
+        order = {file: row for row, file in enumerate(labels)}
+        rows[split] = np.array([order[file] for file in listed], np.int64)
+    table = list(labels.values())
+    if len({len(values) for values in table}) > 1:
+        raise ValueError(f"the lists in '{root}' have different numbers of labels a line")
+    classes = tuple(f"class {i}" for i in range(len(table[0])))
+    if (root / "classes.txt").is_file():
+        classes = tuple(read_text(root / "classes.txt").split("\n"))
+        classes = tuple(c.strip() for c in classes if c.strip())
+    return np.array(list(labels)), classes, np.stack(table), rows
