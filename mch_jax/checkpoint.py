@@ -70,6 +70,28 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Args:
+      path: of the file.
+      remedy: what the error tells people to do.
+
+    Raises:
+      ValueError: the file is missing or holds no JSON object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; delete it and {remedy}")
+    return value
+
+
 # Weights
 
 

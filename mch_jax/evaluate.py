@@ -1,6 +1,6 @@
 """Stage 4: how well the codes retrieve, and the controls beside the learned agent."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mch_jax import checkpoint, codes, metrics, pairs
+from mch_jax import checkpoint, codes, metrics, pairs, provenance, run
 from mch_jax.codes import CodeFile
 from mch_jax.index import BucketIndex
 from mch_jax.methods import METHODS
@@ -121,34 +121,61 @@ def base_codes(database: CodeFile) -> CodeFile:
     )
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """Measures the run's codes files, writes results.json and returns what it holds."""
-    directory, config = run.workdir / "codes", run.config
-    query = checkpoint.load_codes(directory / "query.npz")
-    database = checkpoint.load_codes(directory / "database.npz")
-    ks = [k for k in config.evaluate.bucket_k if k <= len(database.ids)]
+def measure(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the codes files of a run say: everything in results.json but the name.
+
+    Args:
+      workdir: of the run.
+      config: of the run, resolved, as config.json holds it.
+    """
+    directory = workdir / "codes"
+    titles = ("query", "database", "train")
+    query, database, train = (checkpoint.load_codes(directory / f"{t}.npz") for t in titles)
+    ks = [k for k in config["evaluate"]["bucket_k"] if k <= len(database.ids)]
     single = base_codes(database)
     counts = histogram(query, single)
     results = {
         "dataset": {
-            "name": run.dataset.name,
             "queries": len(query.ids),
             "database": len(database.ids),
-            "train": len(run.dataset.train),
-            "classes": len(run.dataset.classes),
+            "train": len(train.ids),
+            "classes": query.labels.shape[1],
             "queries_without_relevant": int((~metrics.has_relevant(counts)).sum()),
         },
-        "method": config.method,
-        "num_bits": config.num_bits,
-        "seed": config.seed,
+        "method": config["method"],
+        "num_bits": query.num_bits,
+        "seed": config["seed"],
         "chance_map": metrics.chance_map(counts),
         "base": measures(query, single, ks),
         "mch": measures(query, database, ks),
     }
-    if config.method in METHODS:
-        results["controls"] = controls(query, database, directory, config.seed, ks)
-    checkpoint.write_json(run.workdir / "results.json", results)
+    if config["method"] in METHODS:
+        results["controls"] = controls(query, database, directory, config["seed"], ks)
+    files = (query, database, train)
+    return results | {"provenance": provenance.provenance(config, files)}
+
+
+def evaluate(this: Run) -> dict[str, Any]:
+    """Measures the run's codes files, writes results.json and returns what it holds."""
+    results = measure(this.workdir, this.resolved)
+    results["dataset"] = {"name": this.dataset.name, **results["dataset"]}
+    checkpoint.write_json(this.workdir / "results.json", results)
     return results
+
+
+def verify(workdir: Path) -> list[str]:
+    """Returns what results.json of a run says otherwise than its codes and config.json.
+
+    Versions, device and commit may be others here; the hashes of config and split may not.
+
+    Raises:
+      ValueError: a file of the run is missing or damaged.
+    """
+    stated = read(workdir)
+    recomputed = measure(workdir, run.read_config(workdir))
+    origin = recomputed["provenance"]
+    recomputed["provenance"] = {name: origin[name] for name in ("config_hash", "split_hash")}
+    return list(provenance.differences(stated, recomputed))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -178,9 +205,6 @@ def read(workdir: Path) -> dict[str, Any]:
     """Returns results.json of a run.
 
     Raises:
-      ValueError: it is not there yet.
+      ValueError: it is not there yet, or damaged.
     """
-    path = workdir / "results.json"
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; run the evaluate stage first")
-    return json.loads(path.read_text())
+    return checkpoint.read_json(workdir / "results.json", "run the evaluate stage")

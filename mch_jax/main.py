@@ -18,6 +18,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; under runs/ by default.")
 _STAGE = flags.DEFINE_enum("stage", "all", (*STAGES, "all"), "The one stage to run.")
+_VERIFY = flags.DEFINE_string(
+    "verify", None, "A finished run, whose measures are recomputed from its codes and compared."
+)
 
 
 def run_command(main: Callable[[list[str]], Any]) -> None:
@@ -29,13 +32,13 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
         except Exception as error:  # noqa: BLE001  a config file may raise anything
             return fail(error)
 
-    def guarded(argv: list[str]) -> None:
+    def guarded(argv: list[str]) -> Any:
         try:
             if len(argv) > 1:
                 raise ValueError(f"argument {argv[1]!r} is not a flag; expected --name=value")
-            main(argv)
+            return main(argv)
         except (ValueError, OSError) as error:
-            fail(error)
+            return fail(error)
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
@@ -85,9 +88,26 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     return results
 
 
-def main(_: list[str]) -> None:
+def verify(workdir: Path) -> int:
+    """Says whether a run's results follow from its codes; returns the exit status, 0 or 1."""
+    from mch_jax import evaluate, provenance
+
+    lines = evaluate.verify(workdir)
+    for line in lines:
+        print(line)  # noqa: T201
+    results = evaluate.read(workdir)
+    total = provenance.count({k: v for k, v in results.items() if k != "provenance"})
+    verdict = f"DIFFERS in {len(lines)} values" if lines else f"agrees in {total} values"
+    print(f"{workdir / 'results.json'} {verdict} with the run's codes")  # noqa: T201
+    return 1 if lines else 0
+
+
+def main(_: list[str]) -> int:
     """Runs what the flags say."""
     from mch_jax import evaluate, run
+
+    if _VERIFY.value:
+        return verify(Path(_VERIFY.value))
 
     config = _CONFIG.value
     if config is None:
@@ -100,6 +120,7 @@ def main(_: list[str]) -> None:
         print(evaluate.table(results))  # noqa: T201
     if _STAGE.value in ("all", "report"):
         print(f"report: {workdir / 'report' / 'index.html'}")  # noqa: T201
+    return 0
 
 
 if __name__ == "__main__":

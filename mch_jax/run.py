@@ -38,6 +38,11 @@ class Run:
     audit: Mapping[str, Any]
 
     @functools.cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The config as config.json holds it."""
+        return _resolved(self.config)
+
+    @functools.cached_property
     def log(self) -> logs.MetricsLog:
         """The run's metrics.jsonl."""
         return logs.MetricsLog(self.workdir / "metrics.jsonl")
@@ -170,10 +175,10 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
       ValueError: the data set cannot be read or fails its audit, or the workdir is another run's.
     """
     workdir = Path(workdir)
-    resolved = json.loads(config.to_json_best_effort())
+    resolved = _resolved(config)
     path = workdir / "config.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_config(workdir)
         old, new = _flat(before), _flat(resolved)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
@@ -187,6 +192,19 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     dataset, counts = data.audit(dataset, config.dataset.on_damaged)
     checkpoint.write_json(path, resolved)
     return Run(config, workdir, dataset, counts)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Returns config.json of a run.
+
+    Raises:
+      ValueError: it is missing or damaged.
+    """
+    return checkpoint.read_json(workdir / "config.json", "give the workdir of a run")
+
+
+def _resolved(config: Any) -> dict[str, Any]:
+    return json.loads(config.to_json_best_effort())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

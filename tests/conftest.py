@@ -27,3 +27,15 @@ jaxtyping.install_import_hook(
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished tiny run; tests that change files copy it."""
+    from tiny_run import tiny
+
+    from mch_jax import main
+
+    workdir = tmp_path_factory.mktemp("finished")
+    main.run_stages(tiny(), workdir)
+    return workdir

@@ -8,8 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny_run import tiny
 
-from configs import default
 from mch_jax import (
     checkpoint,
     encode,
@@ -25,23 +25,6 @@ from mch_jax import (
 FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
 
 
-def tiny(method="dch", **changes):
-    config = default.get_config()
-    config.method, config.num_bits = method, 12
-    config.dataset.image_size = 64
-    config.dataset.settings = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
-    config.model.update(input_size=63, width=1 / 16, hidden=16, num_anchors=10)
-    config.base.update(train_conv=False, num_epochs=3, batch_size=8, num_views=2)
-    config.base.update(crop_fraction=0.5, adsh_sample=16, adsh_epochs=1)
-    config.agent.update(num_steps=6, batch_size=8, widths=(16, 8, 8, 4))
-    config.encode.update(batch_size=16, keep_threshold=0.45)
-    config.evaluate.bucket_k = (1, 5, 20)
-    for name, value in changes.items():
-        section, _, field = name.partition("__")
-        config[section][field] = value
-    return config
-
-
 def read(workdir):
     codes = {}
     for name in FILES:
@@ -54,13 +37,6 @@ def assert_same(a, b):
     assert a[0] == b[0]
     for name, array in a[1].items():
         np.testing.assert_array_equal(array, b[1][name], name)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    main.run_stages(tiny(), workdir)
-    return workdir
 
 
 def test_a_run_leaves_the_files_it_promises(finished):

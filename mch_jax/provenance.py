@@ -1,0 +1,122 @@
+"""Where results come from, and whether they follow from the codes beside them."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mch_jax.codes import CodeFile
+
+PACKAGES = ("mch_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+# Where the files lie changes no result; what they hold is in the hash of the split.
+_PLACES = ("cache_dir", "dataset.root")
+TOLERANCE = 1e-9  # means of the same integers, maybe summed in another order
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Returns a hash of a resolved config, without the places where files lie."""
+    plain = json.loads(json.dumps(config))
+    for place in _PLACES:
+        *parents, leaf = place.split(".")
+        functools.reduce(lambda node, name: node.get(name, {}), parents, plain).pop(leaf, None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def split_hash(files: Sequence[CodeFile]) -> str:
+    """Returns a hash of names and labels of the query, database and training photos, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update("\n".join([*map(str, file.ids), str(file.labels.shape)]).encode())
+        digest.update(np.ascontiguousarray(file.labels).tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def commit() -> str | None:
+    """Returns the commit of the checkout that the package runs from, with `+` for changed files.
+
+    None where it runs from no checkout, or git is not there.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance(config: Mapping[str, Any], files: Sequence[CodeFile]) -> dict[str, Any]:
+    """Returns what made a result: versions, device, commit, hashes of the config and the split.
+
+    No time and no folder is among it, so that a run repeated on one machine says the same.
+
+    Args:
+      config: of the run, resolved.
+      files: codes of the queries, the database and the training set.
+    """
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "commit": commit(),
+        "config_hash": config_hash(config),
+        "split_hash": split_hash(files),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # used without being installed
+        return None
+
+
+def differences(stated: Any, recomputed: Any, name: str = "") -> Iterator[str]:
+    """Yields a line for each value of `recomputed` that the stated results do not agree with."""
+    if isinstance(recomputed, Mapping):
+        for key, value in recomputed.items():
+            inner = stated.get(key) if isinstance(stated, Mapping) else None
+            yield from differences(inner, value, f"{name}.{key}" if name else key)
+    elif isinstance(recomputed, list):
+        if not isinstance(stated, list) or len(stated) != len(recomputed):
+            yield f"{name}: {stated} is stated, the codes give {recomputed}"
+            return
+        for place, (one, other) in enumerate(zip(stated, recomputed, strict=True)):
+            yield from differences(one, other, f"{name}[{place}]")
+    elif not _agree(stated, recomputed):
+        yield f"{name}: {stated} is stated, the codes give {recomputed}"
+
+
+def _agree(stated: Any, recomputed: Any) -> bool:
+    numbers = isinstance(stated, int | float) and isinstance(recomputed, int | float)
+    if numbers:
+        return math.isclose(stated, recomputed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return stated == recomputed
+
+
+def count(tree: Any) -> int:
+    """Returns the number of values in nested dictionaries and lists."""
+    if isinstance(tree, Mapping):
+        return sum(map(count, tree.values()))
+    return sum(map(count, tree)) if isinstance(tree, list) else 1
