@@ -27,8 +27,9 @@ import faiss
 import matplotlib as mpl
 import numpy as np
 
+from mch_jax import codes_file
 from mch_jax import index as index_module
-from mch_jax.index import BucketIndex, load_arrays
+from mch_jax.index import BucketIndex
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -358,9 +359,9 @@ def main():
         codes, item, queries = clustered_codes(size, 1000)
         records.append(measure("synthetic", codes, item, queries, 64, arguments.k))
     if arguments.codes:
-        codes, item, num_bits = load_arrays(arguments.codes, "codes", "item", "num_bits")
-        queries = codes[np.random.default_rng(0).choice(len(codes), 1000)]
-        records.append(measure("real", codes, item, queries, int(num_bits), arguments.k))
+        file = codes_file.load(arguments.codes)
+        queries = file.codes[np.random.default_rng(0).choice(len(file.codes), 1000)]
+        records.append(measure("real", file.codes, file.item, queries, file.num_bits, arguments.k))
     results = json.dumps({"records": records, "worst_case": worst}, indent=1)
     (RESULTS / "index.json").write_text(results + "\n")
     (RESULTS / "index.md").write_text(markdown(records, worst))

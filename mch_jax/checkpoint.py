@@ -1,7 +1,8 @@
-"""Files of a run: Orbax checkpoints, weights from elsewhere, codes files.
+"""Files of a run: Orbax checkpoints, weights from elsewhere, whole files.
 
 Nothing here runs code from a file. Pickles are read by an unpickler that makes NumPy arrays and
-torch tensors of plain numbers and refuses everything else.
+torch tensors of plain numbers and refuses everything else. JAX and Orbax are imported where they
+are needed: searching needs neither.
 """
 
 import collections
@@ -18,11 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
-
-from mch_jax.codes import FORMAT, CodeFile
 
 TORCH_DTYPES = {
     "FloatStorage": "<f4",
@@ -338,6 +336,8 @@ def _checked_layer(
 
 def save_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], settings: Any) -> None:
     """Writes a tree of arrays and JSON settings as one .npz, whole or not at all."""
+    import jax
+
     arrays = dict(_flatten(jax.tree.map(np.asarray, tree), separator="/"))
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, settings=np.str_(json.dumps(settings)), **arrays)
@@ -368,70 +368,6 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     return tree, settings
 
 
-# Codes files
-
-
-def save_codes(path: str | os.PathLike[str], file: CodeFile) -> None:
-    """Writes a codes file, whole or not at all."""
-    with whole_file(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(
-            stream,
-            codes=file.codes,
-            item=file.item,
-            ids=file.ids,
-            keep_prob=file.keep_prob,
-            box=file.box,
-            labels=file.labels,
-            num_bits=np.int64(file.num_bits),
-            format=np.str_(FORMAT),
-        )
-
-
-def load_codes(path: str | os.PathLike[str]) -> CodeFile:
-    """Returns what a codes file holds.
-
-    Raises:
-      ValueError: the file is missing, damaged, or not in this format.
-    """
-    try:
-        # Opened here, since np.load leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        if str(arrays.pop("format")) != FORMAT:
-            raise KeyError("format")
-        file = CodeFile(**{**arrays, "num_bits": int(arrays["num_bits"])})
-        sound = _is_sound(file)
-    except FileNotFoundError:
-        raise ValueError(f"codes file {path} does not exist; run the encode stage first") from None
-    except Exception:  # noqa: BLE001 - a damaged archive can raise anything
-        sound = False
-    if not sound:
-        raise ValueError(
-            f"{path} is not a sound codes file; expected the format {FORMAT}, as the encode stage "
-            "writes it"
-        )
-    return file
-
-
-def _is_sound(file: CodeFile) -> bool:
-    count, items = len(file.codes), len(file.ids)
-    dtypes = {"codes": "u1", "item": "i8", "keep_prob": "f4", "box": "i4", "labels": "u1"}
-    padding = -file.num_bits % 8
-    return (
-        all(getattr(file, name).dtype == dtype for name, dtype in dtypes.items())
-        and file.ids.dtype.kind == "U"
-        and file.num_bits > 0
-        and file.codes.shape == (count, (file.num_bits + padding) // 8)
-        and not (file.codes[:, -1] >> (8 - padding)).any()
-        and file.item.shape == file.keep_prob.shape == (count,)
-        and file.box.shape == (count, 4)
-        and file.labels.ndim == 2
-        and file.ids.shape == (len(file.labels),)
-        and bool(np.all(np.diff(file.item) >= 0))
-        and np.array_equal(np.unique(file.item), np.arange(items))
-    )
-
-
 # Checkpoints
 
 
@@ -439,7 +375,7 @@ class Checkpoints:
     """The checkpoints of one stage of a run, newest kept, written whole."""
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
-        import orbax.checkpoint as ocp  # four seconds that searching does not need
+        import orbax.checkpoint as ocp
 
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
@@ -491,6 +427,8 @@ class Checkpoints:
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    import jax
+
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)

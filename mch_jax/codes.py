@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int8, Int32, UInt8, UInt32
 
-FORMAT = "mch-codes/1"
+from mch_jax.codes_file import CodeFile
+
 AnyArray = Array | np.ndarray  # on the device or on the host
 
 
@@ -30,29 +31,6 @@ class CodeSet(NamedTuple):
     keep_prob: Float[AnyArray, "n t"]
     kept: Bool[AnyArray, "n t"]
     box: Int32[np.ndarray, "n t 4"]
-
-
-class CodeFile(NamedTuple):
-    """Several codes per image as a flat list, the form of the files and of the index.
-
-    Attributes:
-      codes: bit i of a code is bit i % 8 of byte i // 8.
-      item: the row of `ids` that each code belongs to, ascending; an item's first code is the
-        whole image's.
-      ids: names of the images.
-      keep_prob: the policy's probability; 1 for the whole image.
-      box: left, top, right, bottom of the code's region, in pixels of the original image.
-      labels: multi-hot labels, one row an image.
-      num_bits: q.
-    """
-
-    codes: UInt8[np.ndarray, "c bytes"]
-    item: Int[np.ndarray, " c"]
-    ids: np.ndarray
-    keep_prob: Float[np.ndarray, " c"]
-    box: Int[np.ndarray, "c 4"]
-    labels: UInt8[np.ndarray, "n classes"]
-    num_bits: int
 
 
 def sign(logits: Float[AnyArray, "*b q"]) -> Int8[AnyArray, "*b q"]:

@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from mch_jax import agent, checkpoint, codes, data, logs, methods, objective, parallel, regions
+from mch_jax import (
+    agent,
+    checkpoint,
+    codes,
+    codes_file,
+    data,
+    logs,
+    methods,
+    objective,
+    parallel,
+    regions,
+)
 from mch_jax.models import AlexNet, Policy
 from mch_jax.run import Run
 
@@ -233,9 +244,7 @@ def encode(run: Run, encoder: Encoder) -> None:
         ids, labels = dataset.ids[rows], dataset.labels[rows]
         if title == "queries":  # a query has one code (Sec. 4.4)
             single = codes.CodeSet(*(x[:, :1] for x in code_set))
-            checkpoint.save_codes(
-                directory / "query.npz", codes.flatten(single, ids, labels, num_bits)
-            )
+            codes_file.save(directory / "query.npz", codes.flatten(single, ids, labels, num_bits))
             continue
         is_train = np.isin(rows, dataset.train)
         own = codes.CodeSet(*(x[is_train] for x in code_set))
@@ -251,10 +260,8 @@ def encode(run: Run, encoder: Encoder) -> None:
                 reward=reward,
                 box=code_set.box,
             )
-        checkpoint.save_codes(directory / "train.npz", train_file)
-        checkpoint.save_codes(
-            directory / "database.npz", codes.flatten(code_set, ids, labels, num_bits)
-        )
+        codes_file.save(directory / "train.npz", train_file)
+        codes_file.save(directory / "database.npz", codes.flatten(code_set, ids, labels, num_bits))
     shutil.rmtree(run.workdir / "parts")
 
 

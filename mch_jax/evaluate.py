@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mch_jax import checkpoint, codes, metrics, pairs, provenance, run
-from mch_jax.codes import CodeFile
+from mch_jax import checkpoint, codes, codes_file, metrics, pairs, provenance, run
+from mch_jax.codes_file import CodeFile
 from mch_jax.index import BucketIndex
 from mch_jax.methods import METHODS
 from mch_jax.run import Run
@@ -130,7 +130,7 @@ def measure(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     directory = workdir / "codes"
     titles = ("query", "database", "train")
-    query, database, train = (checkpoint.load_codes(directory / f"{t}.npz") for t in titles)
+    query, database, train = (codes_file.load(directory / f"{t}.npz") for t in titles)
     ks = [k for k in config["evaluate"]["bucket_k"] if k <= len(database.ids)]
     single = base_codes(database)
     counts = histogram(query, single)

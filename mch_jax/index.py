@@ -23,7 +23,6 @@ import os
 import re
 import secrets
 import threading
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from math import comb
 from pathlib import Path
@@ -32,10 +31,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
-from mch_jax import index_kernels
+from mch_jax import codes_file, index_kernels
 from mch_jax.index_kernels import Segment
 
-CODES_FORMAT = "mch-codes/1"
 INDEX_FORMAT = "mch-index/1"
 MAX_BITS = 64
 MAX_ITEM = 2**32 - 1
@@ -106,29 +104,6 @@ def ball_size(num_bits: int, radius: int) -> int:
     return sum(comb(num_bits, i) for i in range(min(radius, num_bits) + 1))
 
 
-def load_arrays(path: str | os.PathLike, *names: str) -> tuple[np.ndarray, ...]:
-    """Returns arrays of a codes file (format mch-codes/1), in the order of their names.
-
-    Raises:
-      ValueError: the file is missing, damaged, of another format or lacks an array.
-    """
-    try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            if "format" not in file or str(file["format"]) != CODES_FORMAT:
-                raise ValueError(f"no array 'format' that says {CODES_FORMAT}")
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise ValueError(f"no array {missing[0]!r}")
-            return tuple(file[name] for name in names)
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        reason = str(reason).splitlines()[0] if str(reason) else type(error).__name__
-        raise ValueError(
-            f"{path} is not a codes file: {reason}; expected an .npz that mch_jax.main or "
-            "mch_jax.export wrote"
-        ) from None
-
-
 class BucketIndex:
     """Exact Hamming search over items with several binary codes each, of 1 to 64 bits.
 
@@ -164,10 +139,10 @@ class BucketIndex:
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "BucketIndex":
         """Returns an index of a codes file, such as `codes/database.npz` of a run."""
-        codes, item, num_bits = load_arrays(path, "codes", "item", "num_bits")
+        file = codes_file.load(path)
         try:
-            return cls.build(codes, item, int(num_bits))
-        except (ValueError, TypeError) as error:
+            return cls.build(file.codes, file.item, file.num_bits)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def __len__(self) -> int:

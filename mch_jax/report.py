@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from mch_jax import checkpoint, logs
-from mch_jax.codes import CodeFile, from_bytes
+from mch_jax import codes_file, logs
+from mch_jax.codes import from_bytes
+from mch_jax.codes_file import CodeFile
 from mch_jax.data import Dataset
 
 NUM_QUERIES = 8
@@ -806,8 +807,8 @@ def _read(workdir: Path) -> Files:
         config=_read_json(workdir / "config.json", "base"),
         results=_read_json(workdir / "results.json", "evaluate"),
         metrics=logs.read_metrics(workdir / "metrics.jsonl"),
-        query=checkpoint.load_codes(workdir / "codes" / "query.npz"),
-        database=checkpoint.load_codes(workdir / "codes" / "database.npz"),
+        query=codes_file.load(workdir / "codes" / "query.npz"),
+        database=codes_file.load(workdir / "codes" / "database.npz"),
         regions=regions,
     )
 

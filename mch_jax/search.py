@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from mch_jax.index import BucketIndex, Hits, load_arrays
+from mch_jax import codes_file
+from mch_jax.index import BucketIndex, Hits
 from mch_jax.main import run_command
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
@@ -52,14 +53,14 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
 
 def queries_of(path: Path, num_bits: int) -> tuple[list[str], UInt8[np.ndarray, "m bytes"]]:
     """Returns the names and the codes of a query file; of several codes an item's first counts."""
-    codes, item, ids, query_bits = load_arrays(path, "codes", "item", "ids", "num_bits")
-    if int(query_bits) != num_bits:
+    file = codes_file.load(path)
+    if file.num_bits != num_bits:
         raise ValueError(
-            f"--codes={path} has codes of {int(query_bits)} bits, the run's have {num_bits}; "
+            f"--codes={path} has codes of {file.num_bits} bits, the run's have {num_bits}; "
             "use codes of the same run"
         )
-    named, first = np.unique(item, return_index=True)
-    return ids[named].tolist(), codes[first]
+    _, first = np.unique(file.item, return_index=True)
+    return file.ids.tolist(), file.codes[first]
 
 
 def records(names: list[str], hits: Hits, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -98,13 +99,13 @@ def main(_: list[str]) -> None:
     if bool(_IMAGE.value) == bool(_CODES.value):
         raise ValueError("expected one of --image and --codes: a photo, or a file of codes")
     database = Path(_RUN.value) / "codes" / "database.npz"
-    codes, item, ids, num_bits = load_arrays(database, "codes", "item", "ids", "num_bits")
+    file = codes_file.load(database)
     if _CODES.value:
-        names, queries = queries_of(Path(_CODES.value), int(num_bits))
+        names, queries = queries_of(Path(_CODES.value), file.num_bits)
     else:
         names, queries = [_IMAGE.value], encode_image(Path(_RUN.value), Path(_IMAGE.value))
-    index = BucketIndex.build(codes, item, int(num_bits))
-    found = records(names, index.search(queries, _K.value), ids)
+    index = BucketIndex.build(file.codes, file.item, file.num_bits)
+    found = records(names, index.search(queries, _K.value), file.ids)
     print(json.dumps(found) if _JSON.value else table(found))  # noqa: T201
 
 

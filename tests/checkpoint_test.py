@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import pickle
-import warnings
 import zipfile
 
 import jax
@@ -12,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from damage import damage, damaged, read_or_refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mch_jax import checkpoint
-from mch_jax.codes import FORMAT, CodeFile
 from mch_jax.models import IMAGENET_MEAN, IMAGENET_STD, AlexNet
 
 # Files
@@ -374,28 +373,6 @@ def small_files(torch, tmp_path_factory) -> list[pathlib.Path]:
     return sorted(directory.iterdir())
 
 
-def read_or_refuse(path: pathlib.Path, read) -> None:
-    """Anything but a result or a ValueError of one line fails the test."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of NumPy, about what a damaged header says
-            read(path)
-    except ValueError as error:
-        assert "\n" not in str(error)  # noqa: PT017
-
-
-damage = st.tuples(
-    st.integers(0, 2**16), st.binary(max_size=12), st.sampled_from(["write", "insert", "cut"])
-)
-
-
-def damaged(data: bytes, place: int, new: bytes, how: str) -> bytes:
-    place %= len(data)
-    if how == "cut":
-        return data[:place] + data[place + len(new) :]
-    return data[:place] + new + data[place + (len(new) if how == "write" else 0) :]
-
-
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(which=st.integers(0, 3), change=damage, random=st.none() | st.binary(max_size=60))
 def test_damaged_weights_are_read_or_refused(small_files, tmp_path_factory, which, change, random):
@@ -436,100 +413,6 @@ def test_damaged_arrays_are_refused(tmp_path):
         with pytest.raises(ValueError, match="cannot be read") as error:
             checkpoint.load_arrays(path)
         assert "\n" not in str(error.value)
-
-
-# Codes files
-
-
-def code_file() -> CodeFile:
-    return CodeFile(
-        codes=np.array([[0xFF, 0b1], [0x0F, 0b0], [0xAA, 0b1]], np.uint8),
-        item=np.array([0, 0, 1]),
-        ids=np.array(["a.jpg", "päärynä.jpg"]),
-        keep_prob=np.array([1, 0.75, 1], np.float32),
-        box=np.array([[0, 0, 9, 9], [0, 0, 4, 4], [0, 0, 8, 5]], np.int32),
-        labels=np.array([[1, 0, 1], [0, 0, 0]], np.uint8),
-        num_bits=9,
-    )
-
-
-def assert_same(a: CodeFile, b: CodeFile) -> None:
-    for name in CodeFile._fields:
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert np.asarray(getattr(a, name)).dtype == np.asarray(getattr(b, name)).dtype
-
-
-@pytest.mark.parametrize("name", ["a.npz", "codes"])
-def test_codes_round_trip(tmp_path, name):
-    checkpoint.save_codes(tmp_path / name, code_file())
-    assert_same(checkpoint.load_codes(tmp_path / name), code_file())
-    assert [x.name for x in tmp_path.iterdir()] == [name]
-
-
-def test_codes_open_with_numpy_alone(tmp_path):
-    checkpoint.save_codes(tmp_path / "a.npz", code_file())
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
-        assert arrays["format"] == FORMAT == "mch-codes/1"
-        assert (arrays["num_bits"].dtype, arrays["num_bits"].shape) == (np.int64, ())
-        assert set(arrays) == {*CodeFile._fields, "format"}
-
-
-def test_no_codes_at_all(tmp_path):
-    empty = code_file()
-    empty = empty._replace(**{k: getattr(empty, k)[:0] for k in CodeFile._fields[:-1]})
-    checkpoint.save_codes(tmp_path / "a.npz", empty)
-    assert_same(checkpoint.load_codes(tmp_path / "a.npz"), empty)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"format": np.str_("mch-codes/2")},
-        {"format": None},
-        {"labels": None},
-        {"extra": np.zeros(1)},
-        {"num_bits": np.int64(17)},  # three bytes a code
-        {"num_bits": np.int64(0)},
-        {"num_bits": np.str_("nine")},
-        {"codes": np.array([[0xFF, 0b1], [0x0F, 0b10], [0xAA, 0b1]], np.uint8)},  # padding
-        {"codes": np.zeros((3, 2), np.float32)},
-        {"codes": np.zeros(3, np.uint8)},
-        {"item": np.array([0, 1, 0])},  # descending
-        {"item": np.array([0, 0, 2])},
-        {"item": np.array([0, 0, 0])},  # an item without a code
-        {"item": np.array([-1, 0, 1])},
-        {"item": np.array([0, 1])},
-        {"item": np.array([0.0, 0.0, 1.0])},
-        {"ids": np.array([1, 2])},
-        {"ids": np.array(["a"])},
-        {"keep_prob": np.ones((3, 1), np.float32)},
-        {"box": np.zeros((3, 2), np.int32)},
-        {"labels": np.zeros((3, 3), np.uint8)},
-        {"labels": np.zeros(2, np.uint8)},
-        {"box": np.array([[None] * 4] * 3)},  # a pickle
-    ],
-    ids=str,
-)
-def test_unsound_codes_are_refused(tmp_path, change):
-    arrays = code_file()._asdict() | {"num_bits": np.int64(9), "format": np.str_(FORMAT)}
-    np.savez(tmp_path / "a.npz", **{k: v for k, v in (arrays | change).items() if v is not None})
-    with pytest.raises(ValueError, match="is not a sound codes file") as error:
-        checkpoint.load_codes(tmp_path / "a.npz")
-    assert "\n" not in str(error.value)
-
-
-def test_missing_codes(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.npz does not exist; run the encode stage"):
-        checkpoint.load_codes(tmp_path / "a.npz")
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(change=damage)
-def test_damaged_codes_are_read_or_refused(tmp_path_factory, change):
-    path = tmp_path_factory.getbasetemp() / "damaged-codes.npz"
-    checkpoint.save_codes(path, code_file())
-    path.write_bytes(damaged(path.read_bytes(), *change))
-    read_or_refuse(path, checkpoint.load_codes)
 
 
 # Checkpoints

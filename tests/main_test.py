@@ -12,6 +12,7 @@ from tiny_run import tiny
 
 from mch_jax import (
     checkpoint,
+    codes_file,
     encode,
     evaluate,
     main,
@@ -62,8 +63,8 @@ def test_a_run_leaves_the_files_it_promises(finished):
 
 
 def test_results_agree_with_the_public_histogram(finished):
-    query = checkpoint.load_codes(finished / "codes" / "query.npz")
-    database = checkpoint.load_codes(finished / "codes" / "database.npz")
+    query = codes_file.load(finished / "codes" / "query.npz")
+    database = codes_file.load(finished / "codes" / "database.npz")
     relevant = query.labels @ database.labels.T > 0
     counts = metrics.histogram(query.codes, database.codes, database.item, relevant, 12)
     np.testing.assert_array_equal(counts, evaluate.histogram(query, database))
@@ -111,7 +112,7 @@ def test_the_encoder_reads_photos_as_the_run_did(finished):
     images = np.stack([this.dataset.read(int(row)) for row in rows])
     # Cached features are float16: a bit may fall the other way, a code may not differ in many.
     codes = encoder.encode(images)
-    kept = checkpoint.load_codes(finished / "codes" / "query.npz").codes
+    kept = codes_file.load(finished / "codes" / "query.npz").codes
     assert np.bitwise_count(codes ^ kept).sum() <= 2
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mch_jax import checkpoint, main, provenance
+from mch_jax import checkpoint, codes_file, main, provenance
 from mch_jax.codes import CodeFile
 
 
@@ -81,8 +81,8 @@ def test_a_run_verifies_and_changed_files_do_not(finished, tmp_path, capsys):
 
     results["mch"]["map"] = right
     checkpoint.write_json(workdir / "results.json", results)
-    query = checkpoint.load_codes(workdir / "codes" / "query.npz")
-    checkpoint.save_codes(workdir / "codes" / "query.npz", query._replace(labels=1 - query.labels))
+    query = codes_file.load(workdir / "codes" / "query.npz")
+    codes_file.save(workdir / "codes" / "query.npz", query._replace(labels=1 - query.labels))
     assert main.verify(workdir) == 1
     assert "provenance.split_hash" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mch_jax import checkpoint, codes, data, metrics, regions, report
+from mch_jax import checkpoint, codes, codes_file, data, metrics, regions, report
 
 NUM_BITS = 12
 
@@ -66,8 +66,8 @@ def _write_run(workdir, dataset):
         box=np.zeros((m, 4), np.int32),
         labels=labels[dataset.query],
     )
-    checkpoint.save_codes(workdir / "codes" / "database.npz", database)
-    checkpoint.save_codes(workdir / "codes" / "query.npz", query)
+    codes_file.save(workdir / "codes" / "database.npz", database)
+    codes_file.save(workdir / "codes" / "query.npz", query)
     np.savez(workdir / "codes" / "regions.npz", keep_prob=keep_prob, reward=reward, box=boxes)
     results = {
         "dataset": {
@@ -343,7 +343,7 @@ def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(t
     (tmp_path / "metrics.jsonl").unlink()
     _, first = np.unique(database.item, return_index=True)
     kept = {name: getattr(database, name)[first] for name in ("codes", "item", "keep_prob", "box")}
-    checkpoint.save_codes(tmp_path / "codes" / "database.npz", database._replace(**kept))
+    codes_file.save(tmp_path / "codes" / "database.npz", database._replace(**kept))
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.png").write_bytes(b"")
     (tmp_path / ".report-new").mkdir()  # of a run that was killed

@@ -5,6 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from mch_jax import codes_file
+from mch_jax.codes_file import CodeFile
+
 NUM_BITS = 12
 
 
@@ -19,11 +22,16 @@ def run(tmp_path_factory):
 
 
 def write(path, words, item, names, num_bits=NUM_BITS):
-    codes = np.array(words, "<u2")[:, None].view(np.uint8)
-    np.savez(
-        path, codes=codes, item=np.array(item), ids=np.array([f"{name}.jpg" for name in names]),
-        num_bits=np.int64(num_bits), format=np.str_("mch-codes/1"),
-    )  # fmt: skip
+    file = CodeFile(
+        codes=np.array(words, "<u2")[:, None].view(np.uint8),
+        item=np.array(item),
+        ids=np.array([f"{name}.jpg" for name in names]),
+        keep_prob=np.ones(len(words), np.float32),
+        box=np.zeros((len(words), 4), np.int32),
+        labels=np.zeros((len(names), 0), np.uint8),
+        num_bits=num_bits,
+    )
+    codes_file.save(path, file)
 
 
 def search(*arguments):
@@ -85,8 +93,11 @@ def test_codes_need_no_jax(run):
         (["--codes={run}/query.npz"], "--run is missing"),
         (["--run={run}"], "expected one of --image and --codes"),
         (["--run={run}", "--codes=a", "--image=b"], "expected one of --image and --codes"),
-        (["--run={run}/absent", "--codes={run}/query.npz"], "absent/codes/database.npz is not"),
-        (["--run={run}", "--codes={run}/absent.npz"], "absent.npz is not a codes file"),
+        (
+            ["--run={run}/absent", "--codes={run}/query.npz"],
+            "database.npz does not exist",
+        ),
+        (["--run={run}", "--codes={run}/absent.npz"], "absent.npz does not exist"),
         (["--run={run}", "--codes={run}/long.npz"], "has codes of 16 bits, the run's have 12"),
         (["--run={run}", "--codes={run}/query.npz", "--k=0"], "k"),
         (["--run={run}", "--image={run}/absent.jpg"], "absent.jpg"),
