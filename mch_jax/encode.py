@@ -85,14 +85,16 @@ class Encoder:
     def _from_images(self):
         boxes = jnp.asarray(regions.region_boxes(self.crop_ratio))
 
-        @jax.jit
-        def conv_features(params, images):
+        @functools.partial(jax.jit, static_argnums=2)
+        def conv_features(params, images, num_regions):
             count = len(images)
             inputs = regions.crop(
-                jnp.repeat(images, NUM_REGIONS, 0), jnp.tile(boxes, (count, 1)), self.input_size
+                jnp.repeat(images, num_regions, 0),
+                jnp.tile(boxes[:num_regions], (count, 1)),
+                self.input_size,
             )
             conv: Any = self.model.apply({"params": params}, inputs, method="conv_features")
-            return conv.reshape(count, NUM_REGIONS, -1)
+            return conv.reshape(count, num_regions, -1)
 
         return conv_features
 
@@ -104,7 +106,7 @@ class Encoder:
         self, images: UInt8[HostOrDevice, "b s s 3"]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns packed codes [b 6 w] and keep probabilities [b 6] of photos at `image_size`."""
-        conv = self._from_images(self.params, images)
+        conv = self._from_images(self.params, images, NUM_REGIONS)
         return self._fetch(self._from_conv(self.params, self.policy_variables, conv))
 
     @staticmethod
@@ -114,7 +116,9 @@ class Encoder:
 
     def encode(self, images: UInt8[HostOrDevice, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole photos at `image_size`, as queries have them."""
-        return codes.to_bytes(self.encode_regions(images)[0][:, 0], self.model.num_bits)
+        conv = self._from_images(self.params, images, 1)  # the whole photo, without its regions
+        packed, _ = self.encode_conv(conv)
+        return codes.to_bytes(packed[:, 0], self.model.num_bits)
 
     def code_set(self, packed: np.ndarray, keep_prob: np.ndarray, sizes: np.ndarray):
         """Returns the codes that are kept, with boxes in pixels of photos of these sizes."""

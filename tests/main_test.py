@@ -22,6 +22,7 @@ from mch_jax import (
     train_agent,
     train_base,
 )
+from mch_jax import codes as code_lib
 
 FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
 
@@ -114,6 +115,8 @@ def test_the_encoder_reads_photos_as_the_run_did(finished):
     codes = encoder.encode(images)
     kept = codes_file.load(finished / "codes" / "query.npz").codes
     assert np.bitwise_count(codes ^ kept).sum() <= 2
+    packed, _ = encoder.encode_regions(images)
+    np.testing.assert_array_equal(codes, code_lib.to_bytes(packed[:, 0], 12))
 
 
 @pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "hashnet", "adsh", "mmhh"])

@@ -3,8 +3,8 @@
 import functools
 import os
 from collections.abc import Iterator
+from typing import Any
 
-import grain
 import numpy as np
 from jaxtyping import Int64
 
@@ -18,7 +18,9 @@ def _example(dataset: Dataset, rows: np.ndarray, size: int, index: int) -> dict[
     return {"image": image, "row": row, "labels": dataset.labels[row]}
 
 
-def _iterate(source: grain.MapDataset, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _iterate(source: Any, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    import grain  # a second that encoding one photo does not need
+
     threads = os.cpu_count() or 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     iterator = iter(source.to_iter_dataset(options))
@@ -70,6 +72,8 @@ def batches(
             f"batch_size is {batch_size}, but {dataset.name} has {len(rows)} rows to draw from; "
             "choose a smaller batch or more photos"
         )
+    import grain
+
     source = grain.MapDataset.range(len(rows))
     if shuffle:
         # Grain orders epoch e by seed + e, so neighbouring seeds would share their epochs.

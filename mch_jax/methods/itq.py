@@ -8,7 +8,6 @@ Procrustes problem. No labels are used.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Float, Key
 
 
@@ -30,6 +29,8 @@ def fit(
     Raises:
       ValueError: if codes are longer than features are wide.
     """
+    import scipy.linalg  # a quarter of a second that encoding one photo does not need
+
     width = features.shape[1]
     if num_bits > width:
         raise ValueError(f"num_bits: got {num_bits}, expected at most the features' width, {width}")
@@ -53,5 +54,7 @@ def fit(
 
 def _nearest_rotation(matrix: Float[np.ndarray, "q q"]) -> Float[np.ndarray, "q q"]:
     """Returns the orthogonal matrix R that maximises tr(R^T matrix)."""
+    import scipy.linalg
+
     left, _, right = scipy.linalg.svd(matrix)
     return left @ right

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Bool, Float, Key, ScalarLike, UInt32
 
 from mch_jax import models, pairs
@@ -134,6 +133,8 @@ def _spectral(
     gram: Float[np.ndarray, "m m"],
 ) -> Float[np.ndarray, " m"]:
     """Returns the maximiser of (K a)^T R (K a) with |K a|^2 = l: a generalised eigenvector."""
+    import scipy.linalg  # a quarter of a second that encoding one photo does not need
+
     top = len(gram) - 1
     _, vectors = scipy.linalg.eigh(kernel.T @ residual(kernel), gram, subset_by_index=(top, top))
     vector = vectors[:, 0]
