@@ -1,3 +1,23 @@
 """Multiple Code Hashing for image retrieval, in JAX."""
 
+import os
+import typing
+
+if typing.TYPE_CHECKING:
+    from mch_jax.retriever import Retriever
+
 __version__ = "0.1.0"
+
+
+def load(run: str | os.PathLike[str]) -> "Retriever":
+    """Returns a finished run to encode photos with, and to search its database.
+
+    Args:
+      run: workdir of the run.
+
+    Raises:
+      ValueError: the run is not finished, or a file of it is damaged.
+    """
+    from mch_jax.retriever import Retriever  # JAX takes seconds that importing this need not
+
+    return Retriever(run)

@@ -40,6 +40,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def upright(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an opened image as RGB, turned by its EXIF orientation."""
+    return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+
+
 def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image file's bytes to RGB, turned upright by its EXIF orientation.
 
@@ -59,7 +64,7 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
             if pixels > MAX_PIXELS:
                 raise ValueError(f"{pixels:,} pixels, at most {MAX_PIXELS:,} are decoded")
             image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return upright(image)
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
