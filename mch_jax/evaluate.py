@@ -47,9 +47,21 @@ def f1_bucket(
     return result
 
 
-def measures(query: CodeFile, database: CodeFile, ks: list[int]) -> dict[str, Any]:
-    """Returns every measure of one set of database codes; the rules are those of `metrics`."""
-    counts = histogram(query, database)
+def measures(
+    query: CodeFile,
+    database: CodeFile,
+    ks: list[int],
+    counts: Int[np.ndarray, "m distances 2"] | None = None,
+) -> dict[str, Any]:
+    """Returns every measure of one set of database codes; the rules are those of `metrics`.
+
+    Args:
+      query: codes of the queries.
+      database: codes of the database.
+      ks: numbers of nearest images to take F1 of.
+      counts: their `histogram`, where it is there already.
+    """
+    counts = histogram(query, database) if counts is None else counts
     ball, larger = (metrics.within_radius(counts, radius) for radius in (0, 2))
     return {
         "map": metrics.mean_average_precision(counts),
@@ -90,9 +102,10 @@ def random_kept(
 def controls(
     query: CodeFile, database: CodeFile, directory: Path, seed: int, ks: list[int]
 ) -> dict[str, Any]:
-    """Returns the measures of keeping all regions' codes, none, some at random, the right ones.
+    """Returns the measures of keeping all regions' codes, some at random, the right ones.
 
-    The oracle keeps a code where its true reward, by the image's own labels, is positive.
+    Keeping none is the base. The oracle keeps a code where its true reward, by the image's own
+    labels, is positive.
     """
     with np.load(directory / "regions.npz", allow_pickle=False) as archive:
         regions = dict(archive)
@@ -100,7 +113,6 @@ def controls(
     never[:, 0] = True
     choices = {
         "always": np.ones_like(never),
-        "never": never,
         "random": random_kept(regions, database.num_bits, len(database.item), seed),
         "oracle": never | (regions["reward"] > 0),
     }
@@ -146,11 +158,12 @@ def measure(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "num_bits": query.num_bits,
         "seed": config["seed"],
         "chance_map": metrics.chance_map(counts),
-        "base": measures(query, single, ks),
+        "base": measures(query, single, ks, counts),
         "mch": measures(query, database, ks),
     }
     if config["method"] in METHODS:
-        results["controls"] = controls(query, database, directory, config["seed"], ks)
+        chosen = controls(query, database, directory, config["seed"], ks)
+        results["controls"] = {"never": results["base"], **chosen}
     files = (query, database, train)
     return results | {"provenance": provenance.provenance(config, files)}
 

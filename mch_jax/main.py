@@ -69,9 +69,10 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     Returns:
       What results.json holds, once there is one.
     """
-    from mch_jax import encode, evaluate, report, run, train_agent, train_base
+    from mch_jax import encode, evaluate, report, run, train_agent, train_base, validation
     from mch_jax.methods import METHODS
 
+    validation.check(config)
     this = run.open_run(config, workdir)
     chosen = STAGES if stage == "all" else (stage,)
     logging.info("data set %s", {k: v for k, v in this.audit.items() if k != "per_class"})

@@ -189,7 +189,7 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     dataset = data.load(
         config.dataset.name, config.dataset.root or None, config.seed, **config.dataset.settings
     )
-    dataset, counts = data.audit(dataset, config.dataset.on_damaged)
+    dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
     checkpoint.write_json(path, resolved)
     return Run(config, workdir, dataset, counts)
 

@@ -474,6 +474,44 @@ def test_too_few_rows_are_refused_at_once(scenes):
         data.batches(scenes, scenes.train, 32, 21)
 
 
+def test_a_kept_audit_is_repeated_only_where_a_file_changed(root, tmp_path):
+    kept, read = tmp_path / "audit.npz", []
+
+    def audit(on_damaged="skip"):
+        read.clear()
+        dataset = data.load("folder", root)
+        counted = dataclasses.replace(
+            dataset, read=lambda row: (read.append(row), dataset.read(row))[1]
+        )
+        found, counts = data.audit(counted, on_damaged, kept)
+        return found.sizes.tolist(), found.ids.tolist(), counts
+
+    first = audit()
+    assert sorted(read) == list(range(10))
+    assert audit() == first
+    assert read == []
+    (root / "3.jpg").write_bytes(b"no photo")
+    second = audit()
+    assert len(read) == 10
+    assert second[2]["damaged"] == ["3.jpg"]
+    assert audit() == second
+    assert read == []
+    with pytest.raises(ValueError, match=r"1 of 10 photos are damaged, first: '3\.jpg'"):
+        audit("refuse")
+    (root / "3.jpg").write_bytes(encoded(picture(3)))
+    assert audit() == first
+    kept.write_bytes(b"damaged")
+    assert audit() == first
+    assert len(read) == 10
+
+
+def test_the_size_of_scenes_tells_their_audits_apart(tmp_path):
+    for size in (32, 48, 48):
+        scenes = data.scenes(size=size, num_train=2, num_database=1, num_query=1)
+        dataset, _ = data.audit(scenes, kept=tmp_path / "audit.npz")
+        assert (dataset.sizes == size).all()
+
+
 def test_a_photo_damaged_after_the_audit_is_named(root):
     dataset = data.load("folder", root)
     (root / "4.jpg").write_bytes(b"")

@@ -49,6 +49,13 @@ def test_a_run_leaves_the_files_it_promises(finished):
     }  # fmt: skip
     assert set(results["controls"]) == {"always", "never", "random", "oracle"}
     assert results["controls"]["never"] == results["base"]
+    never = np.arange(6)[None] == np.zeros((64, 1))
+    database = codes_file.load(finished / "codes" / "database.npz")
+    regions = {key.split("/")[1]: codes[key] for key in codes if key.startswith("regions.npz")}
+    for kept, base in zip(
+        evaluate.with_kept(database, regions, never), evaluate.base_codes(database), strict=True
+    ):
+        np.testing.assert_array_equal(kept, base)
     assert results["base"]["anhc"] == 1.0
     assert results["controls"]["always"]["anhc"] >= results["mch"]["anhc"] >= 1.0
     assert results["controls"]["always"]["r_at_h0"] >= results["base"]["r_at_h0"]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from mch_jax import checkpoint
 from mch_jax.data.dataset import SPLITS, Dataset
 
 
@@ -70,6 +73,34 @@ def _open_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str
     return sizes, damaged
 
 
+def _fingerprint(dataset: Dataset) -> str:
+    """Returns a text that differs where a photo does: names, and sizes and times of the files."""
+    digest = hashlib.sha256(f"{dataset.name} {len(dataset.ids)} ".encode())
+    for array in (dataset.ids, dataset.sizes):
+        digest.update(f"{array.dtype}".encode() + array.tobytes())
+    for path in dataset.files or ():
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            digest.update(b"absent ")
+        else:
+            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+def _open_again(
+    dataset: Dataset, path: pathlib.Path, fingerprint: str
+) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
+    """Returns what `_open_all` found when the photos were the same, or finds it now."""
+    try:
+        tree, settings = checkpoint.load_arrays(path)
+    except ValueError:  # none yet, or damaged
+        return _open_all(dataset)
+    if settings.get("fingerprint") != fingerprint:
+        return _open_all(dataset)
+    return tree["sizes"], {int(row): reason for row, reason in settings["damaged"]}
+
+
 def _read_kept(read: Callable[[int], np.ndarray], kept: np.ndarray, row: int) -> np.ndarray:
     return read(int(kept[row]))
 
@@ -115,12 +146,16 @@ def _chance(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def audit(dataset: Dataset, on_damaged: str = "refuse") -> tuple[Dataset, dict[str, Any]]:
+def audit(
+    dataset: Dataset, on_damaged: str = "refuse", kept: str | os.PathLike | None = None
+) -> tuple[Dataset, dict[str, Any]]:
     """Checks a data set as a whole and decodes every photo once.
 
     Args:
       dataset: what a reader returned.
       on_damaged: `refuse` raises for photos that don't decode, `skip` drops them from all splits.
+      kept: a file for what decoding says, so that it is not repeated while the photos' files have
+        the names, sizes and times that they had.
 
     Returns:
       The data set with `sizes` filled in, and the counts as a dict of plain numbers, strings and
@@ -138,12 +173,17 @@ def audit(dataset: Dataset, on_damaged: str = "refuse") -> tuple[Dataset, dict[s
         raise ValueError(f"on_damaged is '{on_damaged}', expected refuse or skip")
     _check_labels(dataset)
     _check_splits(dataset)
-    sizes, damaged = _open_all(dataset)
+    path = pathlib.Path(kept) if kept and dataset.files is not None else None
+    fingerprint = _fingerprint(dataset) if path else ""
+    sizes, damaged = _open_again(dataset, path, fingerprint) if path else _open_all(dataset)
     if damaged and on_damaged == "refuse":
         raise ValueError(
             f"{dataset.name}: {len(damaged)} of {len(sizes)} photos are damaged, first: "
             f"{next(iter(damaged.values()))}; mend or remove them, or set on_damaged to skip"
         )
+    if path:
+        found = {"fingerprint": fingerprint, "damaged": list(damaged.items())}
+        checkpoint.save_arrays(path, {"sizes": sizes}, found)
     names = [str(dataset.ids[row]) for row in damaged]
     dataset = dataclasses.replace(dataset, sizes=sizes)
     if damaged:

@@ -1,7 +1,8 @@
 """What a data set is: names, labels, three lists of rows, and a function that decodes a photo."""
 
 import dataclasses
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
@@ -23,7 +24,9 @@ class Dataset:
       train: rows that training sees.
       read: decodes the photo of one row to RGB, upright; safe to call from several threads.
         Raises ValueError for a photo that doesn't decode.
-      sizes: width and height of each photo in pixels; zeros before `audit`.
+      sizes: width and height of each photo in pixels; before `audit` what the reader knows, or 0.
+      files: what the photos are read from, so that a later audit can tell whether they changed;
+        none for photos that are made; None where there is no telling.
     """
 
     name: str
@@ -35,3 +38,4 @@ class Dataset:
     train: Int64[np.ndarray, " t"]
     read: Callable[[int], np.ndarray]
     sizes: Int32[np.ndarray, "n 2"]
+    files: Sequence[pathlib.Path] | None = None

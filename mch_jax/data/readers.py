@@ -54,7 +54,8 @@ def scenes(
         database=np.arange(ends[1]),
         train=np.arange(ends[0]),
         read=composer,
-        sizes=np.zeros((len(ids), 2), np.int32),
+        sizes=np.full((len(ids), 2), size, np.int32),
+        files=(),
     )
 
 
@@ -97,6 +98,7 @@ def coco18(root: str | os.PathLike | None = None) -> Dataset:
         labels=labels,
         read=functools.partial(read_tar, path.absolute(), ids, spans),
         sizes=np.zeros((len(ids), 2), np.int32),
+        files=(path,),
         **split_rows(splits),
     )
 
@@ -143,5 +145,6 @@ def folder(
         labels=labels,
         read=functools.partial(read_file, path.absolute(), ids),
         sizes=np.zeros((len(ids), 2), np.int32),
+        files=[path / name for name in ids.tolist()],
         **rows,
     )

@@ -1,0 +1,147 @@
+"""What the fields of a config may be, checked before a run begins.
+
+A field without a rule may be anything; a rule is one line of RULES, of several fields together one
+of COMBINATIONS.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from mch_jax import data, methods
+from mch_jax.index import MAX_BITS
+
+SMALLEST_INPUT = 63  # AlexNet's last pool has nothing left of a smaller photo
+
+
+class Rule(NamedTuple):
+    """Whether a value will do, and what is expected, in words."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _one_of(*choices: str) -> Rule:
+    text = ", ".join(choice or "empty" for choice in choices)
+    return Rule(lambda x: x in choices, f"one of {text}")
+
+
+def _whole(least: int, most: int | None = None) -> Rule:
+    text = f"a whole number of at least {least}" if most is None else f"{least} to {most}"
+    upper = math.inf if most is None else most
+    return Rule(lambda x: _is_number(x) and x == int(x) and least <= x <= upper, text)
+
+
+def _several(rule: Rule) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) > 0 and all(map(rule.holds, value))
+
+    return Rule(holds, f"one or more, each {rule.expected}")
+
+
+_ABOVE_0 = Rule(lambda x: _is_number(x) and x > 0, "a number above 0")
+_FROM_0 = Rule(lambda x: _is_number(x) and x >= 0, "a number of at least 0")
+_FRACTION = Rule(lambda x: _is_number(x) and 0 <= x <= 1, "a number from 0 to 1")
+_RATIO = Rule(lambda x: _is_number(x) and 0 < x <= 1, "a number above 0, at most 1")
+_MOMENTUM = Rule(lambda x: _is_number(x) and 0 <= x < 1, "a number from 0 to below 1")
+_TEXT = Rule(lambda x: isinstance(x, str), "text")
+_BOOLEAN = Rule(lambda x: isinstance(x, bool), "True or False")
+
+RULES: Mapping[str, Rule] = {
+    "seed": _whole(0, 2**31 - 1),
+    "method": _one_of(*methods.PROJECTIONS, *methods.METHODS),
+    "num_bits": _whole(1, MAX_BITS),
+    "cache_dir": _TEXT,
+    "dataset.name": _one_of(*data.READERS),
+    "dataset.root": _TEXT,
+    "dataset.image_size": _whole(1),
+    "dataset.on_damaged": _one_of("refuse", "skip"),
+    "model.weights": _TEXT,
+    "model.input_size": _whole(SMALLEST_INPUT),
+    "model.width": _ABOVE_0,
+    "model.hidden": _whole(0),
+    "model.num_anchors": _whole(1),
+    "base.train_conv": _BOOLEAN,
+    "base.num_epochs": _whole(1),
+    "base.batch_size": _whole(2),
+    "base.optimizer": _one_of("sgd", "adam"),
+    "base.learning_rate": _ABOVE_0,
+    "base.hash_rate": _ABOVE_0,
+    "base.momentum": _MOMENTUM,
+    "base.weight_decay": _FROM_0,
+    "base.dropout": _BOOLEAN,
+    "base.crop_fraction": _FRACTION,
+    "base.num_views": _whole(0),
+    "base.adsh_sample": _whole(1),
+    "base.adsh_epochs": _whole(1),
+    "base.adsh_gamma": _FROM_0,
+    "agent.num_steps": _whole(1),
+    "agent.batch_size": _whole(2),
+    "agent.learning_rate": _ABOVE_0,
+    "agent.momentum": _MOMENTUM,
+    "agent.weight_decay": _FROM_0,
+    "agent.widths": _several(_whole(1)),
+    "agent.gradient": _one_of("sampled", "exact"),
+    "agent.entropy_weight": _FROM_0,
+    "agent.reward": _one_of("", *methods.METHODS),
+    "agent.scale_reward": _BOOLEAN,
+    "encode.crop_ratio": _RATIO,
+    "encode.keep_threshold": _FRACTION,
+    "encode.batch_size": _whole(1),
+    "evaluate.bucket_k": _several(_whole(1)),
+}
+
+# Field to blame, whether the config will do, what is expected.
+COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "base.num_views",
+        lambda c: c.base.train_conv or c.method in methods.PROJECTIONS or c.base.num_views > 0,
+        "at least 1 where base.train_conv is False: the agent draws its regions from these views",
+    ),
+    (
+        "model.width",
+        lambda c: c.model.weights != "lpips" or c.model.width == 1,
+        "1 where model.weights is lpips: the weights fix the number of channels",
+    ),
+    (
+        "agent.reward",
+        lambda c: not c.agent.reward or c.method in methods.METHODS,
+        f"empty where method is {' or '.join(methods.PROJECTIONS)}: these have no agent",
+    ),
+)
+
+
+def check(config: Any) -> None:
+    """Checks the fields of a config, one by one and together.
+
+    Raises:
+      ValueError: the first field that will not do, its value and what was expected.
+    """
+    for name, rule in RULES.items():
+        value = _field(config, name)
+        if not rule.holds(value):
+            raise ValueError(f"config.{name} is {value!r}, expected {rule.expected}")
+    for name, holds, expected in COMBINATIONS:
+        if not holds(config):
+            raise ValueError(f"config.{name} is {_field(config, name)!r}, expected {expected}")
+    if config.method in methods.METHODS:
+        methods.objective(config.method, config.num_bits, **config.objective)
+    elif config.objective:
+        raise ValueError(
+            f"config.objective is {dict(config.objective)}, expected nothing: {config.method} has "
+            "no objective"
+        )
+
+
+def _field(config: Any, name: str) -> Any:
+    value = config
+    for part in name.split("."):
+        if part not in value:
+            raise ValueError(f"the config has no field {name}; expected all of configs/default.py")
+        value = value[part]
+    return value
