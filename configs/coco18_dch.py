@@ -14,4 +14,15 @@ def get_config():
     config.dataset.image_size = 256
     config.model.input_size = 224
     config.base.num_epochs = 60
+    config.base.label_weight = 0.2
+    config.agent.recipe = "cross_fit"
+    config.agent.recall_weight = 0.3
+    config.agent.optimizer = "adam"
+    config.agent.learning_rate = 2e-3
+    config.agent.weight_decay = 1e-2
+    config.agent.batch_size = 2048
+    config.agent.num_steps = 600
+    config.agent.widths = (128, 64)
+    config.agent.dropout = 0.5
+    config.agent.entropy_weight = 0.05
     return config

@@ -36,6 +36,10 @@ def get_config() -> ConfigDict:
     config.base.weight_decay = 5e-4
     config.base.dropout = True
     config.base.crop_fraction = 0.0  # share of each batch that shows a random region instead
+    config.base.warmup = 0.0  # share of the steps in which the learning rate rises
+    config.base.label_weight = (
+        0.0  # of the label head's loss in the features; the head learns anyway
+    )
     config.base.num_views = 8  # random regions made once of each photo where convolutions are fixed
 
     config.base.adsh_sample = 2000  # photos that ADSH's network sees between updates of the codes
@@ -43,12 +47,17 @@ def get_config() -> ConfigDict:
     config.base.adsh_gamma = 200.0  # weight of its quantization loss
 
     config.agent = ConfigDict()
+    config.agent.recipe = "paper"  # or cross_fit: learn from photos that the base had not seen
+    config.agent.num_folds = 3  # of cross_fit
+    config.agent.recall_weight = 0.2  # of recall at distance 0 in cross_fit's reward
     config.agent.num_steps = 100  # T (Sec. 5.2.2)
     config.agent.batch_size = 256  # Sec. 5.2.2
+    config.agent.optimizer = "sgd"  # or adam: decoupled weight decay
     config.agent.learning_rate = 1e-4  # Sec. 5.2.2
     config.agent.momentum = 0.9
     config.agent.weight_decay = 5e-4  # Sec. 5.2.2
     config.agent.widths = (1024, 512, 256, 128)  # of the hidden layers; not given in the paper
+    config.agent.dropout = 0.0  # after each hidden layer
     config.agent.gradient = "sampled"  # REINFORCE (Eq. 7); exact: its expectation over actions
     config.agent.entropy_weight = 0.0
     config.agent.reward = ""  # method whose loss is the reward (Eq. 6); the base's own when empty

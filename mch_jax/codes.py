@@ -18,10 +18,17 @@ AnyArray = Array | np.ndarray  # on the device or on the host
 
 
 class Encoding(NamedTuple):
-    """What a base hashing model says of a batch of images."""
+    """What a base hashing model says of a batch of images.
+
+    Attributes:
+      features: fc7 after ReLU.
+      logits: of the hash layer; their signs are the code.
+      label_logits: of the label head; zero wide for a model without one.
+    """
 
     features: Float[AnyArray, "b d"]
     logits: Float[AnyArray, "b q"]
+    label_logits: Float[AnyArray, "b c"]
 
 
 class CodeSet(NamedTuple):

@@ -11,16 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8, UInt32
 
 from mch_jax import (
     agent,
     checkpoint,
     codes,
     codes_file,
-    data,
+    evidence,
     logs,
     methods,
+    models,
     objective,
     parallel,
     regions,
@@ -60,65 +61,40 @@ class Encoder:
     input_size: int
 
     @functools.cached_property
-    def _from_conv(self):
-        @jax.jit
-        def encode(params, policy_variables, conv):
-            count, num_regions = conv.shape[:2]
-            flat = conv.reshape(count * num_regions, -1).astype(jnp.float32)
-            encoding: Any = self.model.apply({"params": params}, flat, method="head")
-            features, logits = (x.reshape(count, num_regions, -1) for x in encoding)
-            packed = codes.pack(codes.sign(logits))
-            keep_prob = jnp.ones((count, num_regions))
-            if self.policy is not None:
-                whole = codes.Encoding(features[:, 0], logits[:, 0])
-                for region in range(1, num_regions):
-                    state = agent.state(
-                        whole, codes.Encoding(features[:, region], logits[:, region])
-                    )
-                    prob = jax.nn.softmax(self.policy.apply(policy_variables, state))
-                    keep_prob = keep_prob.at[:, region].set(prob[:, agent.KEEP])
+    def _encode(self):
+        @functools.partial(jax.jit, static_argnames="num_regions")
+        def encode(params, policy_variables, inputs, num_regions):
+            boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
+            encoding = models.encode_regions(self.model, params, inputs, boxes, self.input_size)
+            packed = codes.pack(codes.sign(encoding.logits))
+            keep_prob = jnp.ones(packed.shape[:2])
+            if self.policy is not None and num_regions > 1:
+                state = region_states(packed, encoding, policy_variables)
+                logits: Any = self.policy.apply(
+                    {name: policy_variables[name] for name in ("params", "batch_stats")},
+                    state.reshape(-1, state.shape[-1]),
+                )
+                prob = jax.nn.softmax(logits)[:, agent.KEEP].reshape(state.shape[:2])
+                keep_prob = keep_prob.at[:, 1:].set(prob)
             return packed, keep_prob
 
         return encode
 
-    @functools.cached_property
-    def _from_images(self):
-        boxes = jnp.asarray(regions.region_boxes(self.crop_ratio))
-
-        @functools.partial(jax.jit, static_argnums=2)
-        def conv_features(params, images, num_regions):
-            count = len(images)
-            inputs = regions.crop(
-                jnp.repeat(images, num_regions, 0),
-                jnp.tile(boxes[:num_regions], (count, 1)),
-                self.input_size,
-            )
-            conv: Any = self.model.apply({"params": params}, inputs, method="conv_features")
-            return conv.reshape(count, num_regions, -1)
-
-        return conv_features
-
-    def encode_conv(self, conv: Float[HostOrDevice, "b t k"]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns packed codes [b t w] and keep probabilities [b t] from convolutional features."""
-        return self._fetch(self._from_conv(self.params, self.policy_variables, conv))
-
     def encode_regions(
-        self, images: UInt8[HostOrDevice, "b s s 3"]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns packed codes [b 6 w] and keep probabilities [b 6] of photos at `image_size`."""
-        conv = self._from_images(self.params, images, NUM_REGIONS)
-        return self._fetch(self._from_conv(self.params, self.policy_variables, conv))
+        self, inputs: Shaped[HostOrDevice, "..."]
+    ) -> tuple[UInt32[np.ndarray, "b t w"], Float[np.ndarray, "b t"]]:
+        """Returns packed codes and keep probabilities of all regions.
 
-    @staticmethod
-    def _fetch(result: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
-        packed, keep_prob = result
+        Args:
+          inputs: photos [b s s 3] at `image_size`, or convolutional features [b t k].
+        """
+        packed, keep_prob = self._encode(self.params, self.policy_variables, inputs, NUM_REGIONS)
         return np.asarray(packed), np.asarray(keep_prob)
 
     def encode(self, images: UInt8[HostOrDevice, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole photos at `image_size`, as queries have them."""
-        conv = self._from_images(self.params, images, 1)  # the whole photo, without its regions
-        packed, _ = self.encode_conv(conv)
-        return codes.to_bytes(packed[:, 0], self.model.num_bits)
+        packed, _ = self._encode(self.params, self.policy_variables, images, 1)
+        return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
 
     def code_set(self, packed: np.ndarray, keep_prob: np.ndarray, sizes: np.ndarray):
         """Returns the codes that are kept, with boxes in pixels of photos of these sizes."""
@@ -135,6 +111,7 @@ class Encoder:
             "hidden": self.model.hidden,
             "width": self.model.width,
             "num_anchors": self.model.num_anchors,
+            "num_classes": self.model.num_classes,
             "widths": list(self.policy.widths) if self.policy else None,
         } | {name: getattr(self, name) for name in _NUMBERS}
         variables = {"base": self.params, "policy": self.policy_variables}
@@ -166,6 +143,22 @@ class Encoder:
           ValueError: the run has none yet, or its file is damaged.
         """
         return cls.load(Path(workdir) / FILE)
+
+
+def region_states(
+    packed: UInt32[Array, "b t w"], encoding: codes.Encoding, policy_variables: Mapping[str, Any]
+) -> Float[Array, "b regions s"]:
+    """Returns what the policy sees of each region: Eq. 3, or evidence if it learned from that."""
+    made_from = policy_variables.get("evidence")
+    if made_from is not None:
+        reference = evidence.Reference(**made_from["reference"])
+        states = evidence.state(
+            packed, encoding.logits, encoding.label_logits, made_from["calibration"], reference
+        )
+        flat = states.reshape(-1, states.shape[-1])
+        return evidence.normalize(made_from["statistics"], flat).reshape(states.shape)
+    whole, *crops = (codes.Encoding(*(x[:, t] for x in encoding)) for t in range(packed.shape[1]))
+    return jnp.stack([agent.state(whole, crop) for crop in crops], 1)
 
 
 def encoder(run: Run, params: Mapping[str, Any], policy_variables: Mapping[str, Any]) -> Encoder:
@@ -206,17 +199,9 @@ def encode_rows(run: Run, encoder: Encoder, rows: np.ndarray, title: str):
 
 
 def _encode_block(run: Run, encoder: Encoder, rows: np.ndarray, size: int):
-    if run.config.base.train_conv:
-        inputs = (b["image"] for b in data.epoch(run.dataset, rows, encoder.image_size, size))
-        call = encoder.encode_regions
-    else:
-        starts = range(0, len(rows), size)
-        inputs = (run.region_features[rows[start : start + size]] for start in starts)
-        call = encoder.encode_conv
-    for batch in inputs:
-        count = len(batch)
-        batch = parallel.pad_to_multiple(batch, size)
-        yield tuple(x[:count] for x in call(batch))
+    for batch in run.region_batches(rows, size):
+        results = encoder.encode_regions(parallel.pad_to_multiple(batch, size))
+        yield tuple(x[: len(batch)] for x in results)
 
 
 def true_rewards(run: Run, packed: np.ndarray, rows: np.ndarray, is_train: np.ndarray):

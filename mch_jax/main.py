@@ -69,7 +69,16 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     Returns:
       What results.json holds, once there is one.
     """
-    from mch_jax import encode, evaluate, report, run, train_agent, train_base, validation
+    from mch_jax import (
+        cross_fit,
+        encode,
+        evaluate,
+        report,
+        run,
+        train_agent,
+        train_base,
+        validation,
+    )
     from mch_jax.methods import METHODS
 
     validation.check(config)
@@ -80,7 +89,8 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
         params = train_base.train(this)
         variables: dict[str, Any] = {}
         if config.method in METHODS and {"agent", "encode"} & set(chosen):
-            variables = train_agent.train(this, params)
+            recipe = {"paper": train_agent, "cross_fit": cross_fit}[config.agent.recipe]
+            variables = recipe.train(this, params)
         if "encode" in chosen:
             encode.encode(this, encode.encoder(this, params, variables))
     results = evaluate.evaluate(this) if "evaluate" in chosen else None

@@ -4,15 +4,17 @@ AlexNet follows torchvision's layout to the last padding, so that its weights ca
 features of an image are fc7 after ReLU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
-from mch_jax.codes import Encoding
+from mch_jax import regions
+from mch_jax.codes import AnyArray, Encoding
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,13 +51,15 @@ def adaptive_mean_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b
     return pool(pool(x, 1), 2)
 
 
-def dropout(x: Float[Array, "b d"], keys: Key[Array, " b"]) -> Float[Array, "b d"]:
-    """Returns x with half of each row's entries dropped, each row by its own key.
+def dropout(
+    x: Float[Array, "b d"], keys: Key[Array, " b"], rate: float = 0.5
+) -> Float[Array, "b d"]:
+    """Returns x with a share of each row's entries dropped, each row by its own key.
 
     A key per example makes the result independent of how a batch is shared among devices.
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x.shape[1:]))(keys)
-    return jnp.where(keep, x * 2, 0)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
 
 
 class AlexNet(nn.Module):
@@ -68,12 +72,14 @@ class AlexNet(nn.Module):
       width: multiplies the number of channels, so that tests run a small network.
       num_anchors: with 0 the hash layer is linear; otherwise it is a kernel expansion on that many
         anchors (KSH).
+      num_classes: outputs of a linear label head on the features, for the agent; 0 for none.
     """
 
     num_bits: int
     hidden: int = 4096
     width: float = 1.0
     num_anchors: int = 0
+    num_classes: int = 0
 
     def setup(self):
         """Makes the layers; names are torchvision's order: features.0 is conv1, and so on."""
@@ -90,6 +96,8 @@ class AlexNet(nn.Module):
             self.hash = KernelHead(self.num_bits, self.num_anchors)
         else:
             self.hash = nn.Dense(self.num_bits, kernel_init=nn.initializers.normal(0.01))
+        if self.num_classes:
+            self.labels = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
 
     def conv_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Returns the pooled conv5 map as a row, channels last; images are in [0, 255]."""
@@ -119,14 +127,49 @@ class AlexNet(nn.Module):
         self, conv: Float[Array, "b k"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Encoding:
         """Returns features and logits from the convolutions' features."""
-        features = self.features(conv, dropout_keys)
-        return Encoding(features, self.hash(features))
+        return self.read(self.features(conv, dropout_keys))
+
+    def read(self, features: Float[Array, "b d"]) -> Encoding:
+        """Returns the logits of hash layer and label head beside the features."""
+        none = jnp.zeros((len(features), 0))
+        label_logits = self.labels(features) if self.num_classes else none
+        return Encoding(features, self.hash(features), label_logits)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Encoding:
         """Returns features and logits of images in [0, 255]."""
         return self.head(self.conv_features(images), dropout_keys)
+
+
+def encode_regions(
+    model: AlexNet,
+    params: Mapping[str, Any],
+    inputs: Shaped[Array, "..."],
+    boxes: Float[AnyArray, "t 4"],
+    input_size: int,
+) -> Encoding:
+    """Returns the encodings [b t ...] of the same regions of each photo.
+
+    In full precision: the bits of a code near 0 depend on it.
+
+    Args:
+      model: the base hashing model.
+      params: its parameters.
+      inputs: photos [b s s 3] in [0, 255], or the features of their regions [b t k].
+      boxes: the regions.
+      input_size: of the network's input.
+    """
+    count, num_regions = len(inputs), len(boxes)
+    with jax.default_matmul_precision("highest"):
+        if inputs.ndim == 4:
+            tiled = jnp.tile(jnp.asarray(boxes), (count, 1))
+            images = regions.crop(jnp.repeat(inputs, num_regions, 0), tiled, input_size)
+            encoding: Any = model.apply({"params": params}, images)
+        else:
+            conv = inputs.reshape(count * num_regions, -1).astype(jnp.float32)
+            encoding = model.apply({"params": params}, conv, method="head")
+    return Encoding(*(x.reshape(count, num_regions, -1) for x in encoding))
 
 
 class KernelHead(nn.Module):
@@ -161,17 +204,25 @@ class Policy(nn.Module):
 
     Attributes:
       widths: of the four hidden layers.
+      dropout: after each hidden layer, where keys are given.
       axis_name: the mapped axis to average batch statistics over, if any.
     """
 
     widths: Sequence[int] = (1024, 512, 256, 128)
+    dropout: float = 0.0
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, state: Float[Array, "b s"], train: bool = False) -> Float[Array, "b 2"]:
+    def __call__(
+        self,
+        state: Float[Array, "b s"],
+        dropout_keys: Key[Array, " b"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b 2"]:
         """Returns logits of DISCARD and KEEP, in this order."""
         x = state
-        for width in self.widths:
+        for i, width in enumerate(self.widths):
             x = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
             x = nn.BatchNorm(
                 use_running_average=not train,
@@ -180,5 +231,8 @@ class Policy(nn.Module):
                 axis_name=self.axis_name,
             )(x)
             x = nn.relu(x)
+            if dropout_keys is not None and self.dropout:
+                keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
+                x = dropout(x, keys, self.dropout)
         # A small last layer: the first policy keeps with probability close to one half.
         return nn.Dense(2, kernel_init=nn.initializers.normal(0.01))(x)

@@ -21,6 +21,13 @@ def pack_labels(labels: UInt8[np.ndarray, "n c"]) -> UInt32[np.ndarray, "n lw"]:
     return packed.view("<u4").astype(np.uint32, copy=False)
 
 
+def unpack_labels(packed: UInt32[AnyArray, "n lw"], num_classes: int) -> Float[AnyArray, "n c"]:
+    """Returns the multi-hot labels that `pack_labels` made the words from."""
+    shifts = jnp.arange(32, dtype=jnp.uint32)[None, None]
+    bits = (jnp.asarray(packed)[..., None] >> shifts) & jnp.uint32(1)
+    return bits.reshape(len(packed), -1)[:, :num_classes].astype(jnp.float32)
+
+
 def similarity(
     labels_a: UInt32[AnyArray, "b lw"], labels_b: UInt32[AnyArray, "n lw"]
 ) -> Bool[AnyArray, "b n"]:

@@ -23,7 +23,9 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
 
 def share_out(batch: Any, num_devices: int) -> Any:
     """Returns arrays with their first axis split into devices and examples."""
-    return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+    return jax.tree.map(
+        lambda x: x.reshape(num_devices, len(x) // num_devices, *x.shape[1:]), batch
+    )
 
 
 def usable_devices(batch_size: int) -> int:

@@ -50,7 +50,7 @@ class Run:
     @functools.cached_property
     def model(self) -> AlexNet:
         """The base hashing model's network."""
-        return base_model(self.config)
+        return base_model(self.config, len(self.dataset.classes))
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -61,6 +61,12 @@ class Run:
     def labels(self) -> np.ndarray:
         """Packed labels of every photo."""
         return pairs.pack_labels(self.dataset.labels)
+
+    @functools.cached_property
+    def folds(self) -> np.ndarray:
+        """The fold [n] of each training photo, for cross-fitted base models."""
+        count, num_folds = len(self.dataset.train), self.config.agent.num_folds
+        return np.random.default_rng([self.config.seed, 7]).permutation(count) % num_folds
 
     @functools.cached_property
     def train_place(self) -> np.ndarray:
@@ -134,6 +140,15 @@ class Run:
         else:
             for start in range(0, len(index), size):
                 yield {"conv": self.train_views[index[start : start + size], 0]}
+
+    def region_batches(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Yields photos [b s s 3] as uint8 or, where convolutions are fixed, features [b 6 k]."""
+        if self.config.base.train_conv:
+            for batch in data.epoch(self.dataset, rows, self.config.dataset.image_size, size):
+                yield batch["image"]
+        else:
+            for start in range(0, len(rows), size):
+                yield self.region_features[rows[start : start + size]]
 
     @functools.cached_property
     def train_views(self) -> np.ndarray:
@@ -215,18 +230,20 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def base_model(config: Any) -> AlexNet:
-    """Returns the network of a config."""
+def base_model(config: Any, num_classes: int) -> AlexNet:
+    """Returns the network of a config, with a label head where the agent's recipe needs one."""
+    cross_fits = config.agent.recipe == "cross_fit" and config.method in methods.METHODS
     return AlexNet(
         num_bits=config.num_bits,
         hidden=config.model.hidden,
         width=config.model.width,
         num_anchors=config.model.num_anchors if config.method == "ksh" else 0,
+        num_classes=num_classes if cross_fits else 0,
     )
 
 
 def random_params(model: AlexNet, input_size: int, seed: int) -> dict[str, Any]:
-    """Returns random parameters: He's normal distribution, 0.01 for the hash layer, biases zero.
+    """Returns random parameters: He's normal distribution, 0.01 for the heads, biases zero.
 
     Made on the host, since compiling the layers' own initialisation takes longer than to train a
     small network.
@@ -239,7 +256,7 @@ def random_params(model: AlexNet, input_size: int, seed: int) -> dict[str, Any]:
         layer, part = (entry.key for entry in path)
         if part != "kernel":
             return np.zeros(leaf.shape, np.float32)
-        std = 0.01 if layer == "hash" else np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        std = 0.01 if layer in ("hash", "labels") else np.sqrt(2 / np.prod(leaf.shape[:-1]))
         return rng.normal(0, std, leaf.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(make, shapes)

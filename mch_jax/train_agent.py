@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.struct import PyTreeNode
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
-from mch_jax import agent, codes, data, logs, methods, objective, parallel, regions
+from mch_jax import agent, codes, data, loop, methods, objective, parallel, regions
 from mch_jax.models import Policy
 from mch_jax.run import Run
 
@@ -32,7 +32,8 @@ class AgentState(PyTreeNode):
 
 def policy(run: Run, axis_name: str | None = None) -> Policy:
     """Returns the agent's network."""
-    return Policy(tuple(run.config.agent.widths), axis_name)
+    config = run.config.agent
+    return Policy(tuple(config.widths), config.dropout, axis_name)
 
 
 def init(run: Run, state_width: int, tx: optax.GradientTransformation) -> AgentState:
@@ -49,8 +50,11 @@ def init(run: Run, state_width: int, tx: optax.GradientTransformation) -> AgentS
 
 
 def optimizer(run: Run) -> optax.GradientTransformation:
-    """Returns SGD with momentum and weight decay (Sec. 5.2.2)."""
+    """Returns SGD with momentum and weight decay (Sec. 5.2.2), or Adam along half a cosine."""
     config = run.config.agent
+    if config.optimizer == "adam":
+        schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+        return optax.adamw(schedule, weight_decay=config.weight_decay)
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(config.learning_rate, momentum=config.momentum),
@@ -70,7 +74,7 @@ def train_step(
     table: np.ndarray,
     num_train: int,
 ) -> tuple[AgentState, dict[str, Array]]:
-    """Returns the state after one step on a device's part of a batch, and scalars.
+    """Returns the state after one step of the paper's recipe on a part of a batch, and scalars.
 
     Args:
       state: before the step.
@@ -86,8 +90,8 @@ def train_step(
     """
     config, num_bits = run.config, run.config.num_bits
     keys = parallel.example_keys(key, state.step, len(batch["labels"]))
-    crop_keys, action_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
-    image = codes.Encoding(batch["features"], batch["logits"])
+    crop_keys, policy_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
+    image = codes.Encoding(batch["features"], batch["logits"], batch["label_logits"])
     if "image" in batch:
         boxes = jax.vmap(lambda k: regions.random_box(k, config.encode.crop_ratio))(crop_keys)
         inputs = regions.crop(batch["image"], boxes, config.model.input_size)
@@ -95,16 +99,43 @@ def train_step(
     else:
         region = run.apply(base_params, {"conv": batch["conv"]})
     reward = sharded_reward(image, region, batch["labels"], train_set, table, num_train, num_bits)
+    features = agent.state(image, region)
+    return policy_step(state, features, reward, policy_keys, run=run, network=network, tx=tx)
 
+
+def policy_step(
+    state: AgentState,
+    features: Float[Array, "b s"],
+    reward: Float[Array, " b"],
+    keys: Key[Array, " b"],
+    *,
+    run: Run,
+    network: Policy,
+    tx: optax.GradientTransformation,
+) -> tuple[AgentState, dict[str, Array]]:
+    """Returns the state after one step of policy gradient (Eq. 7) on a device's part of a batch.
+
+    Args:
+      state: before the step.
+      features: what the policy sees of each region (Eq. 3, or `evidence.state`).
+      reward: of keeping it (Eq. 6).
+      keys: of each region's action and dropout.
+      run: for its config.
+      network: the policy.
+      tx: the optimizer.
+    """
+    config = run.config
+    action_keys, dropout_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
     square = jax.lax.pmean(jnp.mean(reward**2), parallel.AXIS)
     decay = jnp.where(state.step == 0, 0.0, SCALE_DECAY)
     square = decay * state.reward_square + (1 - decay) * square
     scaled = reward * jax.lax.rsqrt(square + 1e-12) if config.agent.scale_reward else reward
-    features = agent.state(image, region)
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, changed = network.apply(variables, features, train=True, mutable=["batch_stats"])
+        logits, changed = network.apply(
+            variables, features, dropout_keys, train=True, mutable=["batch_stats"]
+        )
         if config.agent.gradient == "sampled":
             action = jax.vmap(jax.random.categorical)(action_keys, logits)
             advantage = jnp.where(action == agent.KEEP, scaled, 0.0)
@@ -173,7 +204,7 @@ def batches(run: Run, whole: codes.Encoding, start_step: int) -> Iterator[dict[s
         inputs = view_batches(run, start_step)
     for index, batch in inputs:
         row = run.dataset.train[index]
-        encoding = {"features": whole.features[index], "logits": whole.logits[index]}
+        encoding = {name: values[index] for name, values in whole._asdict().items()}
         yield {**batch, **encoding, "labels": run.labels[row]}
 
 
@@ -216,21 +247,17 @@ def reward_table(run: Run) -> np.ndarray:
 
 
 def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains the agent, or goes on with it, and returns the policy's variables."""
-    config = run.config.agent
-    size, count = config.batch_size, len(run.dataset.train)
-    if not 2 <= size <= count:
-        raise ValueError(
-            f"agent.batch_size is {size}, expected 2 to {count}, the number of training photos"
-        )
+    """Trains the agent by the paper's recipe, or goes on with it.
+
+    Returns:
+      The policy's variables.
+    """
+    config, count = run.config.agent, len(run.dataset.train)
+    check_batch(run, count)
     whole = run.encode_train(base_params)
     tx = optimizer(run)
     state = init(run, 2 * whole.features.shape[1] + 2 * run.config.num_bits, tx)
-    checkpoints = run.checkpoints(STAGE)
-    state, start = checkpoints.restore(state) or (state, 0)
-    run.log.rewind(STAGE, start)
-
-    num_devices = parallel.usable_devices(size)
+    num_devices = parallel.usable_devices(config.batch_size)
     train_set = shared_train_set(run, whole.logits, num_devices)
     one_device = functools.partial(
         train_step,
@@ -243,16 +270,24 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     step = parallel.over_devices(one_device, (None, 0, 0, None, None), num_devices)
     key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
     frozen = jax.device_put(run.needed_params(base_params))
-    inputs = batches(run, whole, start)
-    save_every = max(config.num_steps // 5, 1)
-    steps = range(start + 1, config.num_steps + 1)
-    for done in logs.progress(steps, config.num_steps, "agent", start):
-        batch = parallel.share_out(next(inputs), num_devices)
-        state, scalars = step(state, batch, train_set, frozen, key)
-        if done % LOG_EVERY == 0 or done == config.num_steps:
-            logs.check_finite(STAGE, done, scalars)
-            run.log.write(STAGE, done, **scalars)
-        if done % save_every == 0 or done == config.num_steps:
-            checkpoints.save(done, state)
-    checkpoints.close()
+
+    def one_step(state, batch):
+        return step(state, parallel.share_out(batch, num_devices), train_set, frozen, key)
+
+    inputs = functools.partial(batches, run, whole)
+    state = loop.train(run, STAGE, state, config.num_steps, one_step, inputs, LOG_EVERY)
+    return variables(state)
+
+
+def check_batch(run: Run, count: int) -> None:
+    """Raises ValueError where there are fewer examples than a batch takes."""
+    size = run.config.agent.batch_size
+    if not 2 <= size <= count:
+        raise ValueError(
+            f"agent.batch_size is {size}, expected 2 to {count}, the number of training examples"
+        )
+
+
+def variables(state: AgentState) -> dict[str, Any]:
+    """Returns the policy's variables, on the host."""
     return jax.device_get({"params": state.params, "batch_stats": state.batch_stats})

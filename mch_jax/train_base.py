@@ -12,12 +12,11 @@ import optax
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from mch_jax import data, logs, objective, pairs, parallel, regions
+from mch_jax import data, logs, loop, objective, pairs, parallel, regions
 from mch_jax.methods import PROJECTIONS, adsh, ksh
 from mch_jax.run import Run
 
 STAGE = "base"
-LOG_EVERY = 10
 CROP_OF_256 = 0.875  # a 224 pixel crop of a 256 pixel photo, the usual augmentation
 
 
@@ -37,8 +36,8 @@ def is_closed_form(method: str) -> bool:
 def optimizer(run: Run, num_steps: int) -> optax.GradientTransformation:
     """Returns the optimizer, whose learning rate falls to zero along half a cosine.
 
-    The hash layer, which starts from nothing, learns `hash_rate` times as fast; biases do not
-    decay.
+    The hash layer and the label head, which start from nothing, learn `hash_rate` times as fast;
+    biases do not decay.
     """
     config = run.config.base
 
@@ -46,7 +45,10 @@ def optimizer(run: Run, num_steps: int) -> optax.GradientTransformation:
         return jax.tree.map(lambda x: x.ndim > 1, params)
 
     def rule(rate: float) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, num_steps)
+        warmup = round(config.warmup * num_steps)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else rate, rate, warmup, num_steps
+        )
         if config.optimizer == "adam":
             return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
         return optax.chain(
@@ -55,10 +57,10 @@ def optimizer(run: Run, num_steps: int) -> optax.GradientTransformation:
         )
 
     def label(params: Mapping[str, Any]) -> dict[str, str]:
-        return {name: "hash" if name == "hash" else "body" for name in params}
+        return {name: "head" if name in ("hash", "labels") else "body" for name in params}
 
     rate = config.learning_rate
-    return optax.partition({"body": rule(rate), "hash": rule(rate * config.hash_rate)}, label)
+    return optax.partition({"body": rule(rate), "head": rule(rate * config.hash_rate)}, label)
 
 
 def augment(
@@ -128,11 +130,11 @@ def train_step(
     return BaseState(step=state.step + 1, params=params, opt_state=opt_state), scalars
 
 
-def pairwise_loss(params, batch, keys, progress, shared, *, run: Run):
-    """Returns the base loss of a batch and its scalars (Sec. 3.1)."""
+def base_loss(params, batch, keys, progress, shared, *, run: Run):
+    """Returns the base loss of a batch and its scalars (Sec. 3.1), with the label head's."""
     del shared
     encoding = run.apply(params, batch, keys if run.config.base.dropout else None)
-    return objective.base_loss(
+    loss, scalars = objective.base_loss(
         run.objective,
         encoding.logits,
         batch["labels"],
@@ -140,6 +142,22 @@ def pairwise_loss(params, batch, keys, progress, shared, *, run: Run):
         run.similar_fraction,
         axis_name=parallel.AXIS,
     )
+    return with_label_loss(loss, scalars, params, encoding.features, batch["labels"], run)
+
+
+def with_label_loss(loss, scalars, params, features, labels, run: Run):
+    """Returns a loss and its scalars with the label head's loss added, where there is a head.
+
+    At weight 0 the head learns by itself: the features take no gradient from it.
+    """
+    if not run.model.num_classes:
+        return loss, scalars
+    weight = run.config.base.label_weight
+    features = features if weight else jax.lax.stop_gradient(features)
+    logits = features @ params["labels"]["kernel"] + params["labels"]["bias"][None]
+    targets = pairs.unpack_labels(labels, run.model.num_classes)
+    entropy = optax.sigmoid_binary_cross_entropy(logits, targets).sum(1).mean()
+    return loss + (weight or 1.0) * entropy, {**scalars, "label_loss": entropy}
 
 
 def view_batches(
@@ -180,27 +198,63 @@ def image_batches(
         yield {"image": batch["image"], "labels": run.labels[row], "row": row, "index": place}
 
 
-def check_batch(run: Run) -> None:
+def check_batch(run: Run, count: int) -> None:
     """Raises ValueError where the training set does not fill a batch."""
-    size, count = run.config.base.batch_size, len(run.dataset.train)
+    size = run.config.base.batch_size
     if not 2 <= size <= count:
         raise ValueError(
             f"base.batch_size is {size}, expected 2 to {count}, the number of training photos"
         )
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Trains the base model, or goes on with it, and returns all its parameters."""
+def train(run: Run, fold: int | None = None) -> dict[str, Any]:
+    """Trains a base model, or goes on with it, and returns all its parameters.
+
+    Args:
+      run: whose training photos to learn from.
+      fold: leave this one's out, for a cross-fitted model; none when not given.
+    """
+    places = np.arange(len(run.dataset.train))
+    stage = STAGE if fold is None else f"fold{fold}"
+    if fold is not None:
+        places = places[run.folds != fold]
+    check_batch(run, len(places))
+    num_steps = run.config.base.num_epochs * (len(places) // run.config.base.batch_size)
     if is_closed_form(run.config.method):
-        return {**run.initial_params, "hash": fit(run)}
-    check_batch(run)
-    num_steps = run.config.base.num_epochs * (len(run.dataset.train) // run.config.base.batch_size)
+        params = {**run.initial_params, "hash": fit(run, stage, places)}
+        if not run.model.num_classes:
+            return params
+        trained = {"labels": params["labels"]}
+        loss_fn = functools.partial(
+            head_loss, run=run, frozen=jax.device_put(run.needed_params(params))
+        )
+        stage = f"{stage}_labels"
+    else:
+        params = run.initial_params
+        trained = run.needed_params(params)
+        loss_fn = functools.partial(base_loss, run=run)
     tx = optimizer(run, num_steps)
-    params = run.needed_params(run.initial_params)
-    state = BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
-    train_method = train_adsh if run.config.method == "adsh" else train_pairwise
-    state = train_method(run, state, tx, num_steps)
-    return {**run.initial_params, **jax.device_get(state.params)}
+    state = BaseState(step=jnp.int32(0), params=trained, opt_state=tx.init(trained))
+    if run.config.method == "adsh":
+        state = train_adsh(run, state, tx, num_steps, stage, places)
+    else:
+        step = make_step(run, loss_fn, tx, num_steps)
+        state = loop.train(
+            run,
+            stage,
+            state,
+            num_steps,
+            lambda state, batch: step(state, batch, {}),
+            lambda start: input_batches(run, start, places),
+        )
+    return {**params, **jax.device_get(state.params)}
+
+
+def head_loss(params, batch, keys, progress, shared, *, run: Run, frozen):
+    """Returns the loss of the label head alone, on features that are fixed."""
+    del keys, progress, shared
+    features = run.apply({**frozen, **params}, batch).features
+    return with_label_loss(jnp.float32(0), {}, params, features, batch["labels"], run)
 
 
 def make_step(run: Run, loss_fn: Callable, tx, num_steps: int) -> Callable:
@@ -240,25 +294,6 @@ def input_batches(
     return make(run, start_step, index)
 
 
-def train_pairwise(run: Run, state: BaseState, tx, num_steps: int) -> BaseState:
-    """Runs steps from the newest checkpoint to the end, logging and saving on the way."""
-    step = make_step(run, functools.partial(pairwise_loss, run=run), tx, num_steps)
-    checkpoints = run.checkpoints(STAGE)
-    state, start = checkpoints.restore(state) or (state, 0)
-    run.log.rewind(STAGE, start)
-    save_every = max(num_steps // 5, 1)
-    batches = input_batches(run, start, np.arange(len(run.dataset.train)))
-    for done in logs.progress(range(start + 1, num_steps + 1), num_steps, "base model", start):
-        state, scalars = step(state, next(batches), {})
-        if done % LOG_EVERY == 0 or done == num_steps:
-            logs.check_finite(STAGE, done, scalars)
-            run.log.write(STAGE, done, **scalars)
-        if done % save_every == 0 or done == num_steps:
-            checkpoints.save(done, state)
-    checkpoints.close()
-    return state
-
-
 class AdshState(PyTreeNode):
     """ADSH's network, and the discrete codes of the training set."""
 
@@ -266,15 +301,20 @@ class AdshState(PyTreeNode):
     database_codes: Any
 
 
-def train_adsh(run: Run, base: BaseState, tx, num_steps: int) -> BaseState:
+def train_adsh(
+    run: Run, base: BaseState, tx, num_steps: int, stage: str, places: Int[np.ndarray, " n"]
+) -> BaseState:
     """Trains ADSH: by turns the network on a sample, and the training set's discrete codes.
 
     Codes at encoding come from the network, as those of queries do: the discrete ones are made
     from labels. A killed run goes on from the last whole turn.
     """
-    config, rows = run.config.base, run.dataset.train
-    labels = jnp.asarray(run.labels[rows])
-    sample_size = min(len(rows), max(config.adsh_sample, config.batch_size))
+    config = run.config.base
+    labels = jnp.asarray(run.labels[run.dataset.train[places]])
+    rank = np.zeros(len(run.dataset.train), np.int32)  # of a training photo among the places
+    rank[places] = np.arange(len(places))
+    rank = jnp.asarray(rank)
+    sample_size = min(len(places), max(config.adsh_sample, config.batch_size))
     per_turn = config.adsh_epochs * (sample_size // config.batch_size)
     num_turns = max(num_steps // per_turn, 1)
 
@@ -285,9 +325,10 @@ def train_adsh(run: Run, base: BaseState, tx, num_steps: int) -> BaseState:
         target = adsh.soft_similarity(similar, shared["dissimilar"])
         codes = shared["codes"]
         loss = adsh.train_loss(
-            relaxed, codes[batch["index"]], codes, target, gamma=config.adsh_gamma
+            relaxed, codes[rank[batch["index"]]], codes, target, gamma=config.adsh_gamma
         )
-        return loss, {"loss": loss}
+        scalars = {"loss": loss}
+        return with_label_loss(loss, scalars, params, encoding.features, batch["labels"], run)
 
     @jax.jit
     def update_codes(codes, relaxed, sample, dissimilar):
@@ -295,43 +336,43 @@ def train_adsh(run: Run, base: BaseState, tx, num_steps: int) -> BaseState:
         return adsh.update_database_codes(codes, relaxed, sample, target, gamma=config.adsh_gamma)
 
     step = make_step(run, loss_fn, tx, num_steps)
-    checkpoints = run.checkpoints(STAGE)
-    state = AdshState(base=base, database_codes=jnp.zeros((len(rows), run.config.num_bits)))
+    checkpoints = run.checkpoints(stage)
+    state = AdshState(base=base, database_codes=jnp.zeros((len(places), run.config.num_bits)))
     state, done = checkpoints.restore(state) or (state, 0)
-    run.log.rewind(STAGE, done)
+    run.log.rewind(stage, done)
     turns = range(done // per_turn, num_turns)
-    for turn in logs.progress(turns, num_turns, "turns of ADSH", done // per_turn):
+    for turn in logs.progress(turns, num_turns, f"{stage}, turns of ADSH", done // per_turn):
         rng = np.random.default_rng([run.config.seed, 3, turn])
-        sample = np.sort(rng.permutation(len(rows))[:sample_size])
+        sample = np.sort(rng.permutation(len(places))[:sample_size])
         dissimilar = adsh.dissimilar_target(pairs.similarity(labels[sample], labels))
         base, codes = state.base, state.database_codes
-        batches = input_batches(run, turn * per_turn, sample)
+        batches = input_batches(run, turn * per_turn, places[sample])
         scalars = {}
         for _ in range(per_turn):
             base, scalars = step(base, next(batches), {"codes": codes, "dissimilar": dissimilar})
-        logits = run.encode_train(base.params, sample).logits
+        logits = run.encode_train(base.params, places[sample]).logits
         relaxed = run.objective.relax(jnp.asarray(logits), 1.0)
         codes = update_codes(codes, relaxed, sample, dissimilar)
         state = AdshState(base=base, database_codes=codes)
         done = (turn + 1) * per_turn
-        logs.check_finite(STAGE, done, scalars)
-        run.log.write(STAGE, done, **scalars)
+        logs.check_finite(stage, done, scalars)
+        run.log.write(stage, done, **scalars)
         checkpoints.save(done, state)
     checkpoints.close()
     return state.base
 
 
-def fit(run: Run) -> dict[str, Any]:
+def fit(run: Run, stage: str, places: Int[np.ndarray, " n"]) -> dict[str, Any]:
     """Returns the hash layer of a method in closed form, on features of the initial network."""
     config = run.config
-    checkpoints = run.checkpoints(STAGE)
+    checkpoints = run.checkpoints(stage)
     layer = run.initial_params["hash"]
     restored = checkpoints.restore(layer)
     if restored is None:
-        features = run.encode_train(run.initial_params).features
+        features = run.encode_train(run.initial_params, places).features
         key = jax.random.key(config.seed)
         if config.method == "ksh":
-            labels = run.labels[run.dataset.train]
+            labels = run.labels[run.dataset.train[places]]
             anchors = config.model.num_anchors
             layer = ksh.fit(features, labels, config.num_bits, num_anchors=anchors, key=key)
         else:

@@ -64,8 +64,9 @@ def test_figure_1():
 
 
 def test_state_is_two_features_and_two_codes():
-    image = Encoding(jnp.full((2, 5), 2.0), jnp.array([[0.5, -3.0, 0.0]] * 2))
-    region = Encoding(jnp.full((2, 5), 7.0), jnp.array([[-0.5, 3.0, 1.0]] * 2))
+    none = jnp.zeros((2, 0))
+    image = Encoding(jnp.full((2, 5), 2.0), jnp.array([[0.5, -3.0, 0.0]] * 2), none)
+    region = Encoding(jnp.full((2, 5), 7.0), jnp.array([[-0.5, 3.0, 1.0]] * 2), none)
     state = agent.state(image, region)
     assert state.shape == (2, 2 * 5 + 2 * 3)
     assert state[0].tolist() == [2] * 5 + [7] * 5 + [1, -1, 1] + [-1, 1, 1]

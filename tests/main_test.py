@@ -13,8 +13,10 @@ from tiny_run import tiny
 from mch_jax import (
     checkpoint,
     codes_file,
+    cross_fit,
     encode,
     evaluate,
+    evidence,
     main,
     metrics,
     parallel,
@@ -27,12 +29,20 @@ from mch_jax import codes as code_lib
 FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
 
 
+def cross_fit_config(method="dch", **changes):
+    """The recipe for photos: three base models, evidence, Adam and dropout."""
+    config = tiny(method, **changes)
+    config.base.label_weight = 0.2
+    config.agent.update(recipe="cross_fit", num_folds=2, optimizer="adam", dropout=0.5)
+    return config
+
+
 def read(workdir):
-    codes = {}
+    arrays = {}
     for name in FILES:
         with np.load(workdir / "codes" / name, allow_pickle=False) as archive:
-            codes |= {f"{name}/{key}": archive[key] for key in archive.files}
-    return json.loads((workdir / "results.json").read_text()), codes
+            arrays |= {f"{name}/{key}": archive[key] for key in archive.files}
+    return json.loads((workdir / "results.json").read_text()), arrays
 
 
 def assert_same(a, b):
@@ -42,7 +52,7 @@ def assert_same(a, b):
 
 
 def test_a_run_leaves_the_files_it_promises(finished):
-    results, codes = read(finished)
+    results, arrays = read(finished)
     assert results["dataset"] == {
         "name": "scenes", "queries": 8, "database": 64, "train": 40, "classes": 14,
         "queries_without_relevant": results["dataset"]["queries_without_relevant"],
@@ -51,7 +61,7 @@ def test_a_run_leaves_the_files_it_promises(finished):
     assert results["controls"]["never"] == results["base"]
     never = np.arange(6)[None] == np.zeros((64, 1))
     database = codes_file.load(finished / "codes" / "database.npz")
-    regions = {key.split("/")[1]: codes[key] for key in codes if key.startswith("regions.npz")}
+    regions = {key.split("/")[1]: arrays[key] for key in arrays if key.startswith("regions.npz")}
     for kept, base in zip(
         evaluate.with_kept(database, regions, never), evaluate.base_codes(database), strict=True
     ):
@@ -59,11 +69,11 @@ def test_a_run_leaves_the_files_it_promises(finished):
     assert results["base"]["anhc"] == 1.0
     assert results["controls"]["always"]["anhc"] >= results["mch"]["anhc"] >= 1.0
     assert results["controls"]["always"]["r_at_h0"] >= results["base"]["r_at_h0"]
-    assert codes["database.npz/codes"].dtype == np.uint8
-    assert codes["database.npz/codes"].shape[1] == 2  # 12 bits
-    assert (codes["database.npz/codes"][:, 1] < 16).all()  # padding bits
-    assert str(codes["database.npz/format"]) == "mch-codes/1"
-    assert len(codes["query.npz/codes"]) == 8
+    assert arrays["database.npz/codes"].dtype == np.uint8
+    assert arrays["database.npz/codes"].shape[1] == 2  # 12 bits
+    assert (arrays["database.npz/codes"][:, 1] < 16).all()  # padding bits
+    assert str(arrays["database.npz/format"]) == "mch-codes/1"
+    assert len(arrays["query.npz/codes"]) == 8
     assert (finished / "report" / "index.html").exists()
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     stages = {json.loads(line)["stage"] for line in lines}
@@ -119,11 +129,61 @@ def test_the_encoder_reads_photos_as_the_run_did(finished):
     rows = this.dataset.query
     images = np.stack([this.dataset.read(int(row)) for row in rows])
     # Cached features are float16: a bit may fall the other way, a code may not differ in many.
-    codes = encoder.encode(images)
+    encoded = encoder.encode(images)
     kept = codes_file.load(finished / "codes" / "query.npz").codes
-    assert np.bitwise_count(codes ^ kept).sum() <= 2
+    assert np.bitwise_count(encoded ^ kept).sum() <= 2
     packed, _ = encoder.encode_regions(images)
-    np.testing.assert_array_equal(codes, code_lib.to_bytes(packed[:, 0], 12))
+    np.testing.assert_array_equal(encoded, code_lib.to_bytes(packed[:, 0], 12))
+
+
+@pytest.fixture(scope="module")
+def cross_fitted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("cross_fitted")
+    main.run_stages(cross_fit_config(), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("after", [3, 8, 12, 19])
+def test_a_cross_fitted_run_cut_off_goes_on(cross_fitted, tmp_path, monkeypatch, after):
+    save, calls = checkpoint.Checkpoints.save, []
+
+    def save_and_die(self, step, state):
+        save(self, step, state)
+        calls.append(step)
+        if len(calls) == after:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        main.run_stages(cross_fit_config(), tmp_path)
+    monkeypatch.undo()
+    main.run_stages(cross_fit_config(), tmp_path)
+    assert_same(read(cross_fitted), read(tmp_path))
+
+
+def test_the_encoder_keeps_what_the_cross_fitted_run_kept(cross_fitted):
+    this = run.open_run(cross_fit_config(), cross_fitted)
+    encoder = encode.Encoder.from_run(cross_fitted)
+    with np.load(cross_fitted / "codes" / "regions.npz", allow_pickle=False) as kept:
+        rows = this.dataset.database[:16]
+        packed, keep_prob = encoder.encode_regions(this.region_features[rows])
+        np.testing.assert_array_equal(code_lib.to_bytes(packed, 12), kept["codes"][:16])
+        np.testing.assert_array_equal(keep_prob, kept["keep_prob"][:16])
+
+
+def test_folds_leave_their_photos_out(cross_fitted):
+    this = run.open_run(cross_fit_config(), cross_fitted)
+    assert np.bincount(this.folds).tolist() == [20, 20]
+    learned = cross_fit.lessons(this)
+    assert learned.state.shape == (40, 5, len(evidence.NAMES))
+    assert (learned.reward > 0).any()
+    assert (learned.reward < 0).any()
+
+
+@pytest.mark.parametrize("method", ["ksh", "adsh"])
+def test_methods_of_their_own_kind_cross_fit(method, tmp_path):
+    results = main.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
+    assert results["mch"]["anhc"] >= 1
 
 
 @pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "hashnet", "adsh", "mmhh"])
