@@ -7,6 +7,7 @@ are needed: searching needs neither.
 
 import collections
 import contextlib
+import hashlib
 import importlib.util
 import io
 import json
@@ -372,7 +373,10 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run, newest kept, written whole."""
+    """The checkpoints of one stage of a run, newest kept, written whole.
+
+    Each carries a hash of its numbers, since storage can change bits that no reader notices.
+    """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
         import orbax.checkpoint as ocp
@@ -384,42 +388,67 @@ class Checkpoints:
             options=options,
             item_handlers=ocp.StandardCheckpointHandler(),  # to read shapes without the arrays
         )
+        self._damaged: set[int] = set()
 
     def save(self, step: int, state: Any) -> None:
-        """Writes the state; a step that is already there stays as it is."""
+        """Writes the state; a step that is already there and sound stays as it is.
+
+        Raises:
+          ValueError: a number of the state is not finite; the checkpoints before it stay.
+        """
+        digest = _digest(state, f"{self._manager.directory}/{step}")
+        if step in self._damaged:
+            self._manager.delete(step)
+            self._damaged.remove(step)
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=self._args.StandardSave(state))
+            args = self._args.StandardSave(state)
+            self._manager.save(step, args=args, custom_metadata={"sha256": digest})
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
-        """Returns the newest state and its step, or None where there is none.
+        """Returns the newest sound state and its step, or None where there is none.
+
+        A damaged checkpoint is passed over with a warning, and replaced when training reaches it.
 
         Args:
           like: a state of the same shapes, whose devices the result takes.
 
         Raises:
-          ValueError: the checkpoint is of another shape, such as of another code length, or
-            damaged.
+          ValueError: the checkpoint is of another shape, such as of another code length, or all of
+            them are damaged.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        last = None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if last is not None:
+                logging.warning("%s; the one of step %d is used", last, step)
+            state, last = self._read(step, like)
+            if last is None:
+                return state, step
+            self._damaged.add(step)
+        if last is not None:
+            raise ValueError(f"{last}; delete {self._manager.directory} to start the stage anew")
+        return None
+
+    def _read(self, step: int, like: Any) -> tuple[Any, str | None]:
+        """Returns the state of one step, and None or what is damaged."""
         name = f"checkpoint {self._manager.directory}/{step}"
         try:
-            saved = _shapes(self._manager.item_metadata(step).tree)
-            expected = _shapes(like)
+            saved, expected = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
             state = None
             if saved == expected:
                 state = self._manager.restore(step, args=self._args.StandardRestore(like))
+                digest = (self._manager.metadata(step).custom_metadata or {}).get("sha256")
+                if digest not in (None, _digest(state, name)):
+                    return None, f"{name} is damaged: its hash is another"
         except Exception as error:  # noqa: BLE001 - a damaged checkpoint can raise anything
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{name} cannot be read ({reason}); delete it to go on") from None
+            return None, f"{name} cannot be read ({reason})"
         if saved != expected:
             leaf = min(k for k in saved | expected if saved.get(k) != expected.get(k))
             raise ValueError(
                 f"{name} has {leaf} of shape {saved.get(leaf)}, expected {expected.get(leaf)}; "
                 "use the config it was made with, or another workdir"
             )
-        return state, step
+        return state, None
 
     def close(self) -> None:
         """Releases the manager's threads."""
@@ -434,3 +463,19 @@ def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
         jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
         for path, leaf in leaves
     }
+
+
+def _digest(state: Any, name: str) -> str:
+    """Returns a hash of all numbers of a state; raises ValueError where one is not finite."""
+    import jax
+
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.ascontiguousarray(leaf)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            place = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"{name}: {place} is not finite and is not saved; lower the learning rate"
+            )
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ made of all that they depend on.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def cached(
     mode = "r+" if done else "w+"
     shape = (len(rows), num_views, width)
     features = np.lib.format.open_memmap(part, mode, np.dtype(np.float16), shape)
+    reserve(part)
     batches = data.epoch(dataset, rows, image_size, batch_size, start_step=done // batch_size)
     total = -(-len(rows) // batch_size)
     for batch in logs.progress(batches, total, f"features of {title}", done // batch_size):
@@ -132,6 +134,20 @@ def cached(
     part.replace(path)
     done_file.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def reserve(path: Path) -> None:
+    """Takes the disk space that a file of holes will need; without it a full disk kills a writer.
+
+    Raises:
+      OSError: there is not enough; the file is removed.
+    """
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
 def _filled(values: np.ndarray, length: int) -> Array:

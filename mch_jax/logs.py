@@ -63,6 +63,28 @@ def progress(steps: Iterable[T], total: int, title: str, start: int = 0) -> Iter
             logging.info("%s: %d of %d", title, done, total)
 
 
+class FiniteGuard:
+    """Stops a training loop at the first step whose scalars are not finite.
+
+    It looks at a step's scalars when the next step is under way, so that the device never waits.
+    """
+
+    def __init__(self, stage: str):
+        self._stage = stage
+        self._last: tuple[int, Mapping[str, Any]] | None = None
+
+    def watch(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Checks the step before, and keeps this one's scalars for the next call."""
+        self.check()
+        self._last = step, scalars
+
+    def check(self) -> None:
+        """Checks the newest step now, as before a checkpoint; raises as `check_finite` does."""
+        if self._last is not None:
+            check_finite(self._stage, *self._last)
+            self._last = None
+
+
 def check_finite(stage: str, step: int, scalars: Mapping[str, Any]) -> None:
     """Raises ValueError where a scalar is not finite."""
     for name, value in scalars.items():

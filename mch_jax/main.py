@@ -3,6 +3,7 @@
 python -m mch_jax.main --config=configs/coco_dch.py [--workdir=DIR] [--config.num_bits=32 ...]
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+_FREE = "free some space and start again; what was complete is kept"
+_REMEDIES = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EROFS: "choose a --workdir that can be written",
+    errno.EACCES: "check its permissions, or choose another place",
+}
 
 STAGES = ("base", "agent", "encode", "evaluate", "report")
 
@@ -39,6 +48,13 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
             return main(argv)
         except (ValueError, OSError) as error:
             return fail(error)
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return fail(error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+            return 130
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
@@ -54,6 +70,13 @@ def _is_for_people(record: Any) -> bool:
 def fail(error: Exception) -> NoReturn:
     """Ends the program with an error's text in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        place = f"{error.filename}: " if error.filename else ""
+        text = f"{place}{error.strerror}; {_REMEDIES[error.errno]}"
+    elif "No space left" in text:  # of a library that has its own errors
+        text = f"{text[:300]}; {_FREE}"
+    elif "RESOURCE_EXHAUSTED" in text:
+        text = f"out of memory on the device ({text[:200]}); lower the batch sizes"
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
@@ -115,7 +138,7 @@ def verify(workdir: Path) -> int:
 
 def main(_: list[str]) -> int:
     """Runs what the flags say."""
-    from mch_jax import evaluate, run
+    from mch_jax import evaluate, run, termination
 
     if _VERIFY.value:
         return verify(Path(_VERIFY.value))
@@ -125,6 +148,7 @@ def main(_: list[str]) -> int:
         raise ValueError(
             "--config is missing; expected a file, such as --config=configs/scenes_dch.py"
         )
+    termination.install()
     workdir = Path(_WORKDIR.value or run.default_workdir(config))
     results = run_stages(config, workdir, _STAGE.value)
     if results:

@@ -467,6 +467,57 @@ def test_damaged_checkpoint_is_refused(tmp_path):
     checkpoints.close()
 
 
+def largest_file(directory):
+    return max((x for x in directory.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "metadata", "missing"])
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, how):
+    """The numbers are random: a changed bit of them is still a number that reads well."""
+    states = [
+        {"x": np.random.default_rng(i).normal(size=(64, 64)).astype(np.float32)} for i in range(3)
+    ]
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(5, states[0])
+    checkpoints.save(10, states[1])
+    checkpoints.close()
+    if how == "metadata":
+        (tmp_path / "10" / "default" / "_METADATA").write_text("{")
+    else:
+        path = largest_file(tmp_path / "10")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data[: len(data) // 3] if how == "cut" else data)
+        if how == "missing":
+            path.unlink()
+
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    restored, step = checkpoints.restore(states[2])
+    assert step == 5
+    np.testing.assert_array_equal(restored["x"], states[0]["x"])
+    (warning,) = [x.getMessage() for x in caplog.records if x.name == "absl" and x.levelno == 30]
+    assert f"checkpoint {tmp_path}/10 " in warning
+    assert warning.endswith("; the one of step 5 is used")
+    checkpoints.save(10, states[2])  # in place of the damaged one
+    checkpoints.close()
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    restored, step = checkpoints.restore(states[0])
+    assert step == 10
+    np.testing.assert_array_equal(restored["x"], states[2]["x"])
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path, value):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(5, state())
+    broken = {**state(), "more": np.array([1, value])}
+    with pytest.raises(ValueError, match=r"/6: more is not finite and is not saved"):
+        checkpoints.save(6, broken)
+    assert checkpoints.restore(state())[1] == 5
+    checkpoints.close()
+
+
 def test_training_state_comes_back_as_its_own_types(tmp_path):
     params = {"kernel": jnp.ones((3, 4))}
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9))

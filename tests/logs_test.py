@@ -68,3 +68,16 @@ def test_check_finite():
     logs.check_finite("agent", 3, {"loss": 1.0, "reward": -2})
     with pytest.raises(ValueError, match=r"base/loss is nan at step 7; .*lower base.learning_rate"):
         logs.check_finite("base", 7, {"loss": float("nan")})
+
+
+def test_the_guard_names_the_first_bad_step():
+    guard = logs.FiniteGuard("agent")
+    guard.check()
+    guard.watch(1, {"loss": 1.0})
+    guard.watch(2, {"loss": float("inf")})
+    with pytest.raises(ValueError, match="agent/loss is inf at step 2"):
+        guard.watch(3, {"loss": float("nan")})
+    guard = logs.FiniteGuard("agent")
+    guard.watch(7, {"loss": float("nan")})
+    with pytest.raises(ValueError, match="agent/loss is nan at step 7"):
+        guard.check()

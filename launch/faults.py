@@ -1,0 +1,294 @@
+"""Disturbs tiny runs at random moments, and compares what they end with to an undisturbed one.
+
+python launch/faults.py --trials=100 --out=faults.json      # as root, since it mounts a tmpfs
+
+A trial starts the main job, waits for a random moment of a random stage, and does one of: SIGKILL,
+SIGTERM, a full disk, a read-only disk. Then it mends the disk and gives the same command again.
+What has to hold: the disturbed run ends by itself, with one line and no traceback; nothing that was
+complete is lost; the second start ends with the codes, measures, encoder and log of the
+undisturbed run, bit for bit.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("sigkill", "sigterm", "full", "readonly")
+STAGES = ("open", "base", "agent", "encode", "evaluate", "report")
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL that most pre-emptible machines give
+SIZE = 48  # MiB of the small disk
+
+CONFIG = """
+import sys
+sys.path[:0] = {paths}
+from tiny_run import tiny
+
+def get_config():
+    return tiny()
+"""
+
+
+def start(config: Path, workdir: Path, log: Path) -> tuple[int, int]:
+    """Forks a process that runs the main job; returns its number and a pipe with stage names."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    os.close(reader)
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["mch_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    status = 1
+    try:
+        _announce(writer)
+        from mch_jax import main
+
+        main.run_command(main.main)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001  the trial reads the traceback in the log
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def _announce(writer: int) -> None:
+    """Makes each stage write its name into a pipe when it begins."""
+    from mch_jax import encode, evaluate, report, run, train_agent, train_base
+
+    def wrap(module, name, stage):
+        function = getattr(module, name)
+
+        def announced(*args, **kwargs):
+            os.write(writer, f"{stage}\n".encode())
+            return function(*args, **kwargs)
+
+        setattr(module, name, announced)
+
+    wrap(run, "open_run", "open")
+    wrap(train_base, "train", "base")
+    wrap(train_agent, "train", "agent")
+    wrap(encode, "encode", "encode")
+    wrap(evaluate, "evaluate", "evaluate")
+    wrap(report, "write", "report")
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """Returns the exit status; None where the process did not end in time and was killed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def follow(reader: int) -> list[tuple[str, float]]:
+    """Returns the stages of a run and when they began, once the run has ended."""
+    begun = []
+    with open(reader) as lines:
+        for line in lines:
+            begun.append((line.strip(), time.monotonic()))
+    return [*begun, ("end", time.monotonic())]
+
+
+def fill(directory: Path) -> Path:
+    """Takes all the space of the disk that a directory is on; returns the file that does."""
+    path, size = directory / "filler", 2**22
+    with open(path, "wb") as file:
+        while size:
+            try:
+                end = file.seek(0, os.SEEK_END)
+                os.posix_fallocate(file.fileno(), end, size)
+            except OSError:
+                size //= 2 if size > 4096 else size
+    return path
+
+
+def mount(*arguments: str) -> bool:
+    """Returns whether mounting worked."""
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def disk(directory: Path):
+    """Yields a new small disk."""
+    directory.mkdir()
+    if not mount("-t", "tmpfs", "-o", f"size={SIZE}m", "tmpfs", str(directory)):
+        raise SystemExit("error: cannot mount a tmpfs; start this as root")
+    try:
+        yield directory
+    finally:
+        mount("-o", "remount,rw", str(directory))
+        subprocess.run(["umount", "-l", str(directory)], check=False)
+        directory.rmdir()
+
+
+def ending(workdir: Path) -> dict:
+    """Returns all that a finished run is compared by."""
+    found: dict = {
+        "results": json.loads((workdir / "results.json").read_text()),
+        "metrics": (workdir / "metrics.jsonl").read_text().splitlines(),
+        "report": (workdir / "report" / "index.html").exists(),
+    }
+    for path in [*sorted((workdir / "codes").glob("*.npz")), workdir / "encoder.npz"]:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                found[f"{path.name}/{name}"] = archive[name].tobytes()
+    return found
+
+
+def disturb(kind: str, pid: int, workdir: Path) -> tuple[str | None, Path | None]:
+    """Does what the kind says; returns what went wrong with that, and the file in the way."""
+    if kind in ("sigkill", "sigterm"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if kind == "sigkill" else signal.SIGTERM)
+        return None, None
+    if kind == "full":
+        return None, fill(workdir.parent)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:  # refused while a file is open for writing
+        if mount("-o", "remount,ro", str(workdir.parent)):
+            return None, None
+        time.sleep(0.01)
+    return "busy", None
+
+
+def trial(kind: str, stage: str, fraction: float, spent: dict, config: Path, reference: dict):
+    """Returns what happened in one trial, and what was wrong, if anything."""
+    scratch = config.parent
+    log = scratch / "log.txt"
+    wrong = []
+    with disk(scratch / "disk") as mounted:
+        workdir = mounted / "run"
+        pid, reader = start(config, workdir, log)
+        with open(reader) as lines:
+            for line in lines:
+                if line.strip() == stage:
+                    break
+            time.sleep(fraction * spent[stage])
+            problem, filler = disturb(kind, pid, workdir)
+            since = time.monotonic()
+            status = wait(pid, 180)
+            seconds = time.monotonic() - since
+        text = log.read_text(errors="replace")
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        expected = {"sigkill": (-9, 0), "sigterm": (143, 0)}.get(kind, (2, 0))
+        if status not in expected:
+            wrong.append(f"status {status}")
+        if "Traceback" in text:
+            wrong.append("traceback: " + text[text.index("Traceback") :][-600:])
+        if status == 2 and len(errors) != 1:
+            wrong.append(f"{len(errors)} error lines")
+        if kind == "sigterm" and seconds > GRACE:
+            wrong.append(f"{seconds:.0f} s after SIGTERM")
+
+        if filler:
+            filler.unlink()
+        mount("-o", "remount,rw", str(mounted))
+        pid, reader = start(config, workdir, log)
+        os.close(reader)
+        again = wait(pid, 300)
+        text = log.read_text(errors="replace")
+        if again != 0:
+            wrong.append(f"second start: status {again}: {text[-600:]}")
+        else:
+            after = ending(workdir)
+            wrong += [f"{k} differs" for k in reference if after.get(k) != reference[k]]
+        wrong += [f"second start: {w}" for w in ("damaged", "cannot be read") if w in text]
+        left = [x.name for x in workdir.rglob(".*") if x.is_file()]
+    return {
+        "kind": kind,
+        "stage": stage,
+        "status": status,
+        "seconds": round(seconds, 2),
+        "line": errors[0] if errors else "",
+        "problem": problem,
+        "left": left,
+        "wrong": wrong,
+    }
+
+
+def main() -> int:
+    """Runs the trials and prints a table; the exit status is 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    kinds, stages = options.kinds.split(","), options.stages.split(",")
+
+    os.environ.setdefault(
+        "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "mch_jax" / "faults")
+    )
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    # Imported once, before the forks; none of them starts a device or a thread of its own.
+    import orbax.checkpoint  # noqa: F401
+
+    from mch_jax import main as _  # noqa: F401
+    from mch_jax import report  # noqa: F401
+
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        config = scratch / "tiny_config.py"
+        config.write_text(CONFIG.format(paths=[str(ROOT), str(ROOT / "tests")]))
+        for _ in range(2):  # the first fills the cache of compiled functions
+            with disk(scratch / "disk") as mounted:
+                pid, reader = start(config, mounted / "run", scratch / "log.txt")
+                begun = follow(reader)
+                if wait(pid, 300) != 0:
+                    raise SystemExit((scratch / "log.txt").read_text())
+                reference = ending(mounted / "run")
+        spent = {a: end - t for (a, t), (_, end) in zip(begun, begun[1:], strict=False)}
+        print("seconds of each stage:", {k: round(v, 2) for k, v in spent.items()}, flush=True)
+
+        outcomes = []
+        for number in range(options.trials):
+            kind, stage = kinds[number % len(kinds)], rng.choice(stages)
+            outcome = trial(kind, stage, rng.random(), spent, config, reference)
+            outcomes.append(outcome)
+            print(number + 1, json.dumps(outcome), flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(outcomes, indent=1))
+
+    print(f"\n{'':10}" + "".join(f"{stage:>10}" for stage in stages))
+    for kind in kinds:
+        counts = Counter(x["stage"] for x in outcomes if x["kind"] == kind)
+        print(f"{kind:10}" + "".join(f"{counts[stage]:>10}" for stage in stages))
+    hit = sum(x["status"] != 0 for x in outcomes)
+    slowest = max((x["seconds"] for x in outcomes if x["kind"] == "sigterm"), default=0)
+    bad = sum(bool(x["wrong"]) for x in outcomes)
+    print(
+        f"{len(outcomes)} trials, {hit} of them stopped the run, SIGTERM took at most "
+        f"{slowest} s; {bad} went wrong"
+    )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

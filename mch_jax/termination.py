@@ -1,0 +1,58 @@
+"""SIGTERM, which machines that are taken away send before they go: save, then stop.
+
+While training, the signal is noted and the loop saves after the step it is in. Everywhere else it
+ends the program at once; files are written whole, so that the next start goes on from them.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+STATUS = 128 + signal.SIGTERM  # the exit status that a shell reports for the signal
+
+
+class Terminated(SystemExit):
+    """The program was asked to end; what was complete is kept."""
+
+
+_noted = threading.Event()
+_loops = 0
+
+
+def install() -> None:
+    """Makes SIGTERM end the program as described above; for the main thread of a command."""
+    _noted.clear()
+    signal.signal(signal.SIGTERM, _handle)
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    if _noted.is_set() and _loops:
+        return
+    _noted.set()
+    if not _loops:
+        raise Terminated(STATUS)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Notes the signal inside the block, whose loop asks `requested` after each step."""
+    global _loops
+    _loops += 1
+    try:
+        yield
+    finally:
+        _loops -= 1
+
+
+def requested() -> bool:
+    """Returns whether the signal has come."""
+    return _noted.is_set()
+
+
+def stop_if_requested() -> None:
+    """Ends the program if the signal has come; to be called when everything is saved."""
+    if requested():
+        raise Terminated(STATUS)

@@ -1,0 +1,47 @@
+import os
+import signal
+
+import pytest
+
+from mch_jax import termination
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    before = signal.getsignal(signal.SIGTERM)
+    termination.install()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    termination._noted.clear()
+
+
+def test_elsewhere_the_signal_ends_the_program_at_once():
+    with pytest.raises(termination.Terminated) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.code == 143
+    assert termination.requested()
+
+
+def test_a_loop_ends_after_its_step():
+    steps = []
+
+    def loop():
+        with termination.deferred():
+            for step in range(5):
+                termination.stop_if_requested()
+                if step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), signal.SIGTERM)  # some senders repeat it
+                steps.append(step)
+
+    with pytest.raises(SystemExit) as stop:
+        loop()
+    assert steps == [0, 1, 2]
+    assert stop.value.code == 143
+
+
+def test_a_signal_that_comes_after_the_last_step_still_counts():
+    with termination.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(termination.Terminated):
+        termination.stop_if_requested()
