@@ -208,8 +208,8 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, config: Path, ref
             filler.unlink()
         mount("-o", "remount,rw", str(mounted))
         pid, reader = start(config, workdir, log)
-        os.close(reader)
         again = wait(pid, 300)
+        os.close(reader)
         text = log.read_text(errors="replace")
         if again != 0:
             wrong.append(f"second start: status {again}: {text[-600:]}")

@@ -91,6 +91,26 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     return value
 
 
+def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz of the project's own.
+
+    Args:
+      path: of the file.
+      remedy: what the error tells people to do.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return dict(archive)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; {remedy}") from None
+    except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged ({reason}); delete it and {remedy}") from None
+
+
 # Weights
 
 

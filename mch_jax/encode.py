@@ -122,18 +122,24 @@ class Encoder:
         """Returns what `save` wrote.
 
         Raises:
-          ValueError: the file is missing or damaged.
+          ValueError: the file is missing, damaged or of another version.
         """
         variables, settings = checkpoint.load_arrays(path)
-        widths = settings.pop("widths")
-        numbers = {name: settings.pop(name) for name in _NUMBERS}
-        return cls(
-            model=AlexNet(**settings),
-            params=variables["base"],
-            policy=Policy(tuple(widths)) if widths else None,
-            policy_variables=variables.get("policy", {}),
-            **numbers,
-        )
+        try:
+            widths = settings.pop("widths")
+            numbers = {name: settings.pop(name) for name in _NUMBERS}
+            return cls(
+                model=AlexNet(**settings),
+                params=variables["base"],
+                policy=Policy(tuple(widths)) if widths else None,
+                policy_variables=variables.get("policy", {}),
+                **numbers,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} was written by another version of mch_jax ({error}); run the encode stage "
+                "again"
+            ) from None
 
     @classmethod
     def from_run(cls, workdir: str | os.PathLike[str]) -> "Encoder":

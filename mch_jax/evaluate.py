@@ -107,8 +107,7 @@ def controls(
     Keeping none is the base. The oracle keeps a code where its true reward, by the image's own
     labels, is positive.
     """
-    with np.load(directory / "regions.npz", allow_pickle=False) as archive:
-        regions = dict(archive)
+    regions = checkpoint.read_npz(directory / "regions.npz", "run the encode stage again")
     never = np.zeros(regions["keep_prob"].shape, bool)
     never[:, 0] = True
     choices = {
@@ -143,6 +142,13 @@ def measure(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     directory = workdir / "codes"
     titles = ("query", "database", "train")
     query, database, train = (codes_file.load(directory / f"{t}.npz") for t in titles)
+    for title, file in (("query", query), ("train", train)):
+        came, expected = ((x.num_bits, x.labels.shape[1]) for x in (file, database))
+        if came != expected:
+            raise ValueError(
+                f"{directory / title}.npz has codes of {came[0]} bits and {came[1]} classes, "
+                f"database.npz {expected[0]} and {expected[1]}; run the encode stage again"
+            )
     ks = [k for k in config["evaluate"]["bucket_k"] if k <= len(database.ids)]
     single = base_codes(database)
     counts = histogram(query, single)

@@ -5,7 +5,6 @@ made of all that they depend on.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
 from mch_jax import data, logs, parallel, regions
-from mch_jax.checkpoint import write_json
+from mch_jax.checkpoint import read_json, write_json
 from mch_jax.models import AlexNet
 
 
@@ -90,7 +90,10 @@ def cached(
     )  # fmt: skip
     path = Path(directory) / f"{title}-{name}.npy"
     if path.exists():
-        return np.load(path, mmap_mode="r")
+        try:
+            return np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            logging.warning("%s is damaged (%s): it is made again", path, error)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     @jax.jit
@@ -104,7 +107,9 @@ def cached(
     width = jax.eval_shape(
         extract, np.zeros((1, image_size, image_size, 3), np.uint8), boxes[:1, 0], flips[:1, 0]
     ).shape[-1]
-    done = json.loads(done_file.read_text())["done"] if done_file.exists() else 0
+    done = 0
+    if part.exists() and done_file.exists():
+        done = read_json(done_file, "start again")["done"]
     mode = "r+" if done else "w+"
     shape = (len(rows), num_views, width)
     features = np.lib.format.open_memmap(part, mode, np.dtype(np.float16), shape)

@@ -215,7 +215,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: it is missing or damaged.
     """
-    return checkpoint.read_json(workdir / "config.json", "give the workdir of a run")
+    return checkpoint.read_json(workdir / "config.json", "start the run again")
 
 
 def _resolved(config: Any) -> dict[str, Any]:

@@ -32,7 +32,11 @@ def _one_of(*choices: str) -> Rule:
 
 
 def _whole(least: int, most: int | None = None) -> Rule:
-    text = f"a whole number of at least {least}" if most is None else f"{least} to {most}"
+    text = (
+        f"a whole number of at least {least}"
+        if most is None
+        else f"a whole number from {least} to {most}"
+    )
     upper = math.inf if most is None else most
     return Rule(lambda x: _is_number(x) and x == int(x) and least <= x <= upper, text)
 

@@ -185,7 +185,7 @@ def test_table_without_splits_draws_them_from_the_seed(tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("", "is not a table with a header line"),
+        ("", "is empty; expected a header"),
         ("name,cat\na.jpg,1\n", "expected a header file,split,CLASS"),
         ("file,split\na.jpg,train\n", "expected a header file,split,CLASS"),
         ("file,cat,cat\na.jpg,1,1\n", "with different names"),

@@ -19,6 +19,8 @@ _LISTS = (("query.txt", "test.txt"), ("database.txt",), ("train.txt",))
 
 def inside(name: str, source: str) -> str:
     """Returns a relative name with forward slashes; a name that leaves the folder is refused."""
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise ValueError(f"{source}: the name {name!r} holds a control character; rename the file")
     path = pathlib.PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise ValueError(
@@ -51,10 +53,16 @@ def read_table(
     path: pathlib.Path,
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, list[str] | None]:
     """Reads labels.csv: names, classes, labels and, where there is such a column, splits."""
+    text = read_text(path)
     try:
-        header, *lines = [row for row in csv.reader(io.StringIO(read_text(path))) if row]
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"'{path}' is not a table with a header line: {error}") from error
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    except csv.Error as error:
+        raise ValueError(
+            f"'{path}' is not a table: {error}; expected a line a photo, columns set off by commas"
+        ) from error
+    if not rows:
+        raise ValueError(f"'{path}' is empty; expected a header file,split,CLASS,...")
+    header, *lines = rows
     classes = tuple(c for c in header if c not in ("file", "split", *_EXTRA_COLUMNS))
     if header[0] != "file" or not classes or len(set(header)) < len(header):
         raise ValueError(
