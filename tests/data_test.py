@@ -276,7 +276,9 @@ def test_folder_without_labels_says_what_is_missing(tmp_path):
 
 
 def test_load_names_the_choices():
-    with pytest.raises(ValueError, match="'imagenet' is unknown.*scenes, coco18, folder"):
+    with pytest.raises(
+        ValueError, match="'imagenet' is unknown.*scenes, coco18, coco, nuswide, mirflickr, folder"
+    ):
         data.load("imagenet")
     with pytest.raises(ValueError, match="no setting 'sise', expected one of seed, size"):
         data.load("scenes", sise=64)
@@ -300,6 +302,7 @@ def test_audit_counts(root):
         "damaged": [],
         "reasons": [],
         "unlabelled": 2,
+        "notes": [],
         "labels_per_photo": 1.0,
         "queries_without_relevant": 0,
         "relevant_share": 0.5,

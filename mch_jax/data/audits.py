@@ -160,10 +160,10 @@ def audit(
     Returns:
       The data set with `sizes` filled in, and the counts as a dict of plain numbers, strings and
       lists: name, n, queries, database, train, classes, damaged (names), reasons (what was wrong
-      with each), unlabelled (photos without a label), labels_per_photo, per_class (photos by
-      class), queries_without_relevant, relevant_share (mean share of the database that shares a
-      label with a query) and chance_map (expected average precision of a ranking at random), the
-      last two over the queries that have a relevant photo.
+      with each), unlabelled (photos without a label), labels_per_photo, notes (of the reader),
+      per_class (photos by class), queries_without_relevant, relevant_share (mean share of the
+      database that shares a label with a query) and chance_map (expected average precision of a
+      ranking at random), the last two over the queries that have a relevant photo.
 
     Raises:
       ValueError: a query is in the database, a training photo is not, a split is empty, a name
@@ -185,7 +185,8 @@ def audit(
         found = {"fingerprint": fingerprint, "damaged": list(damaged.items())}
         checkpoint.save_arrays(path, {"sizes": sizes}, found)
     names = [str(dataset.ids[row]) for row in damaged]
-    dataset = dataclasses.replace(dataset, sizes=sizes)
+    known = dataset.sizes.any(1, keepdims=True)
+    dataset = dataclasses.replace(dataset, sizes=np.where(known, dataset.sizes, sizes))
     if damaged:
         dataset = _drop(dataset, damaged)
         _check_splits(dataset)
@@ -200,6 +201,7 @@ def audit(
         "reasons": list(damaged.values()),
         "unlabelled": int((dataset.labels.sum(1) == 0).sum()),
         "labels_per_photo": float(dataset.labels.sum(1).mean()),
+        "notes": list(dataset.notes),
         "per_class": dict(
             zip(dataset.classes, dataset.labels.sum(0, dtype=int).tolist(), strict=True)
         ),

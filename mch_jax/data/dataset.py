@@ -24,9 +24,11 @@ class Dataset:
       train: rows that training sees.
       read: decodes the photo of one row to RGB, upright; safe to call from several threads.
         Raises ValueError for a photo that doesn't decode.
-      sizes: width and height of each photo in pixels; before `audit` what the reader knows, or 0.
+      sizes: width and height of each photo in pixels; before `audit` zeros, unless the reader knows
+        them, as of photos that were shrunk beforehand.
       files: what the photos are read from, so that a later audit can tell whether they changed;
         none for photos that are made; None where there is no telling.
+      notes: what the reader left out or found unusual, a sentence each.
     """
 
     name: str
@@ -39,3 +41,4 @@ class Dataset:
     read: Callable[[int], np.ndarray]
     sizes: Int32[np.ndarray, "n 2"]
     files: Sequence[pathlib.Path] | None = None
+    notes: tuple[str, ...] = ()

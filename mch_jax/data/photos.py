@@ -1,13 +1,15 @@
 """Photos: their files' bytes, from a folder or straight from an archive, to RGB."""
 
 import io
-import os
 import pathlib
 import struct
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mch_jax.data.archives import read_member
 
 # A photo with more pixels is refused before it is decoded: a small file can hold a huge image.
 MAX_PIXELS = 80_000_000
@@ -83,14 +85,19 @@ def read_file(root: pathlib.Path, ids: np.ndarray, row: int) -> np.ndarray:
     return decode(data, name)
 
 
-def read_tar(path: pathlib.Path, ids: np.ndarray, spans: np.ndarray, row: int) -> np.ndarray:
-    """Decodes a tar's member from its offset and length; no file position is shared."""
-    offset, length = spans[row].tolist()
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return decode(os.pread(file, length, offset), str(ids[row]))
-    finally:
-        os.close(file)
+def read_place(
+    archives: Sequence[pathlib.Path],
+    paths: np.ndarray,
+    places: Int64[np.ndarray, "n 4"],
+    root: pathlib.Path,
+    row: int,
+) -> np.ndarray:
+    """Decodes the photo of one row from where `archives.Files` found it."""
+    archive, *place = places[row].tolist()
+    if archive < 0:
+        return read_file(root, paths, row)
+    name = str(paths[row])
+    return decode(read_member(archives[archive], *place, name), name)
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

@@ -3,13 +3,13 @@
 import functools
 import os
 import pathlib
-import tarfile
 
 import numpy as np
 
 from mch_jax import scenes as scenes_lib
+from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
-from mch_jax.data.photos import read_file, read_tar
+from mch_jax.data.photos import read_file, read_place
 from mch_jax.data.splits import random_split, split_rows
 from mch_jax.data.tables import read_lists, read_table
 
@@ -79,24 +79,20 @@ def coco18(root: str | os.PathLike | None = None) -> Dataset:
     ids, classes, labels, splits = read_table(folder / "labels.csv")
     if splits is None:
         raise ValueError(f"coco18: '{folder / 'labels.csv'}' has no column split")
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"coco18: '{path}' is not a whole, uncompressed tar: {error}") from error
+    members = tar_members(path)
     missing = [name for name in ids.tolist() if name not in members]
     if missing:
         raise ValueError(
             f"coco18: {len(missing)} photos of labels.csv are not in '{path}', "
             f"'{missing[0]}' first; take both files from the same pack"
         )
-    spans = np.array([members[name] for name in ids.tolist()], np.int64)
+    places = np.array([members[name] for name in ids.tolist()], np.int64)
     return Dataset(
         name="coco18",
         classes=classes,
         ids=ids,
         labels=labels,
-        read=functools.partial(read_tar, path.absolute(), ids, spans),
+        read=functools.partial(read_place, [path.absolute()], ids, places, folder),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=(path,),
         **split_rows(splits),

@@ -1,6 +1,7 @@
 """Splits: which photos are queries, database and training set."""
 
 import numpy as np
+from jaxtyping import UInt8
 
 
 def split_rows(splits: list[str]) -> dict[str, np.ndarray]:
@@ -28,3 +29,56 @@ def random_split(
         "database": np.sort(order[num_query:]),
         "train": np.sort(order[num_query : num_query + num_train]),
     }
+
+
+def counted_split(n: int, seed: int, num_query: int, num_train: int) -> dict[str, np.ndarray]:
+    """Draws queries, and the training set from the rest, which is the database."""
+    if num_query < 1 or num_train < 1 or num_query + num_train > n:
+        raise ValueError(
+            f"num_query is {num_query} and num_train {num_train}, expected at least 1 each and "
+            f"together at most {n}, the number of photos"
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    return {
+        "query": np.sort(order[:num_query]),
+        "database": np.sort(order[num_query:]),
+        "train": np.sort(order[num_query : num_query + num_train]),
+    }
+
+
+def per_class_split(
+    labels: UInt8[np.ndarray, "n c"], seed: int, query_per_class: int, train_per_class: int
+) -> dict[str, np.ndarray]:
+    """Draws queries and then the training set class by class, as the literature does.
+
+    Photos come in a random order; each is taken for the first of its classes that still needs one.
+    A photo counts for one class and carries several, so that frequent classes get more.
+
+    Raises:
+      ValueError: a class has too few photos.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    query = _for_each_class(labels, order, query_per_class, "query_per_class")
+    rest = order[~np.isin(order, query)]
+    train = _for_each_class(labels, rest, train_per_class, "train_per_class")
+    return {"query": np.sort(query), "database": np.sort(rest), "train": np.sort(train)}
+
+
+def _for_each_class(
+    labels: np.ndarray, order: np.ndarray, per_class: int, setting: str
+) -> np.ndarray:
+    if per_class < 1:
+        raise ValueError(f"{setting} is {per_class}, expected at least 1")
+    needed = np.full(labels.shape[1], per_class)
+    taken = []
+    for row in order:
+        classes = np.flatnonzero((labels[row] > 0) & (needed > 0))
+        if len(classes):
+            needed[classes[0]] -= 1
+            taken.append(row)
+            if not needed.any():
+                return np.array(taken)
+    raise ValueError(
+        f"{setting} is {per_class}, but {np.count_nonzero(needed)} classes have too few photos for "
+        "it; choose fewer, or fewer classes"
+    )
