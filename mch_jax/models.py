@@ -193,7 +193,9 @@ class KernelHead(nn.Module):
 def squared_distance(a: Float[Array, "b d"], b: Float[Array, "n d"]) -> Float[Array, "b n"]:
     """Returns squared Euclidean distances between rows, not below 0."""
     squares = jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None]
-    return jnp.maximum(squares - 2 * a @ b.T, 0)
+    # The difference of large numbers: the shorter products that GPUs take by default ruin it.
+    products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(squares - 2 * products, 0)
 
 
 class Policy(nn.Module):

@@ -331,28 +331,37 @@ def train_adsh(
         return with_label_loss(loss, scalars, params, encoding.features, batch["labels"], run)
 
     @jax.jit
-    def update_codes(codes, relaxed, sample, dissimilar):
+    def moved(codes, relaxed, sample, dissimilar):
         target = adsh.soft_similarity(pairs.similarity(labels[sample], labels), dissimilar)
         return adsh.update_database_codes(codes, relaxed, sample, target, gamma=config.adsh_gamma)
+
+    def draw(turn):
+        rng = np.random.default_rng([run.config.seed, 3, turn])
+        sample = np.sort(rng.permutation(len(places))[:sample_size])
+        return sample, adsh.dissimilar_target(pairs.similarity(labels[sample], labels))
+
+    def update_codes(params, codes, sample, dissimilar):
+        logits = run.encode_train(params, places[sample]).logits
+        return moved(codes, run.objective.relax(jnp.asarray(logits), 1.0), sample, dissimilar)
 
     step = make_step(run, loss_fn, tx, num_steps)
     checkpoints = run.checkpoints(stage)
     state = AdshState(base=base, database_codes=jnp.zeros((len(places), run.config.num_bits)))
     state, done = checkpoints.restore(state) or (state, 0)
+    if not done:
+        # Against codes of zero the network would learn nothing in its first turn but to be small.
+        codes = update_codes(base.params, state.database_codes, *draw(0))
+        state = AdshState(base=base, database_codes=codes)
     run.log.rewind(stage, done)
     turns = range(done // per_turn, num_turns)
     for turn in logs.progress(turns, num_turns, f"{stage}, turns of ADSH", done // per_turn):
-        rng = np.random.default_rng([run.config.seed, 3, turn])
-        sample = np.sort(rng.permutation(len(places))[:sample_size])
-        dissimilar = adsh.dissimilar_target(pairs.similarity(labels[sample], labels))
+        sample, dissimilar = draw(turn)
         base, codes = state.base, state.database_codes
         batches = input_batches(run, turn * per_turn, places[sample])
         scalars = {}
         for _ in range(per_turn):
             base, scalars = step(base, next(batches), {"codes": codes, "dissimilar": dissimilar})
-        logits = run.encode_train(base.params, places[sample]).logits
-        relaxed = run.objective.relax(jnp.asarray(logits), 1.0)
-        codes = update_codes(codes, relaxed, sample, dissimilar)
+        codes = update_codes(base.params, codes, sample, dissimilar)
         state = AdshState(base=base, database_codes=codes)
         done = (turn + 1) * per_turn
         logs.check_finite(stage, done, scalars)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import tiny
 
+from mch_jax import run, train_base
 from mch_jax.methods import adsh
 
 GAMMA = 7.0
@@ -124,3 +126,20 @@ def test_alternation_learns_codes_of_the_sample():
     products = np.asarray(codes @ codes.T)
     same = classes[:, None] == classes[None]
     assert products[same].mean() > products[~same].mean() + 4
+
+
+def test_training_has_codes_from_its_first_step(tmp_path, monkeypatch):
+    seen = []
+
+    def make_step(*_):
+        def step(state, batch, shared):
+            seen.append(np.asarray(shared["codes"]))
+            return state, {"loss": np.float32(0)}
+
+        return step
+
+    monkeypatch.setattr(train_base, "make_step", make_step)
+    train_base.train(run.open_run(tiny("adsh"), tmp_path))
+    assert len(seen) == 14  # 7 turns of 2 steps
+    for codes in seen:
+        np.testing.assert_array_equal(np.abs(codes), 1)

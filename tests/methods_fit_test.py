@@ -43,6 +43,19 @@ def test_itq_rotates_the_principal_components(features, key):
     )
 
 
+def test_itq_of_fewer_images_than_features_has_the_same_components(key):
+    rng = np.random.default_rng(1)
+    factors = rng.normal(size=(30, 8)) * np.linspace(3, 1, 8)
+    wide = (factors @ rng.normal(size=(8, 50)) + 0.1 * rng.normal(size=(30, 50))).astype("f4")
+    kernel = np.asarray(itq.fit(wide, 6, key)["kernel"])
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(6), atol=1e-5)
+    _, _, right = np.linalg.svd(wide - wide.mean(0), full_matrices=False)
+    np.testing.assert_allclose(kernel, right[:6].T @ (right[:6] @ kernel), atol=1e-5)
+    # Of images without variance too, each column is of length one and bits differ.
+    flat = np.asarray(itq.fit(np.ones((30, 50), np.float32), 6, key)["kernel"])
+    np.testing.assert_allclose(flat.T @ flat, np.eye(6), atol=1e-5)
+
+
 def test_itq_steps_never_increase_the_quantization_loss(features, key):
     losses = [
         quantization_loss(features, itq.fit(features, 5, key, num_steps=n))
@@ -119,9 +132,11 @@ def test_ksh_more_bits_fit_better(problem, layer):
 
 
 def test_ksh_draws_no_more_than_there_is(problem):
-    layer = problem.fit(num_bits=1, num_anchors=1000, num_labelled=1000)
+    layer = problem.fit(num_bits=1, num_anchors=300, num_labelled=1000)
     assert layer["anchors"].shape == (300, 16)
     assert np.isfinite(layer["projection"]).all()
+    with pytest.raises(ValueError, match="num_anchors is 301, expected 1 to 300, the number of tr"):
+        problem.fit(num_bits=1, num_anchors=301)
 
 
 def test_ksh_target_multiplies_as_the_whole_matrix():

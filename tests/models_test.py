@@ -103,6 +103,11 @@ def test_kernel_head_equals_the_loop():
     assert jax.tree.map(jnp.shape, shapes["params"]["hash"]) == jax.tree.map(jnp.shape, params)
 
 
+def test_squared_distance_is_of_full_precision():
+    x = jnp.ones((3, 4))
+    assert "HIGHEST" in str(jax.make_jaxpr(models.squared_distance)(x, x))
+
+
 def test_squared_distance_is_not_below_zero():
     x = jnp.float32(np.random.default_rng(0).normal(size=(20, 7)) + 100)
     distance = np.asarray(models.squared_distance(x, x))

@@ -55,10 +55,17 @@ def fit(
     Returns:
       `anchors` [m d], `scale` (mean squared distance to the anchors), `mean` [m] of the kernel
       over the training set, and `projection` A [m q].
+
+    Raises:
+      ValueError: there are more anchors than images.
     """
     features, labels, size = jnp.asarray(features), jnp.asarray(labels), len(features)
+    if not 1 <= num_anchors <= size:
+        raise ValueError(
+            f"num_anchors is {num_anchors}, expected 1 to {size}, the number of training photos"
+        )
     anchors_key, labelled_key = jax.random.split(key)
-    chosen = jax.random.choice(anchors_key, size, (min(num_anchors, size),), replace=False)
+    chosen = jax.random.choice(anchors_key, size, (num_anchors,), replace=False)
     rows = jax.random.choice(labelled_key, size, (min(num_labelled, size),), replace=False)
     anchors = features[chosen]
     distance = models.squared_distance(features, anchors)
