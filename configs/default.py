@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.model.input_size = 224  # pixels
     config.model.width = 1.0  # multiplies the channels of conv1-conv5
     config.model.hidden = 4096  # width of fc6 and fc7; 0 for neither
+    config.model.features = ""  # a features file stands in for the convolutions (docs/backbones.md)
     config.model.num_anchors = 300  # of KSH
 
     config.base = ConfigDict()

@@ -80,6 +80,13 @@ class Encoder:
 
         return encode
 
+    def _check(self, inputs: Shaped[HostOrDevice, "..."]) -> None:
+        if inputs.ndim == 4 and "conv1" not in self.params:
+            raise ValueError(
+                "this run's features came from a file (config.model.features), so that it cannot "
+                "encode photos; give encode_regions their features, from the same network"
+            )
+
     def encode_regions(
         self, inputs: Shaped[HostOrDevice, "..."]
     ) -> tuple[UInt32[np.ndarray, "b t w"], Float[np.ndarray, "b t"]]:
@@ -88,11 +95,13 @@ class Encoder:
         Args:
           inputs: photos [b s s 3] at `image_size`, or convolutional features [b t k].
         """
+        self._check(inputs)
         packed, keep_prob = self._encode(self.params, self.policy_variables, inputs, NUM_REGIONS)
         return np.asarray(packed), np.asarray(keep_prob)
 
     def encode(self, images: UInt8[HostOrDevice, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole photos at `image_size`, as queries have them."""
+        self._check(images)
         packed, _ = self._encode(self.params, self.policy_variables, images, 1)
         return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
 

@@ -4,9 +4,10 @@ They lie in a directory that runs of other methods, code lengths and seeds can s
 made of all that they depend on.
 """
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,6 @@ def cached(
         np.array(dataset.name), dataset.ids[rows], dataset.sizes[rows], _sample(dataset, rows),
         boxes, flips, conv_params, image_size, input_size,
     )  # fmt: skip
-    path = Path(directory) / f"{title}-{name}.npy"
-    if path.exists():
-        try:
-            return np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            logging.warning("%s is damaged (%s): it is made again", path, error)
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     @jax.jit
     def extract(images, boxes, flips):
@@ -102,11 +96,64 @@ def cached(
         features = model.apply({"params": conv_params}, inputs, method="conv_features")
         return jnp.asarray(features, jnp.float16)
 
-    num_views = boxes.shape[1]
-    part, done_file = path.with_suffix(".part"), path.with_suffix(".json")
     width = jax.eval_shape(
         extract, np.zeros((1, image_size, image_size, 3), np.uint8), boxes[:1, 0], flips[:1, 0]
     ).shape[-1]
+    path = Path(directory) / f"{title}-{name}.npy"
+    return extracted(
+        path, dataset, rows, boxes, flips, extract, width,
+        title=title, image_size=image_size, batch_size=batch_size,
+    )  # fmt: skip
+
+
+def extracted(
+    path: Path,
+    dataset: data.Dataset,
+    rows: Int[np.ndarray, " n"],
+    boxes: Float[np.ndarray, "n v 4"],
+    flips: Bool[np.ndarray, "n v"],
+    extract: Callable[[Array, Array, Array], Any],
+    width: int,
+    *,
+    title: str,
+    image_size: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Returns float16 features [n v k] of regions of photos, from a file made on first use.
+
+    Args:
+      path: of the file.
+      dataset: whose photos to read.
+      rows: of the photos.
+      boxes: regions of each photo.
+      flips: which regions are mirrored.
+      extract: (photos uint8 [b s s 3], boxes [b 4], flips [b]) -> features [b k].
+      width: k.
+      title: of the progress bar.
+      image_size: the size that photos are squashed to before they are cropped.
+      batch_size: photos at a time.
+    """
+    if path.exists():
+        try:
+            return np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            logging.warning("%s is damaged (%s): it is made again", path, error)
+            path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        # Of several runs that share the file one makes it; the lock ends with its process.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _extract(
+                path, dataset, rows, boxes, flips, extract, width, title, image_size, batch_size
+            )
+    return np.load(path, mmap_mode="r")
+
+
+def _extract(path, dataset, rows, boxes, flips, extract, width, title, image_size, batch_size):
+    """Writes the file of `extracted`, going on with what is there of it."""
+    num_views = boxes.shape[1]
+    part, done_file = path.with_suffix(".part"), path.with_suffix(".json")
     done = 0
     if part.exists() and done_file.exists():
         done = read_json(done_file, "start again")["done"]
@@ -138,7 +185,6 @@ def cached(
     features.flush()
     part.replace(path)
     done_file.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
 
 
 def reserve(path: Path) -> None:

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mch_jax import checkpoint, data, features, logs, methods, pairs, parallel, regions
+from mch_jax import (
+    checkpoint,
+    data,
+    features,
+    features_file,
+    logs,
+    methods,
+    pairs,
+    parallel,
+    regions,
+)
 from mch_jax.codes import Encoding
 from mch_jax.models import AlexNet
 from mch_jax.objective import Objective
@@ -83,6 +93,9 @@ class Run:
     @functools.cached_property
     def initial_params(self) -> dict[str, Any]:
         """Parameters before training: imported where the config names weights, random elsewhere."""
+        if self.config.model.features:
+            width = self.given_features.regions.shape[-1]
+            return random_head(self.model, width, self.config.seed)
         params = random_params(self.model, self.config.model.input_size, self.config.seed)
         if self.config.model.weights:
             params = checkpoint.import_alexnet(params, self.config.model.weights)
@@ -151,8 +164,16 @@ class Run:
                 yield self.region_features[rows[start : start + size]]
 
     @functools.cached_property
+    def given_features(self) -> features_file.Features:
+        """The features that stand in for the convolutions'."""
+        config = self.config
+        return features_file.load(config.model.features, self.dataset, config.encode.crop_ratio)
+
+    @functools.cached_property
     def train_views(self) -> np.ndarray:
         """Convolutional features [n v k] of training photos: whole, mirrored, random regions."""
+        if self.config.model.features:
+            return self.given_features.views
         rows = self.dataset.train
         boxes, flips = features.random_views(
             rows, self.config.base.num_views, self.config.encode.crop_ratio
@@ -162,6 +183,8 @@ class Run:
     @functools.cached_property
     def region_features(self) -> np.ndarray:
         """Convolutional features [n 6 k] of every photo's regions."""
+        if self.config.model.features:
+            return self.given_features.regions
         rows = np.arange(len(self.dataset.ids))
         boxes = np.tile(
             regions.region_boxes(self.config.encode.crop_ratio)[None], (len(rows), 1, 1)
@@ -249,7 +272,17 @@ def random_params(model: AlexNet, input_size: int, seed: int) -> dict[str, Any]:
     small network.
     """
     images = jax.ShapeDtypeStruct((1, input_size, input_size, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    return _random_like(jax.eval_shape(model.init, jax.random.key(0), images)["params"], seed)
+
+
+def random_head(model: AlexNet, width: int, seed: int) -> dict[str, Any]:
+    """Returns random parameters, as `random_params`, of what follows features of a width."""
+    conv = jax.ShapeDtypeStruct((1, width), jnp.float32)
+    init = functools.partial(model.init, method="head")
+    return _random_like(jax.eval_shape(init, jax.random.key(0), conv)["params"], seed)
+
+
+def _random_like(shapes: Any, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, 0])
 
     def make(path, leaf):

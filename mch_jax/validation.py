@@ -66,6 +66,7 @@ RULES: Mapping[str, Rule] = {
     "dataset.image_size": _whole(1),
     "dataset.on_damaged": _one_of("refuse", "skip"),
     "model.weights": _TEXT,
+    "model.features": _TEXT,
     "model.input_size": _whole(SMALLEST_INPUT),
     "model.width": _ABOVE_0,
     "model.hidden": _whole(0),
@@ -118,6 +119,11 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "model.width",
         lambda c: c.model.weights != "lpips" or c.model.width == 1,
         "1 where model.weights is lpips: the weights fix the number of channels",
+    ),
+    (
+        "base.train_conv",
+        lambda c: not c.model.features or not c.base.train_conv,
+        "False where model.features is given: its features stand in for the convolutions",
     ),
     (
         "agent.reward",

@@ -3,17 +3,24 @@
 from configs import default
 
 
-def tiny(method="dch", **changes):
-    config = default.get_config()
-    config.method, config.num_bits = method, 12
+def shrunk(config):
+    """Returns a config made as small as the tests' network, whose compiled shapes they share."""
+    config.num_bits = 12
     config.dataset.image_size = 64
-    config.dataset.settings = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
     config.model.update(input_size=63, width=1 / 16, hidden=16, num_anchors=10)
-    config.base.update(train_conv=False, num_epochs=3, batch_size=8, num_views=2)
+    config.base.update(num_epochs=3, batch_size=8, num_views=2)
     config.base.update(crop_fraction=0.5, adsh_sample=16, adsh_epochs=1)
     config.agent.update(num_steps=6, batch_size=8, widths=(16, 8, 8, 4))
     config.encode.update(batch_size=16, keep_threshold=0.45)
     config.evaluate.bucket_k = (1, 5, 20)
+    return config
+
+
+def tiny(method="dch", **changes):
+    config = shrunk(default.get_config())
+    config.method = method
+    config.dataset.settings = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
+    config.base.train_conv = False
     for name, value in changes.items():
         section, _, field = name.partition("__")
         config[section][field] = value

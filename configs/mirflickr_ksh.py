@@ -1,0 +1,12 @@
+"""KSH on MIRFLICKR-25K, on AlexNet's fc7, for a GPU.
+
+python -m mch_jax.main --config=configs/mirflickr_ksh.py --config.dataset.root=DIR
+
+Settings are those of mirflickr_dch.py, but for what methods.py changes. Not run.
+"""
+
+from configs import methods, mirflickr_dch
+
+
+def get_config():
+    return methods.ksh(mirflickr_dch.get_config())

@@ -1,0 +1,12 @@
+"""HashNet on NUS-WIDE's 21 most frequent concepts, end to end, for a GPU.
+
+python -m mch_jax.main --config=configs/nuswide_hashnet.py --config.dataset.root=DIR
+
+Settings are those of nuswide_dch.py, but for what methods.py changes. Not run.
+"""
+
+from configs import methods, nuswide_dch
+
+
+def get_config():
+    return methods.hashnet(nuswide_dch.get_config())

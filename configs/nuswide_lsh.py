@@ -1,0 +1,12 @@
+"""LSH on NUS-WIDE's 21 most frequent concepts, on AlexNet's fc7, for a GPU.
+
+python -m mch_jax.main --config=configs/nuswide_lsh.py --config.dataset.root=DIR
+
+Settings are those of nuswide_dch.py, but for what methods.py changes. Not run.
+"""
+
+from configs import methods, nuswide_dch
+
+
+def get_config():
+    return methods.lsh(nuswide_dch.get_config())

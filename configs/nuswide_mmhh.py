@@ -1,0 +1,12 @@
+"""MMHH on NUS-WIDE's 21 most frequent concepts, end to end, for a GPU.
+
+python -m mch_jax.main --config=configs/nuswide_mmhh.py --config.dataset.root=DIR
+
+Settings are those of nuswide_dch.py, but for what methods.py changes. Not run.
+"""
+
+from configs import methods, nuswide_dch
+
+
+def get_config():
+    return methods.mmhh(nuswide_dch.get_config())

@@ -1,0 +1,124 @@
+"""Every config loads and is valid; each data set and each method runs for a step from its own."""
+
+import ast
+import importlib.util
+import io
+import pathlib
+import tarfile
+
+import published
+import pytest
+from ml_collections import ConfigDict
+from tiny_run import shrunk
+
+from configs import default
+from mch_jax import data, main, methods, validation
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+DATASETS = ("scenes", "coco18", "coco", "nuswide", "mirflickr", "folder")
+METHODS = (*methods.PROJECTIONS, *methods.METHODS)
+FILES = sorted(FOLDER.glob("*_*.py"))
+
+
+def load(path):
+    """Executes a file, as the command's flag does."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_there_is_one_for_each_data_set_and_method():
+    assert set(data.READERS) == set(DATASETS)
+    assert {f.stem for f in FILES} >= {f"{d}_{m}" for d in DATASETS for m in METHODS}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_config_is_what_its_name_says(path):
+    config, again = load(path), load(path)
+    name, _, method = path.stem.partition("_")
+    assert (config.dataset.name, config.method) == (name, method)
+    validation.check(config)
+    assert config.to_json_best_effort() == again.to_json_best_effort()
+    fields = ConfigDict(default.get_config())
+    extra = set(config.keys()) ^ set(fields.keys())
+    assert not extra
+    for section in ("model", "base", "agent", "encode", "evaluate"):
+        assert config[section].keys() == fields[section].keys()
+    is_for_gpu = name in data.PUBLISHED
+    assert config.base.train_conv == is_for_gpu
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"--config=configs/{path.stem}.py" in header
+    assert ("--config.dataset.root=DIR" in header) == (name != "scenes")
+
+
+def test_methods_change_nothing_but_their_own():
+    base = load(FOLDER / "scenes_dch.py")
+    for method in ("hashnet", "adsh", "mmhh"):
+        config = load(FOLDER / f"scenes_{method}.py")
+        config.method = "dch"
+        config.objective = base.objective
+        assert config.to_dict() == base.to_dict()
+    turns = load(FOLDER / "coco_adsh.py").base
+    per_turn = turns.adsh_epochs * (turns.adsh_sample // turns.batch_size)
+    assert turns.num_epochs * (10000 // turns.batch_size) // per_turn == 50
+
+
+def write_coco18(root):
+    with tarfile.open(root / "images.tar", "w") as tar:
+        for i in range(40):
+            content = published.photo(i)
+            member = tarfile.TarInfo(f"{i}.jpg")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    write_labels(root)
+
+
+def write_folder(root):
+    for i in range(40):
+        (root / f"{i}.jpg").write_bytes(published.photo(i))
+    write_labels(root)
+
+
+def write_labels(root):
+    split = ["query"] * 4 + ["train"] * 20 + ["database"] * 16
+    lines = [f"{i}.jpg,{split[i]},{i & 1},{i >> 1 & 1},{i >> 2 & 1}" for i in range(40)]
+    (root / "labels.csv").write_text("\n".join(["file,split,cat,dog,bus", *lines]))
+
+
+WRITERS = {**published.WRITERS, "coco18": write_coco18, "folder": write_folder}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("coco", "dch"),
+        ("nuswide", "hashnet"),
+        ("mirflickr", "ksh"),
+        ("coco18", "mmhh"),
+        ("folder", "itq"),
+        ("scenes", "adsh"),
+        ("folder", "lsh"),
+    ],
+)
+def test_a_step_from_its_config(name, method, tmp_path):
+    config = shrunk(load(FOLDER / f"{name}_{method}.py"))
+    config.model.weights = ""
+    config.base.num_epochs = 1
+    config.agent.num_steps = 2
+    root = tmp_path / "root"
+    root.mkdir()
+    if name == "scenes":
+        config.dataset.settings = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
+    else:
+        WRITERS[name](root)
+        config.dataset.root = str(root)
+        config.dataset.settings.update(published.SETTINGS.get(name, {}))
+    results = main.run_stages(config, tmp_path / "run")
+    assert 0 < results["base"]["map"] <= 1
+    assert results["dataset"]["queries"] == {"coco": 5, "nuswide": 4, "mirflickr": 5}.get(
+        name, 8 if name == "scenes" else 4
+    )
+    assert ("mch" in results) == (method not in methods.PROJECTIONS) or (
+        results["mch"]["anhc"] >= 1
+    )
