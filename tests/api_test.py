@@ -181,8 +181,6 @@ def test_file_names_are_not_looked_at(client, service, tmp_path):
     plain = client.post("/encode", files=form(jpeg())).json()
     for name in ("../../etc/passwd", str(tmp_path / "x"), "a;b.php", "x" * 200):
         assert client.post("/encode", files=form(jpeg(), name)).json() == plain
-    for name in ("a\x00b.php", "x" * 100_000):  # no form can carry these
-        sentence(client.post("/encode", files=form(jpeg(), name)), 400)
     assert not list(tmp_path.iterdir())
 
 
