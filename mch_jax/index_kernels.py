@@ -951,12 +951,12 @@ def visits(base, delta, queries, num_bits, radii, k):
             row = found[i] & ROW_MASK
             keys[i] = query ^ (base.keys[row] if row < first else delta.keys[row - first])
         by_mask = np.argsort(keys)
-        by_mask = by_mask[np.argsort((found[: state[2]] >> ROW_BITS)[by_mask], kind="mergesort")]
+        by_mask = by_mask[np.argsort((found[: state[2]] >> ROW_BITS)[by_mask], kind="mergesort")]  # pyright: ignore[reportOperatorIssue]
         start = used
         for i in by_mask:
             if count == k and masks[used - 1] != keys[i]:
                 break
-            row = found[i] & ROW_MASK
+            row = found[i] & ROW_MASK  # pyright: ignore[reportOperatorIssue]
             if row < first:
                 new, alive = fresh_items(base, row, k, seen, count)
             else:
