@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import codes, metrics, pairs
+from mch_jax import codes, metric_kernels, metrics, pairs
 
 NUM_BITS = 11
 
@@ -92,21 +92,53 @@ def test_histogram_takes_codes_in_any_order(case):
     np.testing.assert_array_equal(shuffled.histogram(), case.histogram())
 
 
-def test_label_histogram_equals_histogram(case):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_label_histogram_equals_histogram(case, on_device):
     first = np.searchsorted(case.item, np.arange(60))
     last = np.searchsorted(case.item, np.arange(60), "right") - 1
     rows = np.minimum(first[:, None] + np.arange(np.bincount(case.item).max()), last[:, None])
     packed = np.asarray(codes.pack(jnp.asarray(case.signs)))[rows]
     result = metrics.label_histogram(
-        codes.pack(jnp.asarray(case.queries)),
-        jnp.asarray(metrics.items_last(packed)),
-        jnp.asarray(pairs.pack_labels(case.query_labels)),
-        jnp.asarray(pairs.pack_labels(case.labels).T),
+        np.asarray(codes.pack(jnp.asarray(case.queries))),
+        metrics.items_last(packed),
+        pairs.pack_labels(case.query_labels),
+        np.ascontiguousarray(pairs.pack_labels(case.labels).T),
         NUM_BITS,
+        on_device=on_device,
     )
     np.testing.assert_array_equal(result, case.histogram())
     # A query without labels is relevant to nothing.
-    assert not np.asarray(result)[0, :, 1].any()
+    assert not result[0, :, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "num_codes", "num_items", "num_classes"),
+    [
+        (64, 6, 2 * metric_kernels.PIECE + 3, 80),  # one whole word, pieces that are not full
+        (48, 2, 5, 130),
+        (32, 1, metric_kernels.BLOCK + 1, 1),
+        (130, 3, 70, 33),  # several words
+        (16, 2, 0, 5),
+    ],
+)
+def test_label_histogram_on_the_host_equals_the_device(num_bits, num_codes, num_items, num_classes):
+    rng = np.random.default_rng(num_bits)
+
+    def words(*shape):
+        return rng.integers(0, 2**32, shape, np.uint32)
+
+    def labels(count):
+        return pairs.pack_labels((rng.random((count, num_classes)) < 0.03).astype(np.uint8))
+
+    mask = np.asarray(codes.pack(jnp.ones((1, num_bits), jnp.int8)))
+    queries = words(3, codes.num_words(num_bits)) & mask
+    packed = words(num_codes, codes.num_words(num_bits), num_items) & mask[0][None, :, None]
+    arguments = (queries, packed, labels(3), np.ascontiguousarray(labels(num_items).T), num_bits)
+    host, device = (metrics.label_histogram(*arguments, on_device=x) for x in (False, True))
+    np.testing.assert_array_equal(host, device)
+    assert (host.sum((1, 2)) == num_items).all()
+    one_thread = metrics.label_histogram(*arguments, on_device=False, threads=1)
+    np.testing.assert_array_equal(one_thread, host)
 
 
 def test_histogram_refuses_what_does_not_fit():
