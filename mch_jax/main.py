@@ -138,8 +138,9 @@ def verify(workdir: Path) -> int:
 
 def main(_: list[str]) -> int:
     """Runs what the flags say."""
-    from mch_jax import evaluate, run, termination
+    from mch_jax import compile_cache, evaluate, run, termination
 
+    compile_cache.enable()
     if _VERIFY.value:
         return verify(Path(_VERIFY.value))
 

@@ -5,7 +5,6 @@ python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,12 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
     Raises:
       ValueError: the photo cannot be read or the run has no encoder.
     """
-    import jax  # here only: a file of codes does not need it
     from PIL import Image
 
-    from mch_jax import data
+    from mch_jax import compile_cache, data  # here only: a file of codes does not need JAX
     from mch_jax.encode import Encoder
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiling takes most of a first call
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "mch_jax" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
+    compile_cache.enable()
     try:
         photo = data.decode(path.read_bytes(), str(path))
     except OSError as error:
