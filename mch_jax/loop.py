@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mch_jax import logs
+import jax
+from absl import logging
+
+from mch_jax import logs, termination
 from mch_jax.run import Run
 
 
@@ -29,18 +32,34 @@ def train(
 
     Returns:
       The state after the last step.
+
+    Raises:
+      ValueError: a scalar or a number of the state is not finite; the last checkpoint stays.
+      SystemExit: SIGTERM came; the state after the step it came in is saved.
     """
     checkpoints = run.checkpoints(stage)
     state, start = checkpoints.restore(state) or (state, 0)
     run.log.rewind(stage, start)
     save_every = max(num_steps // 5, 1)
     inputs = batches(start) if start < num_steps else iter(())
-    for done in logs.progress(range(start + 1, num_steps + 1), num_steps, stage, start):
-        state, scalars = step(state, next(inputs))
-        if done % log_every == 0 or done == num_steps:
-            logs.check_finite(stage, done, scalars)
-            run.log.write(stage, done, **scalars)
-        if done % save_every == 0 or done == num_steps:
-            checkpoints.save(done, state)
+    guard = logs.FiniteGuard(stage)
+    with termination.deferred():
+        for done in logs.progress(range(start + 1, num_steps + 1), num_steps, stage, start):
+            state, scalars = step(state, next(inputs))
+            guard.watch(done, scalars)
+            is_last, stops = done == num_steps, termination.requested()
+            # Several processes save together: one alone would wait for the others forever.
+            saves = done % save_every == 0 or is_last or (stops and jax.process_count() == 1)
+            writes = done % log_every == 0 or is_last
+            if saves or writes:
+                guard.check()
+            if writes:
+                run.log.write(stage, done, **scalars)
+            if saves:
+                checkpoints.save(done, state)
+            if stops:
+                logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
+                break
     checkpoints.close()
+    termination.stop_if_requested()
     return state

@@ -347,15 +347,16 @@ def train_adsh(
         dissimilar = adsh.dissimilar_target(pairs.similarity(labels[sample], labels))
         base, codes = state.base, state.database_codes
         batches = input_batches(run, turn * per_turn, places[sample])
-        scalars = {}
-        for _ in range(per_turn):
+        scalars, guard = {}, logs.FiniteGuard(stage)
+        for inner in range(turn * per_turn + 1, (turn + 1) * per_turn + 1):
             base, scalars = step(base, next(batches), {"codes": codes, "dissimilar": dissimilar})
+            guard.watch(inner, scalars)
+        guard.check()
         logits = run.encode_train(base.params, places[sample]).logits
         relaxed = run.objective.relax(jnp.asarray(logits), 1.0)
         codes = update_codes(codes, relaxed, sample, dissimilar)
         state = AdshState(base=base, database_codes=codes)
         done = (turn + 1) * per_turn
-        logs.check_finite(stage, done, scalars)
         run.log.write(stage, done, **scalars)
         checkpoints.save(done, state)
     checkpoints.close()
