@@ -1,21 +1,20 @@
 import os
 import signal
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import checkpoint, logs, loop, termination
+from mch_jax import logs, loop, termination
+from mch_jax.run import Run
 
 
 @pytest.fixture
 def run(tmp_path):
-    """What a loop needs of a run."""
-    return types.SimpleNamespace(
-        log=logs.MetricsLog(tmp_path / "metrics.jsonl"),
-        checkpoints=lambda stage: checkpoint.Checkpoints(tmp_path / stage),
-    )
+    """What a loop needs of a run: its workdir."""
+    run = object.__new__(Run)
+    object.__setattr__(run, "workdir", tmp_path)
+    return run
 
 
 def train(run, step=lambda state, batch: state + batch, num_steps=10):
@@ -32,7 +31,7 @@ def train(run, step=lambda state, batch: state + batch, num_steps=10):
 def test_a_loop_saves_and_logs_on_the_way(run, tmp_path):
     assert float(train(run)) == 55
     assert [row["step"] for row in logs.read_metrics(tmp_path / "metrics.jsonl")] == [4, 8, 10]
-    assert {x.name for x in (tmp_path / "base").iterdir()} == {"8", "10"}
+    assert {x.name for x in (tmp_path / "checkpoints" / "base").iterdir()} == {"8", "10"}
     assert float(train(run)) == 55  # nothing is left to do
 
 
@@ -52,7 +51,7 @@ def test_sigterm_saves_the_step_it_came_in(run, tmp_path):
         signal.signal(signal.SIGTERM, before)
         termination._noted.clear()
     assert stop.value.code == 143
-    assert (tmp_path / "base" / "5").exists()
+    assert (tmp_path / "checkpoints" / "base" / "5").exists()
     assert float(train(run)) == 55
     assert [row["step"] for row in logs.read_metrics(tmp_path / "metrics.jsonl")] == [4, 8, 10]
 
@@ -69,5 +68,5 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run, tmp_pat
     with pytest.raises(ValueError, match=r"base/loss is (nan|inf) at step 7; the last checkpoint"):
         train(run, step)
     assert steps[-1] == 8
-    assert {x.name for x in (tmp_path / "base").iterdir()} == {"4", "6"}
+    assert {x.name for x in (tmp_path / "checkpoints" / "base").iterdir()} == {"4", "6"}
     assert float(train(run)) == 55
