@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-BLOCK = 256  # codes compared at a time before any is looked at alone
 NEAR = 7  # up to here reach grows stepwise
 GROWTH = 3  # so many times the items are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
@@ -23,6 +24,9 @@ ROW_MASK = (1 << ROW_BITS) - 1
 ZERO, NO_LIMIT = np.int64(0), np.int64(2**63 - 1)
 
 kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+# Numba counts references to arrays by atomic operations, in every call. What allocates nothing does
+# without: that was a quarter of the time of a query.
+leaf = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
 
 
 class Segment(NamedTuple):
@@ -53,7 +57,37 @@ def popcount(typingctx, word):
     return word(word), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
-@kernel
+@intrinsic
+def cttz(typingctx, word):
+    """Returns the number of zero bits below the lowest set one of a uint64; 64 for none."""
+    return word(word), lambda context, builder, signature, args: builder.cttz(
+        args[0], ir.IntType(1)(0)
+    )
+
+
+@intrinsic
+def prefetch(typingctx, array, place):
+    """Has the processor fetch an entry of an array into its cache, without waiting for it."""
+
+    def generate(context, builder, signature, args):
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        fetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        entry = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        builder.call(fetch, [entry, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64), generate
+
+
+@leaf
+def trailing_zeros(word):
+    """Returns the place of the lowest set bit."""
+    return np.int64(cttz(word))
+
+
+@leaf
 def hamming(a, b):
     """Returns the Hamming distance of two words."""
     return np.int64(popcount(a ^ b))
@@ -155,7 +189,7 @@ def arrange(keys, offsets, items, ring, num_rings):
     return sorted_keys, sorted_offsets, sorted_items, rings
 
 
-@kernel
+@leaf
 def mix(code):
     """Returns a hash of a code, one-to-one."""
     code = (code ^ (code >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
@@ -181,7 +215,7 @@ def mark(items, bitmap):
         bitmap[item >> np.uint32(6)] |= np.uint64(1) << np.uint64(item & np.uint32(63))
 
 
-@kernel
+@leaf
 def marked(bitmap, item):
     """Returns whether the bit of an item is set."""
     word = np.int64(item >> np.uint32(6))
@@ -192,7 +226,7 @@ def marked(bitmap, item):
 # Finding buckets ------------------------------------------------------------------------------
 
 
-@kernel
+@leaf
 def lookup(table, keys, code):
     """Returns the row of a code, or -1."""
     bits = popcount(np.uint64(table.size - 1))
@@ -211,7 +245,7 @@ def lookup(table, keys, code):
         slot = (slot + 1) & (table.size - 1)
 
 
-@kernel
+@leaf
 def live_size(offsets, items, dead, row):
     """Returns how many items of a bucket are left."""
     start, stop = np.int64(offsets[row]), np.int64(offsets[row + 1])
@@ -247,98 +281,151 @@ def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
         flips = carry | ((flips ^ carry) >> zeros >> np.uint64(2))
 
 
-@kernel
-def num_within(codes, query, reach):
-    """Returns how many codes lie within reach of the query."""
-    count = 0
-    for i in range(codes.size):  # over a slice, not an index range: only so is it vectorised
-        count += popcount(codes[i] ^ query) <= reach
-    return count
+@intrinsic
+def near_64(typingctx, codes, start, query, reach):
+    """Returns bits that say which of the 64 codes from `start` on lie within reach of the query.
+
+    Written as operations on vectors, which LLVM lowers to what the processor has; it finds no mask
+    of a comparison in a loop.
+    """
+
+    def generate(context, builder, signature, args):
+        word, number = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(word, 64)
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.gep(array.data, [args[1]])
+        block = builder.load(builder.bitcast(place, vector.as_pointer()), align=8)
+        zeros = ir.Constant(ir.VectorType(number, 64), [0] * 64)
+
+        def splat(value):
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, number(0))
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+        popcounts = ir.FunctionType(vector, [vector])
+        popcounts = cgutils.get_or_insert_function(builder.module, popcounts, "llvm.ctpop.v64i64")
+        distance = builder.call(popcounts, [builder.xor(block, splat(args[2]))])
+        return builder.bitcast(builder.icmp_signed("<=", distance, splat(args[3])), word)
+
+    return types.uint64(codes, types.int64, types.uint64, types.int64), generate
 
 
-@kernel
-def hit_mask(codes, query, reach):
-    """Returns bits that say which of up to 64 codes lie within reach of the query."""
+@leaf
+def near(codes, start, stop, query, reach):
+    """Returns bits that say which of up to 64 codes from `start` on lie within reach."""
+    if start + 64 <= codes.size:
+        mask = near_64(codes, start, query, reach)
+        return (
+            mask
+            if stop - start >= 64
+            else mask & ((np.uint64(1) << np.uint64(stop - start)) - np.uint64(1))
+        )
     mask = np.uint64(0)
-    for i in range(codes.size):
-        mask |= np.uint64(popcount(codes[i] ^ query) <= reach) << np.uint64(i)
+    for row in range(start, min(stop, start + 64)):
+        mask |= np.uint64(hamming(codes[row], query) <= reach) << np.uint64(row - start)
     return mask
 
 
-@kernel
+@leaf
 def scan(keys, first, start, stop, query, need, state, hist, found):
     """Adds the buckets of rows start..stop within reach; lowers it once `need` of them are in.
 
-    `hist` counts the buckets per distance. Nothing but the keys is read.
+    `hist` counts the buckets per distance. Nothing but the keys is read. Returns the row at which
+    `found` was full, or `stop`: to return the array would count its references, once a call.
     """
-    for begin in range(start, stop, BLOCK):
-        end = min(begin + BLOCK, stop)
-        if num_within(keys[begin:end], query, np.uint64(state[0])) == 0:
-            continue
-        found = room(found, state[2], np.int64(BLOCK))
-        for row in range(begin, end, 64):
-            mask = hit_mask(keys[row : min(row + 64, end)], query, np.uint64(state[0]))
-            while mask:
-                hit = row + np.int64(popcount((mask & (~mask + np.uint64(1))) - np.uint64(1)))
-                mask &= mask - np.uint64(1)
-                distance = hamming(keys[hit], query)
-                if distance > state[0]:  # reach fell within the block
-                    continue
-                found[state[2]] = (distance << ROW_BITS) | (first + hit)
-                state[2] += 1
-                hist[distance] += 1
-                state[1] += 1
-                while state[1] - hist[state[0]] >= need:
-                    state[1] -= hist[state[0]]
-                    state[0] -= 1
-    return found
+    reach, inside, count, begin = state[0], state[1], state[2], start
+    while begin < stop and count + 64 <= found.size:
+        mask = near(keys, begin, stop, query, reach)
+        while mask:
+            hit = begin + trailing_zeros(mask)
+            mask &= mask - np.uint64(1)
+            distance = hamming(keys[hit], query)
+            if distance > reach:  # it fell within the block
+                continue
+            found[count] = (distance << ROW_BITS) | (first + hit)
+            count += 1
+            hist[distance] += 1
+            inside += 1
+            while inside - hist[reach] >= need:
+                inside -= hist[reach]
+                reach -= 1
+        begin += 64
+    state[0], state[1], state[2] = reach, inside, count
+    return min(begin, stop)
 
 
-@kernel
-def order_pivots(pivots, query, order, starts):
-    """Fills `order` with distance << 32 | pivot, nearest first (a counting sort)."""
-    starts[:] = 0
+@leaf
+def pivot_distances(pivots, query, order):
+    """Fills `order` with distance << 32 | pivot, the nearest first, the others in any order."""
+    nearest = NO_LIMIT
     for i in range(pivots.size):
-        starts[hamming(pivots[i], query) + 1] += 1
+        order[i] = (hamming(pivots[i], query) << 32) | i
+        nearest = min(nearest, order[i])
+    if pivots.size:
+        order[0], order[nearest & 0xFFFFFFFF] = nearest, order[0]
+
+
+@leaf
+def near_pivots(order, bound, spare, starts):
+    """Puts the pivots within `bound` right after the first, by distance; returns where they end."""
+    stop = 1
+    for i in range(1, order.size):
+        entry = order[i]
+        order[i] = order[stop]
+        order[stop] = entry
+        stop += entry >> 32 <= bound
+    if stop <= 16:
+        sort(order[1:stop])
+        return stop
+    starts[:] = 0
+    for i in range(1, stop):
+        spare[i] = order[i]
+        starts[(order[i] >> 32) + 1] += 1
     for i in range(starts.size - 1):
         starts[i + 1] += starts[i]
-    for i in range(pivots.size):
-        distance = hamming(pivots[i], query)
-        order[starts[distance]] = (distance << 32) | i
+    for i in range(1, stop):
+        distance = spare[i] >> 32
+        order[1 + starts[distance]] = spare[i]
         starts[distance] += 1
+    return stop
 
 
 @kernel
-def collect(segment, first, query, num_bits, need, state, hist, found, order):
+def collect(segment, first, query, num_bits, need, state, hist, found, order, spare, starts):
     """Finds every bucket within reach, nearest pivots first; returns `found`.
 
     With delta = d(query, pivot), a code x of that pivot within reach has
     delta - reach <= d(x, pivot) <= nearest + reach: the left by the triangle inequality, the right
     because x is no farther from its own pivot than from the query's nearest one.
     """
-    keys, all_rings, width = segment.keys, segment.rings, num_bits + 1
-    for i in range(segment.pivots.size):
-        delta, pivot = order[i] >> 32, order[i] & 0xFFFFFFFF
-        nearest = order[0] >> 32
+    keys, rings, width = segment.keys, segment.rings, num_bits + 1
+    if segment.pivots.size == 0:
+        return found
+    nearest, own = order[0] >> 32, (order[0] & 0xFFFFFFFF) * width
+    parts = 2 * width if need < NO_LIMIT else 1  # ring by ring outward, so that reach falls early
+    for part in range(parts):
+        step = (part + 1) // 2
+        if step > state[0]:
+            break
+        low = high = nearest + (step if part % 2 == 0 else -step)
+        if parts == 1:
+            low, high = max(0, nearest - state[0]), min(num_bits, nearest + state[0])
+        if low < 0 or high > num_bits:
+            continue
+        start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
+        while start < stop:
+            start = scan(keys, first, start, stop, query, need, state, hist, found)
+            if start < stop:
+                found = room(found, found.size, np.int64(1))
+    for i in range(1, near_pivots(order, nearest + 2 * state[0], spare, starts)):
+        delta, own = order[i] >> 32, (order[i] & 0xFFFFFFFF) * width
         low, high = max(0, delta - state[0]), min(num_bits, nearest + state[0])
         if low > high:
             break
-        rings = all_rings[pivot * width : (pivot + 1) * width + 1]
-        if i == 0 and need < NO_LIMIT:  # outward, so that reach falls early
-            for step in range(width):
-                if step > state[0]:
-                    break
-                for ring in range(delta - step, delta + step + 1, max(1, 2 * step)):
-                    if 0 <= ring <= num_bits and rings[ring] < rings[ring + 1]:
-                        found = scan(
- keys, first, np.int64(rings[ring]), np.int64(rings[ring + 1]),
-                            query, need, state, hist, found,
-                        )  # fmt: skip
-            continue
-        found = scan(
- keys, first, np.int64(rings[low]), np.int64(rings[high + 1]),
-            query, need, state, hist, found,
-        )  # fmt: skip
+        start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
+        while start < stop:
+            start = scan(keys, first, start, stop, query, need, state, hist, found)
+            if start < stop:
+                found = room(found, found.size, np.int64(1))
     return found
 
 
@@ -346,8 +433,11 @@ def collect(segment, first, query, num_bits, need, state, hist, found, order):
 
 
 @kernel
-def by_distance(state, found, grouped, starts):
-    """Counting sort of the found buckets within reach by distance; returns `grouped`, rows only."""
+def by_distance(base, delta, state, found, grouped, starts):
+    """Counting sort of the found buckets within reach by distance; returns `grouped`, rows only.
+
+    Fetches their items on the way, all at once, as each access to memory takes long.
+    """
     starts = starts[: state[0] + 2]
     starts[:] = 0
     for i in range(state[2]):
@@ -361,12 +451,22 @@ def by_distance(state, found, grouped, starts):
     for i in range(state[2]):
         distance = found[i] >> ROW_BITS
         if distance <= state[0]:
-            grouped[place[distance]] = found[i] & ROW_MASK
+            row = found[i] & ROW_MASK
+            grouped[place[distance]] = row
             place[distance] += 1
+            if row < base.keys.size:
+                prefetch(base.offsets, row)
+            else:
+                prefetch(delta.offsets, row - base.keys.size)
+    for row in grouped[: starts[starts.size - 1]]:
+        if row < base.keys.size:
+            prefetch(base.items, np.int64(base.offsets[row]))
+        else:
+            prefetch(delta.items, np.int64(delta.offsets[row - base.keys.size]))
     return grouped
 
 
-@kernel
+@leaf
 def sift(masks, rows, parent, size):
     """Restores the min-heap of masks below `parent`."""
     while 2 * parent + 1 < size:
@@ -380,7 +480,7 @@ def sift(masks, rows, parent, size):
         parent = child
 
 
-@kernel
+@leaf
 def slot_of(seen, item):
     """Returns where a hash table of (item + 1) << 8 | distance holds an item, or would."""
     slot = np.int64(mix(np.uint64(item)) & np.uint64(seen.size - 1))
@@ -389,28 +489,30 @@ def slot_of(seen, item):
     return slot
 
 
-@kernel
+@leaf
 def closer(seen, item, distance):
     """Returns whether an item was met at a smaller distance."""
     entry = seen[slot_of(seen, item)]
     return entry != 0 and (entry & 255) < distance
 
 
-@kernel
+@leaf
 def sort(values):
-    """Sorts in place; by insertion where there are few."""
-    if values.size > 64:
-        values.sort()
-        return
-    for i in range(1, values.size):
-        value, j = values[i], i
-        while j > 0 and values[j - 1] > value:
-            values[j] = values[j - 1]
-            j -= 1
-        values[j] = value
+    """Sorts in place, by Shell's method: by insertion where there are few."""
+    gap = 1
+    while 9 * gap < values.size:
+        gap = 3 * gap + 1
+    while gap:
+        for i in range(gap, values.size):
+            value, j = values[i], i
+            while j >= gap and values[j - gap] > value:
+                values[j] = values[j - gap]
+                j -= gap
+            values[j] = value
+        gap //= 3
 
 
-@kernel
+@leaf
 def unique(values, limit):
     """Sorts and drops repeats in place; returns how many are left, at most `limit`."""
     sort(values)
@@ -424,7 +526,7 @@ def unique(values, limit):
     return count
 
 
-@kernel
+@leaf
 def take_bucket(offsets, items, dead, row, distance, k, seen, item, count):
     """Appends a bucket's new items until there are k; returns their number and if any is alive."""
     alive = False
@@ -442,7 +544,7 @@ def take_bucket(offsets, items, dead, row, distance, k, seen, item, count):
     return count, alive
 
 
-@kernel
+@leaf
 def add_ties(offsets, items, dead, row, distance, need, seen, ties, count, limit):
     """Adds a bucket's smallest items below `limit` that no nearer bucket holds to `ties`.
 
@@ -465,7 +567,7 @@ def add_ties(offsets, items, dead, row, distance, need, seen, ties, count, limit
     return count, limit
 
 
-@kernel
+@leaf
 def smallest(base, delta, rows, distance, seen, ties, item):
     """Fills `item` with the smallest items of tied buckets that no nearer bucket holds."""
     need, count, limit, first = item.size, ZERO, NO_LIMIT, base.keys.size
@@ -482,7 +584,8 @@ def smallest(base, delta, rows, distance, seen, ties, item):
                 limit,
             )  # fmt: skip
     unique(ties[:count], need)
-    item[:] = ties[:need]
+    for i in range(need):
+        item[i] = ties[i]
 
 
 @kernel
@@ -544,7 +647,7 @@ def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item,
     return count, mask, nonempty, masks
 
 
-@kernel
+@leaf
 def mask_rank(mask, binomials):
     """Returns how many masks with as many bits are smaller (combinatorial number system)."""
     total, ones = np.uint64(0), 0
@@ -556,7 +659,7 @@ def mask_rank(mask, binomials):
     return total
 
 
-@kernel
+@leaf
 def next_reach(radius, count, nearest, k, num_bits):
     """Returns how far to look after only `count` items were found within `radius`.
 
@@ -585,8 +688,9 @@ def search(
     starts, groups = np.zeros(num_bits + 2, np.int64), np.zeros(num_bits + 2, np.int64)
     found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
     masks = np.empty(1024, np.uint64)
-    order = np.zeros(base.pivots.size + 1, np.int64)
-    later = np.empty(delta.pivots.size, np.int64)
+    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    spare = np.empty(max(order.size, later.size), np.int64)
+    nearest = NO_LIMIT
     keys, offsets, table = base.keys, base.offsets, base.table
     late_keys, late_offsets, late_table = delta.keys, delta.offsets, delta.table
     for m in turns:
@@ -608,21 +712,27 @@ def search(
                     continue
             else:
                 if radius == probe_radius:
-                    order_pivots(base.pivots, query, order, starts)
-                    order_pivots(delta.pivots, query, later, starts)
+                    pivot_distances(base.pivots, query, order)
+                    pivot_distances(delta.pivots, query, later)
+                    nearest = order[0] >> 32 if order.size else ZERO
                 if state[0] < radius:  # it fell for buckets that share items: ask for more
                     need *= 2
                 elif radius == num_bits:
                     break
                 else:
-                    radius = next_reach(radius, count, order[0] >> 32, k, num_bits)
+                    radius = next_reach(radius, count, nearest, k, num_bits)
                 state[:], hist[:] = 0, 0
                 state[0] = radius
-                found = collect(base, ZERO, query, num_bits, need, state, hist, found, order)
+                found = collect(
+                    base, ZERO, query, num_bits, need, state, hist, found, order, spare, starts
+                )
                 if later.size:
-                    found = collect(delta, first, query, num_bits, need, state, hist, found, later)
+                    found = collect(
+                        delta, first, query, num_bits, need, state, hist, found, later, spare,
+                        starts,
+                    )  # fmt: skip
             if state[2]:
-                grouped = by_distance(state, found, grouped, groups)
+                grouped = by_distance(base, delta, state, found, grouped, groups)
                 count, mask, nonempty[m], masks = rank(
                     base, delta, query, k, state[0], grouped, groups, masks, seen, ties,
                     item[m], distance[m],
@@ -712,8 +822,9 @@ def within(base, delta, queries, num_bits, radius, probing):
     bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
     state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
-    found, entries, spare = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
+    found, entries, spare = np.empty(1024, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    near = np.empty(max(order.size, later.size), np.int64)
     places, starts = np.empty(num_bits + 2, np.int64), np.empty(radius + 2, np.int64)
     first = base.keys.size
     keys, offsets, items, table = base.keys, base.offsets, base.items, base.table
@@ -733,10 +844,14 @@ def within(base, delta, queries, num_bits, radius, probing):
                     )
         else:
             hist[:], state[0] = 0, radius
-            order_pivots(base.pivots, query, order, places)
-            order_pivots(delta.pivots, query, later, places)
-            found = collect(base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order)
-            found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, later)
+            pivot_distances(base.pivots, query, order)
+            pivot_distances(delta.pivots, query, later)
+            found = collect(
+                base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order, near, places
+            )
+            found = collect(
+                delta, first, query, num_bits, NO_LIMIT, state, hist, found, later, near, places
+            )
         if state[2] == 1 and not several:  # radius 0, mostly: one bucket, as it lies
             row, far = found[0] & ROW_MASK, found[0] >> ROW_BITS
             start, count = np.int64(offsets[row]), np.int64(offsets[row + 1] - offsets[row])
