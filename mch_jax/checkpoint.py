@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,14 +44,33 @@ LAYER_NAMES = {
 }
 
 
+_writes_files = True
+
+
+def write_files(yes: bool) -> None:
+    """Sets whether this process writes files: of several that train together, one does."""
+    global _writes_files
+    _writes_files = yes
+
+
+def writes_files() -> bool:
+    """Returns whether this process writes files."""
+    return _writes_files
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path that takes the name `path` when the block ends without an error.
 
-    Readers see the old file or the new one, never a part of it, whenever the power fails.
+    Readers see the old file or the new one, never a part of it, whenever the power fails. In a
+    process that does not write files it takes no name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not _writes_files:
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory) / path.name
+        return
     # The suffix stays, since some writers add their own to a name without it.
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
@@ -375,19 +395,39 @@ class Checkpoints:
     """The checkpoints of one stage of a run, newest kept, written whole."""
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+        import jax
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        # Of several processes one writes and each reads for itself; they wait for nobody.
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+        )
+        if jax.process_count() == 1:
+            alone = ocp.options.MultiprocessingOptions()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone,
+            create=_writes_files,
+        )
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute(),
             options=options,
-            item_handlers=ocp.StandardCheckpointHandler(),  # to read shapes without the arrays
+            # To read shapes without the arrays.
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         )
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state; a step that is already there stays as it is."""
-        if step not in self._manager.all_steps():
+        import jax
+
+        if _writes_files and step not in self._manager.all_steps():
+            if (
+                jax.process_count() > 1
+            ):  # arrays of several processes are of use to all of them only
+                state = jax.device_get(state)
             self._manager.save(step, args=self._args.StandardSave(state))
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
@@ -401,6 +441,7 @@ class Checkpoints:
             damaged.
         """
         step = self._manager.latest_step()
+        _check_all_see(step)
         if step is None:
             return None
         name = f"checkpoint {self._manager.directory}/{step}"
@@ -424,6 +465,20 @@ class Checkpoints:
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def _check_all_see(step: int | None) -> None:
+    """Raises ValueError where the processes of a run do not see the same checkpoint."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        steps = multihost_utils.process_allgather(np.array(-1 if step is None else step))
+        if len(set(steps.tolist())) > 1:
+            raise ValueError(
+                f"the processes see checkpoints {steps.tolist()}, expected the same one; the "
+                "workdir has to lie on storage that all of them share"
+            )
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:

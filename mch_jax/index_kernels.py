@@ -21,6 +21,7 @@ NEAR = 7  # up to here reach grows stepwise
 GROWTH = 3  # so many times the items are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
+DIRECT_BITS = 16  # up to so many bits a code is its own slot in the table
 ZERO, NO_LIMIT = np.int64(0), np.int64(2**63 - 1)
 
 kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -38,7 +39,8 @@ class Segment(NamedTuple):
       items: uint32 [c], ascending and distinct within a bucket.
       pivots: uint64 [p].
       rings: uint32 [p * (q + 1) + 1], where the keys of each pivot at each distance begin.
-      table: uint32 [slots], open addressing; 0 is empty, else row + 1 with a tag of the hash above.
+      table: uint32 [slots]; 0 is empty, else row + 1. Up to DIRECT_BITS a slot for each code there
+        can be, else open addressing, with a tag of the hash above the row.
       dead: uint64 [words], bit per removed item; no words as long as none was removed.
     """
 
@@ -197,8 +199,12 @@ def mix(code):
 
 
 @kernel
-def fill_table(keys, table):
-    """Enters the keys' rows into an empty hash table, by open addressing."""
+def fill_table(keys, table, num_bits):
+    """Enters the keys' rows into an empty table."""
+    if num_bits <= DIRECT_BITS:
+        for row in range(keys.size):
+            table[np.int64(keys[row])] = np.uint32(row + 1)
+        return
     bits = popcount(np.uint64(table.size - 1))
     for row in range(keys.size):
         hashed = mix(keys[row])
@@ -227,8 +233,10 @@ def marked(bitmap, item):
 
 
 @leaf
-def lookup(table, keys, code):
+def lookup(table, keys, code, num_bits):
     """Returns the row of a code, or -1."""
+    if num_bits <= DIRECT_BITS:
+        return np.int64(table[np.int64(code)]) - 1
     bits = popcount(np.uint64(table.size - 1))
     hashed = mix(code)
     slot = np.int64(hashed >> (np.uint64(64) - bits))
@@ -267,7 +275,7 @@ def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
     while True:
-        row = lookup(table, keys, query ^ flips)
+        row = lookup(table, keys, query ^ flips, num_bits)
         if row >= 0:
             found = room(found, state[2], np.int64(1))
             found[state[2]] = (radius << ROW_BITS) | (first + row)
@@ -880,6 +888,90 @@ def within(base, delta, queries, num_bits, radius, probing):
         bounds[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])
     used = bounds[queries.size]
     return bounds, item[:used].copy(), distance[:used].copy(), nonempty
+
+
+# Buckets in the order of Algorithm 1 -------------------------------------------------------------
+
+
+@leaf
+def fresh_items(segment, row, k, seen, count):
+    """Returns how many of a bucket's items were not met before, and whether any is alive."""
+    fresh, alive, dead = ZERO, False, segment.dead
+    for i in range(np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])):
+        item = segment.items[i]
+        if dead.size and marked(dead, item):
+            continue
+        alive = True
+        if count + fresh < k:
+            slot = slot_of(seen, item)
+            fresh += seen[slot] == 0
+            seen[slot] = (np.int64(item) + 1) << 8
+    return fresh, alive
+
+
+@kernel
+def visits(base, delta, queries, num_bits, radii, k):
+    """Returns the non-empty buckets that Algorithm 1 visits up to the k-th item of each query.
+
+    Args:
+      base: the large segment.
+      delta: the small one.
+      queries: uint64 [m].
+      num_bits: q.
+      radii: int64 [m], distance of the k-th item, or q where fewer exist; no bucket beyond counts.
+      k: how many items.
+
+    Returns:
+      offsets [m + 1], and for each bucket its flip mask and how many items it is the first to hold.
+    """
+    bounds, used = np.zeros(queries.size + 1, np.int64), ZERO
+    masks, fresh = np.empty(1024, np.uint64), np.empty(1024, np.int64)
+    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
+    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    near, places = np.empty(max(order.size, later.size), np.int64), np.empty(num_bits + 2, np.int64)
+    found, first = np.empty(1024, np.int64), base.keys.size
+    slots = 64
+    while slots < 4 * min(k, base.items.size + delta.items.size):
+        slots *= 2
+    seen = np.empty(slots, np.int64)
+    for m in range(queries.size):
+        query, count = queries[m], ZERO
+        hist[:], state[:], seen[:] = 0, 0, 0
+        state[0] = radii[m]
+        pivot_distances(base.pivots, query, order)
+        pivot_distances(delta.pivots, query, later)
+        found = collect(
+            base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order, near, places
+        )
+        found = collect(
+            delta, first, query, num_bits, NO_LIMIT, state, hist, found, later, near, places
+        )
+        keys = np.empty(state[2], np.uint64)
+        for i in range(state[2]):
+            row = found[i] & ROW_MASK
+            keys[i] = query ^ (base.keys[row] if row < first else delta.keys[row - first])
+        by_mask = np.argsort(keys)
+        by_mask = by_mask[np.argsort((found[: state[2]] >> ROW_BITS)[by_mask], kind="mergesort")]
+        start = used
+        for i in by_mask:
+            if count == k and masks[used - 1] != keys[i]:
+                break
+            row = found[i] & ROW_MASK
+            if row < first:
+                new, alive = fresh_items(base, row, k, seen, count)
+            else:
+                new, alive = fresh_items(delta, row - first, k, seen, count)
+            if not alive:
+                continue
+            count += new
+            if used > start and masks[used - 1] == keys[i]:  # both segments hold it
+                fresh[used - 1] += new
+                continue
+            masks, fresh = room(masks, used, np.int64(1)), room(fresh, used, np.int64(1))
+            masks[used], fresh[used] = keys[i], new
+            used += 1
+        bounds[m + 1] = used
+    return bounds, masks[:used].copy(), fresh[:used].copy()
 
 
 # Checksum -------------------------------------------------------------------------------------

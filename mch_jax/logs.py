@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import ScalarLike
 from tqdm import tqdm
 
-from mch_jax.checkpoint import whole_file
+from mch_jax.checkpoint import whole_file, writes_files
 
 T = TypeVar("T")
 
@@ -40,6 +40,8 @@ class MetricsLog:
 
     def write(self, stage: str, step: int, **scalars: ScalarLike) -> None:
         """Appends one line; the names get the stage before them, as in `agent/reward`."""
+        if not writes_files():
+            return
         row: dict[str, Any] = {"step": step, "stage": stage}
         row |= {f"{stage}/{name}": float(value) for name, value in scalars.items()}
         with open(self._path, "a") as file:

@@ -114,7 +114,7 @@ class Run:
         index = np.arange(len(self.dataset.train)) if index is None else index
         size, parts = self.config.encode.batch_size * NUM_REGIONS, []
         encode = jax.jit(self.apply)
-        params = jax.device_put(self.needed_params(params))
+        params = jax.device_put(jax.device_get(self.needed_params(params)))
         for batch in self._whole_batches(index, size):
             count = len(next(iter(batch.values())))
             batch = {k: parallel.pad_to_multiple(v, size) for k, v in batch.items()}
@@ -154,18 +154,19 @@ class Run:
         return self._cached("regions", rows, boxes, np.zeros(boxes.shape[:2], bool))
 
     def _cached(self, title: str, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray):
-        return features.cached(
-            Path(self.config.cache_dir or self.workdir / "features"),
-            f"{self.config.dataset.name}-{title}",
-            self.dataset,
-            rows,
-            boxes,
-            flips,
-            self.model,
-            self.initial_params,
-            image_size=self.config.dataset.image_size,
-            input_size=self.config.model.input_size,
-        )
+        with parallel.first_process_first():
+            return features.cached(
+                Path(self.config.cache_dir or self.workdir / "features"),
+                f"{self.config.dataset.name}-{title}",
+                self.dataset,
+                rows,
+                boxes,
+                flips,
+                self.model,
+                self.initial_params,
+                image_size=self.config.dataset.image_size,
+                input_size=self.config.model.input_size,
+            )
 
 
 def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
