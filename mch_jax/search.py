@@ -31,9 +31,8 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
       ValueError: the photo cannot be read or the run has no encoder.
     """
     import jax  # here only: a file of codes does not need it
-    from PIL import Image
 
-    from mch_jax import data
+    from mch_jax.data import photos
     from mch_jax.encode import Encoder
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiling takes most of a first call
@@ -42,13 +41,11 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
     try:
-        photo = data.decode(path.read_bytes(), str(path))
+        photo = photos.decode(path.read_bytes(), str(path))
     except OSError as error:
         raise ValueError(f"--image={path}: {error.strerror}; expected a photo") from None
     encoder = Encoder.from_run(run)
-    size = (encoder.image_size, encoder.image_size)
-    squashed = Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR)
-    return encoder.encode(np.asarray(squashed)[None])
+    return encoder.encode(photos.resize(photo, encoder.image_size)[None])
 
 
 def queries_of(path: Path, num_bits: int) -> tuple[list[str], UInt8[np.ndarray, "m bytes"]]:
