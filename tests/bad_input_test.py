@@ -16,11 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
-from tiny_run import tiny
+from tiny_run import changed, tiny
 
-from configs import default
 from mch_jax import checkpoint, codes_file, data, evaluate, run, validation
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
@@ -45,14 +43,7 @@ class Case(NamedTuple):
 
 def config(text: str, **fields) -> Case:
     def act(folder, finished):
-        values = default.get_config().to_dict()
-        for name, value in fields.items():
-            *parents, last = name.split("__")
-            node = values
-            for parent in parents:
-                node = node[parent]
-            node[last] = value
-        validation.check(ConfigDict(values))
+        validation.check(changed(**fields))
 
     return Case("config", text, act)
 

@@ -1,5 +1,7 @@
 """A config whose whole run takes seconds, for the tests of everything that needs a run."""
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
@@ -25,3 +27,15 @@ def tiny(method="dch", **changes):
         section, _, field = name.partition("__")
         config[section][field] = value
     return config
+
+
+def changed(**fields):
+    """Returns the default config with fields set, as `base__batch_size`, whatever their type."""
+    config = default.get_config().to_dict()
+    for name, value in fields.items():
+        *parents, last = name.split("__")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return ConfigDict(config)

@@ -2,24 +2,13 @@ import importlib
 import pathlib
 
 import pytest
-from ml_collections import ConfigDict
+from tiny_run import changed
 
 from configs import default
 from mch_jax import main, validation
 
 # configs/methods.py is what the others share.
 CONFIGS = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "methods")
-
-
-def changed(**fields):
-    config = default.get_config().to_dict()
-    for name, value in fields.items():
-        *parents, last = name.split("__")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return ConfigDict(config)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
