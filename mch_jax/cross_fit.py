@@ -43,9 +43,11 @@ class Lessons(NamedTuple):
     calibration: Mapping[str, np.ndarray]
 
 
-def read(run: Run, params: Mapping[str, Any], rows: np.ndarray) -> Reading:
-    """Returns what a base model says of photos' regions."""
-    boxes = regions.region_boxes(run.config.encode.crop_ratio)
+def read(
+    run: Run, params: Mapping[str, Any], rows: np.ndarray, num_regions: int = len(regions.NAMES)
+) -> Reading:
+    """Returns what a base model says of photos' regions, of the first so many of them."""
+    boxes = regions.region_boxes(run.config.encode.crop_ratio)[:num_regions]
 
     @jax.jit
     def call(params, batch):
@@ -58,7 +60,8 @@ def read(run: Run, params: Mapping[str, Any], rows: np.ndarray) -> Reading:
     params = jax.device_put(run.needed_params(params))
     size, parts = run.config.encode.batch_size, []
     for batch in run.region_batches(rows, size):
-        result = call(params, parallel.pad_to_multiple(batch, size))
+        inputs = batch if run.config.base.train_conv else batch[:, :num_regions]
+        result = call(params, parallel.pad_to_multiple(inputs, size))
         parts.append([np.asarray(x)[: len(batch)] for x in result])
     return Reading(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
@@ -73,19 +76,21 @@ def measured_against(
 def lessons(run: Run) -> Lessons:
     """Returns states and rewards of all training photos, each under a base model without it."""
     rows, labels = run.dataset.train, run.dataset.labels[run.dataset.train]
-    readings = [
-        read(run, train_base.train(run, fold), rows) for fold in range(run.config.agent.num_folds)
-    ]
-    parts = zip(*readings, strict=True)
-    unseen = Reading(*(np.stack(x)[run.folds, np.arange(len(rows))] for x in parts))
-    calibration = jax.device_get(evidence.fit_posterior(unseen.label_logits, labels))
+    left_out = [run.folds == fold for fold in range(run.config.agent.num_folds)]
+    readings, fitted = [], []
+    for fold, out in enumerate(left_out):
+        params = train_base.train(run, fold)
+        readings.append(read(run, params, rows[out]))
+        seen = read(run, params, rows[~out], 1).packed[:, 0]
+        fitted.append(measured_against(run, seen, labels[~out]))
+    label_logits = np.zeros((len(rows), *readings[0].label_logits.shape[1:]), np.float32)
+    for out, own in zip(left_out, readings, strict=True):
+        label_logits[out] = own.label_logits
+    calibration = jax.device_get(evidence.fit_posterior(label_logits, labels))
     rewards = np.zeros((len(rows), len(regions.NAMES) - 1), np.float32)
     states = np.zeros((*rewards.shape, len(evidence.NAMES)), np.float32)
-    for fold, reading in enumerate(readings):
-        out = run.folds == fold
-        own = Reading(*(x[out] for x in reading))
-        fitted = measured_against(run, reading.packed[~out, 0], labels[~out])
-        states[out] = evidence.state(*own, calibration, fitted)
+    for out, own, reference in zip(left_out, readings, fitted, strict=True):
+        states[out] = evidence.state(*own, calibration, reference)
         # Rewards are measured against the other photos left out, as new queries come; a photo's
         # own code is at distance 0 from itself already, so that it adds nothing to its reward.
         others = measured_against(run, own.packed[:, 0], labels[out])
@@ -105,7 +110,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     state = evidence.normalize(statistics, learned.state.reshape(-1, len(evidence.NAMES)))
     policy = fit(run, np.asarray(state), learned.reward.reshape(-1))
     rows = run.dataset.train
-    packed = read(run, base_params, rows).packed[:, 0]
+    packed = read(run, base_params, rows, 1).packed[:, 0]
     reference = measured_against(run, packed, run.dataset.labels[rows])
     return {
         **policy,
@@ -122,7 +127,7 @@ def fit(
 ) -> dict[str, Any]:
     """Returns the variables of a policy that learned from normalized states and their rewards."""
     size, num_steps = run.config.agent.batch_size, run.config.agent.num_steps
-    train_agent.check_batch(run, len(state))
+    loop.check_batch("agent", size, len(state), "examples")
     tx = train_agent.optimizer(run)
     one_device = functools.partial(
         train_step, run=run, network=train_agent.policy(run, parallel.AXIS), tx=tx

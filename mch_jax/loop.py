@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mch_jax import logs
+from absl import logging
+
+from mch_jax import logs, termination
 from mch_jax.run import Run
 
 
@@ -29,18 +31,41 @@ def train(
 
     Returns:
       The state after the last step.
+
+    Raises:
+      ValueError: a scalar or a number of the state is not finite; the last checkpoint stays.
+      SystemExit: SIGTERM came; the state after the step it came in is saved.
     """
     checkpoints = run.checkpoints(stage)
     state, start = checkpoints.restore(state) or (state, 0)
     run.log.rewind(stage, start)
     save_every = max(num_steps // 5, 1)
     inputs = batches(start) if start < num_steps else iter(())
-    for done in logs.progress(range(start + 1, num_steps + 1), num_steps, stage, start):
-        state, scalars = step(state, next(inputs))
-        if done % log_every == 0 or done == num_steps:
-            logs.check_finite(stage, done, scalars)
-            run.log.write(stage, done, **scalars)
-        if done % save_every == 0 or done == num_steps:
-            checkpoints.save(done, state)
+    guard = logs.FiniteGuard(stage)
+    with termination.deferred():
+        for done in logs.progress(range(start + 1, num_steps + 1), num_steps, stage, start):
+            state, scalars = step(state, next(inputs))
+            guard.watch(done, scalars)
+            is_last, stops = done == num_steps, termination.requested()
+            saves = done % save_every == 0 or is_last or stops
+            writes = done % log_every == 0 or is_last
+            if saves or writes:
+                guard.check()
+            if writes:
+                run.log.write(stage, done, **scalars)
+            if saves:
+                checkpoints.save(done, state)
+            if stops:
+                logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
+                break
     checkpoints.close()
+    termination.stop_if_requested()
     return state
+
+
+def check_batch(stage: str, size: int, count: int, what: str) -> None:
+    """Raises ValueError where a stage's training set does not fill a batch."""
+    if not 2 <= size <= count:
+        raise ValueError(
+            f"{stage}.batch_size is {size}, expected 2 to {count}, the number of training {what}"
+        )

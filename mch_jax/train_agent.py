@@ -253,7 +253,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
       The policy's variables.
     """
     config, count = run.config.agent, len(run.dataset.train)
-    check_batch(run, count)
+    loop.check_batch("agent", config.batch_size, count, "examples")
     whole = run.encode_train(base_params)
     tx = optimizer(run)
     state = init(run, 2 * whole.features.shape[1] + 2 * run.config.num_bits, tx)
@@ -277,15 +277,6 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     inputs = functools.partial(batches, run, whole)
     state = loop.train(run, STAGE, state, config.num_steps, one_step, inputs, LOG_EVERY)
     return variables(state)
-
-
-def check_batch(run: Run, count: int) -> None:
-    """Raises ValueError where there are fewer examples than a batch takes."""
-    size = run.config.agent.batch_size
-    if not 2 <= size <= count:
-        raise ValueError(
-            f"agent.batch_size is {size}, expected 2 to {count}, the number of training examples"
-        )
 
 
 def variables(state: AgentState) -> dict[str, Any]:

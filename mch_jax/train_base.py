@@ -198,15 +198,6 @@ def image_batches(
         yield {"image": batch["image"], "labels": run.labels[row], "row": row, "index": place}
 
 
-def check_batch(run: Run, count: int) -> None:
-    """Raises ValueError where the training set does not fill a batch."""
-    size = run.config.base.batch_size
-    if not 2 <= size <= count:
-        raise ValueError(
-            f"base.batch_size is {size}, expected 2 to {count}, the number of training photos"
-        )
-
-
 def train(run: Run, fold: int | None = None) -> dict[str, Any]:
     """Trains a base model, or goes on with it, and returns all its parameters.
 
@@ -218,8 +209,6 @@ def train(run: Run, fold: int | None = None) -> dict[str, Any]:
     stage = STAGE if fold is None else f"fold{fold}"
     if fold is not None:
         places = places[run.folds != fold]
-    check_batch(run, len(places))
-    num_steps = run.config.base.num_epochs * (len(places) // run.config.base.batch_size)
     if is_closed_form(run.config.method):
         params = {**run.initial_params, "hash": fit(run, stage, places)}
         if not run.model.num_classes:
@@ -233,6 +222,8 @@ def train(run: Run, fold: int | None = None) -> dict[str, Any]:
         params = run.initial_params
         trained = run.needed_params(params)
         loss_fn = functools.partial(base_loss, run=run)
+    loop.check_batch("base", run.config.base.batch_size, len(places), "photos")
+    num_steps = run.config.base.num_epochs * (len(places) // run.config.base.batch_size)
     tx = optimizer(run, num_steps)
     state = BaseState(step=jnp.int32(0), params=trained, opt_state=tx.init(trained))
     if run.config.method == "adsh":

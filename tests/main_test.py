@@ -99,8 +99,8 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("after", [2, 4, 6, 8])
-def test_a_run_cut_off_after_a_checkpoint_goes_on(finished, tmp_path, monkeypatch, after):
+def cut_off_and_go_on(config, workdir, monkeypatch, after):
+    """Runs all stages, dying after so many checkpoints, and once more; returns what is there."""
     save, calls = checkpoint.Checkpoints.save, []
 
     def save_and_die(self, step, state):
@@ -111,10 +111,15 @@ def test_a_run_cut_off_after_a_checkpoint_goes_on(finished, tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
     with pytest.raises(Killed):
-        main.run_stages(tiny(), tmp_path)
+        main.run_stages(config, workdir)
     monkeypatch.undo()
-    main.run_stages(tiny(), tmp_path)
-    assert_same(read(finished), read(tmp_path))
+    main.run_stages(config, workdir)
+    return read(workdir)
+
+
+@pytest.mark.parametrize("after", [2, 4, 6, 8])
+def test_a_run_cut_off_after_a_checkpoint_goes_on(finished, tmp_path, monkeypatch, after):
+    assert_same(read(finished), cut_off_and_go_on(tiny(), tmp_path, monkeypatch, after))
 
 
 def test_the_stages_one_by_one_give_what_all_give(finished, tmp_path):
@@ -145,20 +150,8 @@ def cross_fitted(tmp_path_factory):
 
 @pytest.mark.parametrize("after", [3, 8, 12, 19])
 def test_a_cross_fitted_run_cut_off_goes_on(cross_fitted, tmp_path, monkeypatch, after):
-    save, calls = checkpoint.Checkpoints.save, []
-
-    def save_and_die(self, step, state):
-        save(self, step, state)
-        calls.append(step)
-        if len(calls) == after:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
-    with pytest.raises(Killed):
-        main.run_stages(cross_fit_config(), tmp_path)
-    monkeypatch.undo()
-    main.run_stages(cross_fit_config(), tmp_path)
-    assert_same(read(cross_fitted), read(tmp_path))
+    again = cut_off_and_go_on(cross_fit_config(), tmp_path, monkeypatch, after)
+    assert_same(read(cross_fitted), again)
 
 
 def test_the_encoder_keeps_what_the_cross_fitted_run_kept(cross_fitted):
@@ -198,6 +191,11 @@ def test_photos_end_to_end(tmp_path):
     config = tiny(base__train_conv=True, base__num_epochs=1, agent__num_steps=2)
     results = main.run_stages(config, tmp_path)
     assert results["mch"]["anhc"] >= 1
+
+
+def test_a_closed_form_needs_no_batch(tmp_path):
+    results = main.run_stages(tiny("lsh", base__batch_size=41), tmp_path)
+    assert 0 < results["base"]["map"] <= 1
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
