@@ -216,7 +216,7 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, config: Path, ref
         else:
             after = ending(workdir)
             wrong += [f"{k} differs" for k in reference if after.get(k) != reference[k]]
-        wrong += [f"second start: {w}" for w in ("damaged", "cannot be read") if w in text]
+        wrong += [f"second start: {w}" for w in ("is damaged", "cannot be read") if w in text]
         left = [x.name for x in workdir.rglob(".*") if x.is_file()]
     return {
         "kind": kind,
