@@ -4,6 +4,7 @@ python -m mch_jax.main --config=configs/coco_dch.py [--workdir=DIR] [--config.nu
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,16 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_for_people)
     app.run(guarded, flags_parser=parse)
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on disk: compiling is most of what a command's first second does."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "mch_jax" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _is_for_people(record: Any) -> bool:

@@ -5,7 +5,6 @@ python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxtyping import UInt8
 
 from mch_jax import codes_file
 from mch_jax.index import BucketIndex, Hits
-from mch_jax.main import run_command
+from mch_jax.main import keep_compiled, run_command
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
 _IMAGE = flags.DEFINE_string("image", None, "A photo to search by.")
@@ -30,16 +29,10 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
     Raises:
       ValueError: the photo cannot be read or the run has no encoder.
     """
-    import jax  # here only: a file of codes does not need it
-
-    from mch_jax.data import photos
+    from mch_jax.data import photos  # here only: a file of codes needs neither these nor JAX
     from mch_jax.encode import Encoder
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiling takes most of a first call
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "mch_jax" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
+    keep_compiled()
     try:
         photo = photos.decode(path.read_bytes(), str(path))
     except OSError as error:

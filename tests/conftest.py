@@ -39,3 +39,10 @@ def finished(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("finished")
     main.run_stages(tiny(), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    import small_run as module  # after the import hook
+
+    return module.make(tmp_path_factory.mktemp("small"))

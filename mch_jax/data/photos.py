@@ -16,7 +16,7 @@ MAX_PIXELS = 80_000_000
 # Pillow knows more, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
 # What Pillow's readers raise for files that are cut off, scrambled or too large.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
@@ -67,7 +67,7 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
                 raise ValueError(f"{pixels:,} pixels, at most {MAX_PIXELS:,} are decoded")
             image.load()
             return upright(image)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"expected one of {', '.join(FORMATS)}"

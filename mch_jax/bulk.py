@@ -1,0 +1,291 @@
+"""Bulk encoding: photos without labels to shards of codes, here or on a cluster.
+
+A shard is a function of the encoder and of its photos alone and is written whole, so whoever
+encodes it, and however often, the same bytes appear, and a killed run goes on with what is missing.
+"""
+
+import collections
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from mch_jax import checkpoint, codes, codes_file, logs, parallel
+from mch_jax.data import photos, places
+from mch_jax.encode import FILE, Encoder
+
+FORMAT = "mch-export/1"
+_S = TypeVar("_S")
+_T = TypeVar("_T")
+
+
+class Plan(NamedTuple):
+    """What is encoded, and where to.
+
+    Attributes:
+      run: workdir of the run whose encoder is used.
+      directory: where the shards go.
+      shards: the photos of each shard.
+      batch_size: photos that the network sees at once; part of the plan, as the last bit of a
+        logit may depend on it.
+    """
+
+    run: Path
+    directory: Path
+    shards: list[list[places.Photo]]
+    batch_size: int
+
+    def path(self, number: int) -> Path:
+        """Returns the codes file of a shard; it exists once the shard is done."""
+        return self.directory / f"{number:06d}.npz"
+
+    def damaged_path(self, number: int) -> Path:
+        """Returns the file with a shard's damaged photos; it exists where there are any."""
+        return self.directory / f"{number:06d}.damaged.jsonl"
+
+    def pending(self) -> list[int]:
+        """Returns the shards that are still to be encoded."""
+        return [n for n in range(len(self.shards)) if not self.path(n).exists()]
+
+
+def make_plan(
+    run: Path, found: Sequence[places.Photo], directory: Path, shard_size: int, batch_size: int
+) -> Plan:
+    """Returns the plan for the photos and writes down what it depends on.
+
+    Raises:
+      ValueError: the directory holds shards of another plan, or the run has no encoder.
+    """
+    shards = [list(found[n : n + shard_size]) for n in range(0, len(found), shard_size)]
+    batch_size = min(batch_size, 1 << (len(found) - 1).bit_length())
+    try:
+        encoder = (run / FILE).read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{run / FILE}: {error.strerror}; expected the encoder of a finished run"
+        ) from None
+    names = "\0".join(f"{photo.id}\0{photo.length}" for photo in found)
+    depends = {
+        "format": FORMAT,
+        "encoder": hashlib.sha256(encoder).hexdigest(),
+        "photos": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "count": len(found),
+        "shard_size": shard_size,
+        "batch_size": batch_size,
+    }
+    path = directory / "plan.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [name for name in depends if before.get(name) != depends[name]]
+        if differing:
+            raise ValueError(
+                f"{directory} holds an export with another {differing[0]} "
+                f"({before.get(differing[0])}, now {depends[differing[0]]}); go on with what it "
+                "was started with, or remove it"
+            )
+    elif directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty and holds no export; choose another place")
+    else:
+        checkpoint.write_json(path, depends)
+    return Plan(run, directory, shards, batch_size)
+
+
+class Prepared(NamedTuple):
+    """A photo as the network takes it, with its own width and height, or what is wrong with it."""
+
+    image: np.ndarray
+    size: tuple[int, int]
+    reason: str
+
+
+def prepare(photo: places.Photo, side: int) -> Prepared:
+    """Decodes one photo and squashes it to the encoder's size."""
+    try:
+        pixels = places.decode(photo)
+    except ValueError as error:
+        return Prepared(np.zeros((side, side, 3), np.uint8), (0, 0), " ".join(str(error).split()))
+    height, width, _ = pixels.shape
+    return Prepared(photos.resize(pixels, side), (width, height), "")
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, run: Callable[[_S], _T], items: Iterable[_S], count: int
+) -> Iterator[_T]:
+    """Yields `run(item)` in the items' order, at most `count` of them made ahead."""
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(run, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def encode_shards(
+    plan: Plan, encoder: Encoder, numbers: Sequence[int], threads: int | None = None
+) -> Iterator[int]:
+    """Encodes shards and yields their numbers; photos are decoded while the network runs."""
+    with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode") as pool:
+        wanted = itertools.chain.from_iterable(plan.shards[number] for number in numbers)
+        ready = _ahead(
+            pool, lambda photo: prepare(photo, encoder.image_size), wanted, 3 * plan.batch_size
+        )
+        for number in numbers:
+            _encode_shard(plan, encoder, number, ready)
+            yield number
+
+
+def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Prepared]) -> None:
+    shard, sizes, reasons, results = plan.shards[number], [], [], []
+    for start in range(0, len(shard), plan.batch_size):
+        batch = list(itertools.islice(ready, min(plan.batch_size, len(shard) - start)))
+        images = np.stack([photo.image for photo in batch])
+        packed, keep_prob = encoder.encode_regions(
+            parallel.pad_to_multiple(images, plan.batch_size)
+        )
+        results.append((packed[: len(batch)], keep_prob[: len(batch)]))
+        sizes += [photo.size for photo in batch]
+        reasons += [photo.reason for photo in batch]
+    good = np.array([not reason for reason in reasons])
+    packed, keep_prob = (np.concatenate(parts)[good] for parts in zip(*results, strict=True))
+    ids = np.array([photo.id for photo, is_good in zip(shard, good, strict=True) if is_good], "U")
+    code_set = encoder.code_set(packed, keep_prob, np.array(sizes, np.int32)[good])
+    labels = np.zeros((len(ids), 0), np.uint8)
+    _write_damaged(
+        plan.damaged_path(number),
+        [
+            {"id": photo.id, "reason": reason}
+            for photo, reason in zip(shard, reasons, strict=True)
+            if reason
+        ],
+    )
+    file = codes.flatten(code_set, ids, labels, encoder.model.num_bits)
+    codes_file.save(plan.path(number), file)  # the last file: the shard is done
+
+
+def _write_damaged(path: Path, damaged: list[dict[str, str]]) -> None:
+    """Writes what was wrong with which photos, a JSON object a line; no file where all are well."""
+    if not damaged:
+        path.unlink(missing_ok=True)
+        return
+    with checkpoint.whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in damaged))
+
+
+def read_damaged(plan: Plan) -> list[dict[str, str]]:
+    """Returns the damaged photos of all shards, by `id` and `reason`."""
+    paths = [plan.damaged_path(number) for number in range(len(plan.shards))]
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def merge(plan: Plan, path: Path) -> None:
+    """Writes the codes of all shards as one file, and their damaged photos beside it."""
+    files = [codes_file.load(plan.path(number)) for number in range(len(plan.shards))]
+    starts = np.cumsum([0, *(len(file.ids) for file in files)])
+    arrays = {
+        name: np.concatenate([getattr(file, name) for file in files])
+        for name in ("codes", "ids", "keep_prob", "box", "labels")
+    }
+    item = np.concatenate([file.item + start for file, start in zip(files, starts, strict=False)])
+    _write_damaged(path.with_suffix(".damaged.jsonl"), read_damaged(plan))
+    file = codes_file.CodeFile(item=item, num_bits=files[0].num_bits, **arrays)
+    codes_file.save(path, file)
+
+
+# Engines
+
+
+def encode_here(plan: Plan, workers: int | None = None) -> None:
+    """Encodes what is missing in this process.
+
+    Args:
+      plan: of the export.
+      workers: threads that decode photos; one a core when not given.
+    """
+    pending = plan.pending()
+    if not pending:
+        return
+    shards = encode_shards(plan, Encoder.from_run(plan.run), pending, workers)
+    for _ in logs.progress(shards, len(pending), "shards"):
+        pass
+
+
+class Worker:
+    """Encodes shards in a process of a cluster, on the one accelerator that it is given."""
+
+    def __init__(self, plan: Plan, threads: int):
+        self._plan, self._threads = plan, threads
+        self._encoder = Encoder.from_run(plan.run)
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Encodes the shards that the rows name; one that another worker finished stays."""
+        for number, text in zip(rows["number"].tolist(), rows["photos"].tolist(), strict=True):
+            self._plan.shards[number] = [places.Photo(*photo) for photo in json.loads(text)]
+            if not self._plan.path(number).exists():
+                list(encode_shards(self._plan, self._encoder, [number], self._threads))
+            self._plan.shards[number] = []
+        return {"number": rows["number"]}
+
+
+def encode_on_ray(plan: Plan, workers: int | None = None) -> None:
+    """Encodes what is missing on a Ray cluster, a shard at a time on each actor.
+
+    The cluster is the one that RAY_ADDRESS names or, without it, one on this machine. Its nodes see
+    the run, the photos and the output under the same paths. A worker that dies is replaced and its
+    shard encoded anew.
+
+    Args:
+      plan: of the export.
+      workers: how many actors; one an accelerator when not given, or one where there is none.
+
+    Raises:
+      ValueError: Ray is not installed.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            "--engine=ray needs the package ray; run pip install 'mch_jax[cluster]'"
+        ) from None
+    pending = plan.pending()
+    if not pending:
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    is_own = not ray.is_initialized()
+    if is_own:
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        resources = ray.cluster_resources()
+        accelerators = int(resources.get("GPU", 0))
+        count = max(1, min(workers or accelerators or 1, len(pending)))
+        cores = max(1, int(resources.get("CPU", 1)) // count)
+        rows = [{"number": n, "photos": json.dumps(plan.shards[n])} for n in pending]
+        slim = plan._replace(shards=[[] for _ in plan.shards])  # an actor gets photos with its row
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker,
+            fn_constructor_args=(slim, cores),
+            batch_size=1,
+            concurrency=count,
+            num_cpus=cores,
+            num_gpus=1 if accelerators else None,
+        )
+        for _ in logs.progress(done.iter_rows(), len(pending), "shards"):
+            pass
+    finally:
+        if is_own:
+            ray.shutdown()
+
+
+ENGINES: dict[str, Callable[[Plan, int | None], None]] = {
+    "local": encode_here,
+    "ray": encode_on_ray,
+}

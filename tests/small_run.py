@@ -1,0 +1,86 @@
+"""A run that took no training: a folder of photos, an encoder of random weights, and its codes."""
+
+import contextlib
+import json
+import socket
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from mch_jax import codes, codes_file, data
+from mch_jax.data import photos
+from mch_jax.encode import FILE, Encoder
+from mch_jax.models import AlexNet, Policy
+from mch_jax.run import random_params
+
+NUM_BITS, SIDE, HIDDEN = 12, 64, 16
+CLASSES = ("red", "green", "blue")
+
+
+def photo(seed, width=72, height=48):
+    """Returns a photo of coarse colour noise, with one channel the brightest."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 160, (6, 8, 3))
+    pixels[..., seed % 3] += 90
+    image = Image.fromarray(pixels.astype(np.uint8))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoder():
+    model = AlexNet(num_bits=NUM_BITS, hidden=HIDDEN, width=1 / 16)
+    policy = Policy((16, 8, 8, 4))
+    params = random_params(model, SIDE - 1, 0)
+    params["hash"]["kernel"] *= 30
+    state = jnp.zeros((2, 2 * (HIDDEN + NUM_BITS)))
+    variables = jax.tree.map(np.asarray, policy.init(jax.random.key(0), state))
+    return Encoder(model, params, policy, variables, 0.5, 0.5, SIDE, SIDE - 1)
+
+
+def make(workdir, count=24):
+    """Writes the photos into `workdir/photos` and everything that serving needs."""
+    folder, rows = workdir / "photos", ["file,split,red,green,blue"]
+    (folder / "sub").mkdir(parents=True)
+    for seed in range(count):
+        name = f"{'sub/' if seed % 2 else ''}{seed:02d}.{'png' if seed % 4 else 'jpg'}"
+        photo(seed, width=72 if seed % 5 else 96).save(folder / name)
+        split = "query" if seed < 2 else "train"
+        rows.append(",".join([name, split, *(str(int(seed % 3 == c)) for c in range(3))]))
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    config = {"name": "folder", "root": str(folder), "settings": {}, "on_damaged": "refuse"}
+    (workdir / "config.json").write_text(
+        json.dumps({"dataset": config, "seed": 0, "method": "dch"})
+    )
+    this = encoder()
+    this.save(workdir / FILE)
+    dataset = data.load("folder", folder)
+    images = [dataset.read(int(row)) for row in dataset.database]
+    packed, keep_prob = this.encode_regions(np.stack([photos.resize(x, SIDE) for x in images]))
+    sizes = np.array([(x.shape[1], x.shape[0]) for x in images])
+    code_set = this.code_set(packed, keep_prob, sizes)
+    ids, labels = dataset.ids[dataset.database], dataset.labels[dataset.database]
+    file = codes.flatten(code_set, ids, labels, NUM_BITS)
+    codes_file.save(workdir / "codes" / "database.npz", file)
+    return workdir
+
+
+@contextlib.contextmanager
+def serving(service):
+    """Serves on a free port in a thread; yields the address."""
+    import uvicorn  # here only: encoding needs no server
+
+    from mch_jax import api
+
+    server = uvicorn.Server(
+        uvicorn.Config(api.create_app(service), log_level="warning", access_log=False)
+    )
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
