@@ -166,7 +166,7 @@ def verdict(results: Mapping[str, Any]) -> str:
 # ---- figures -------------------------------------------------------------------------------------
 
 
-def _style(axes: Axes, scheme: Scheme) -> None:
+def style(axes: Axes, scheme: Scheme) -> None:
     """Leaves of the axes what is needed to read them."""
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -180,7 +180,8 @@ def _style(axes: Axes, scheme: Scheme) -> None:
         label.set(color=scheme.soft, fontsize=8.5)
 
 
-def _legend(axes: Axes, **kwargs: Any) -> None:
+def legend(axes: Axes, **kwargs: Any) -> None:
+    """Names the lines in their own colours."""
     axes.legend(frameon=False, fontsize=8.5, labelcolor="linecolor", handlelength=1.4, **kwargs)
 
 
@@ -199,7 +200,7 @@ def _figure(
         figure = Figure(shape, dpi=240, layout="constrained")
         axes = figure.add_subplot()
         draw(axes, scheme)
-        _style(axes, scheme)
+        style(axes, scheme)
         figure.savefig(folder / f"{name}{scheme.suffix}.png", transparent=True)
     pixels = tuple(round(96 * side) for side in shape)
     return (
@@ -259,7 +260,7 @@ def _training(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
                 axes.axhline(0, color=scheme.soft, linewidth=0.8)
             if name == "agent-keep":
                 axes.set_ylim(bottom=0)
-                _legend(axes, loc="lower left")
+                legend(axes, loc="lower left")
 
         alt = "; ".join(
             f"{label} from {values[0]:.3g} to {values[-1]:.3g} over {len(values):,} points"
@@ -294,7 +295,7 @@ def _reward_figure(folder: Path, reward: Float[np.ndarray, " r"]) -> str:
         axes.bar(0, 0, color=scheme.bad, label="better without")
         axes.bar(0, 0, color=scheme.mch, label="worth keeping")
         axes.set_ylim(0, 1.28 * share.max(initial=1e-3))
-        _legend(axes, loc="upper center", ncols=2, columnspacing=1.5)
+        legend(axes, loc="upper center", ncols=2, columnspacing=1.5)
 
     text = (
         f"{shares[0]:.1%} of the database’s regions are worth keeping, {shares[1]:.1%} are better "
@@ -327,7 +328,7 @@ def _keep_figure(
         axes.set(xlabel=f"keep probability (kept from {threshold:g} on)", ylabel="share of regions")
         axes.margins(x=0.01)
         axes.set_ylim(0, 1.28 * axes.get_ylim()[1])
-        _legend(axes, loc="upper center", ncols=2, columnspacing=1.5)
+        legend(axes, loc="upper center", ncols=2, columnspacing=1.5)
 
     caption = f"The agent keeps {kept:.1%} of the regions."
     if len(positive) and len(negative):
@@ -359,7 +360,8 @@ def _anhc_figure(folder: Path, database: CodeFile) -> str:
     return _figure(folder, "codes-per-image", "Codes an image", alt + ".", caption, draw)
 
 
-def _power(value: float, _: int) -> str:
+def power(value: float, _: int) -> str:
+    """Returns the label of a logarithmic axis."""
     exponent = round(np.log10(value))
     return f"{value:,.0f}" if exponent < 4 else f"$10^{{{exponent}}}$"
 
@@ -389,10 +391,10 @@ def _f1_figures(folder: Path, results: Mapping[str, Any]) -> list[str]:
                     x, y, dash, color=color, marker=marker, markersize=4, linewidth=1.7, label=word
                 )
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(_power))
+            axes.xaxis.set_major_formatter(FuncFormatter(power))
             axes.set(xlabel=label, ylabel="F1")
             axes.set_ylim(bottom=0)
-            _legend(axes, loc="upper left")
+            legend(axes, loc="upper left")
 
         caption = (
             f"Each point is one K, from {k[0]:,} to {k[-1]:,} images asked for; further up and "
@@ -797,7 +799,12 @@ def _read_json(path: Path, stage: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _read(workdir: Path) -> Files:
+def read(workdir: Path) -> Files:
+    """Returns what the report shows of a finished run.
+
+    Raises:
+      ValueError: a stage has not run yet.
+    """
     path = workdir / "codes" / "regions.npz"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; run the encode stage first")
@@ -829,7 +836,7 @@ def write(workdir: Path, dataset: Dataset, audit: Mapping[str, Any]) -> Path:
         decodes.
     """
     workdir = Path(workdir)
-    files = _read(workdir)
+    files = read(workdir)
     report, new, old = (workdir / name for name in ("report", ".report-new", ".report-old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,83 @@
+import json
+import sys
+
+import pytest
+
+from mch_jax import grid
+from mch_jax.grid import Cell
+
+# Stands in for a run: writes what a run leaves, or ends as a failed one.
+STAND_IN = """
+import json, pathlib, sys
+method, workdir = sys.argv[1], pathlib.Path(sys.argv[2])
+if method == "itq":
+    sys.exit("error: no such thing")
+(workdir / "report").mkdir(parents=True)
+measures = {"map": 0.5, "anhc": 1.5}
+(workdir / "results.json").write_text(json.dumps({"base": measures, "mch": measures}))
+(workdir / "report" / "index.html").write_text("")
+"""
+
+
+def test_cells_go_seed_by_seed():
+    found = grid.cells("coco18", ["dch", "ksh"], [16, 32], [0, 1])
+    assert found[:3] == [
+        Cell("coco18", "dch", 16, 0),
+        Cell("coco18", "ksh", 16, 0),
+        Cell("coco18", "dch", 32, 0),
+    ]
+    assert len(set(found)) == 8
+    assert found[-1].name == "coco18_ksh_32_1"
+
+
+@pytest.mark.parametrize(("dataset", "method"), [("coco19", "dch"), ("coco18", "dhc")])
+def test_a_cell_without_a_config_is_refused(dataset, method):
+    with pytest.raises(ValueError, match=f"{dataset}_{method}.py does not exist"):
+        grid.cells(dataset, [method], [16], [0])
+
+
+def test_the_command_is_a_run_of_main(tmp_path):
+    command = grid.command(Cell("coco18", "dch", 16, 3), tmp_path, ["base.num_epochs=2"])
+    assert command[1:] == [
+        "-m",
+        "mch_jax.main",
+        "--config=configs/coco18_dch.py",
+        f"--workdir={tmp_path}/coco18_dch_16_3",
+        f"--config.cache_dir={tmp_path}/features",
+        "--config.num_bits=16",
+        "--config.seed=3",
+        "--config.base.num_epochs=2",
+    ]
+
+
+def test_a_failed_cell_is_named_and_the_rest_is_run_once(tmp_path, monkeypatch):
+    started = []
+
+    def command(cell, root, changes):
+        started.append(cell.name)
+        return [sys.executable, "-c", STAND_IN, cell.method, str(root / cell.name)]
+
+    monkeypatch.setattr(grid, "command", command)
+    cells = grid.cells("scenes", ["lsh", "itq", "dch"], [16], [0])
+    failed = grid.run_grid(cells, tmp_path, [], 2, [])
+    assert failed == ["scenes_itq_16_0: exit status 1: error: no such thing"]
+    assert sorted(started) == ["scenes_dch_16_0", "scenes_itq_16_0", "scenes_lsh_16_0"]
+    started.clear()
+    grid.run_grid(cells, tmp_path, [], 2, [])
+    assert started == ["scenes_itq_16_0"]
+
+
+def test_a_grid_keeps_to_its_settings(tmp_path):
+    grid.claim(tmp_path, {"dataset": "coco18", "set": []})
+    grid.claim(tmp_path, {"dataset": "coco18", "set": []})
+    with pytest.raises(ValueError, match="another --root"):
+        grid.claim(tmp_path, {"dataset": "coco18", "set": ["seed=1"]})
+    assert json.loads((tmp_path / "grid.json").read_text())["set"] == []
+
+
+def test_cores_are_shared_out_and_gpus_taken_in_turn(monkeypatch):
+    monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    first, second, third = grid.shares(3, ["0", "1"])
+    assert (first[0], second[0], third[0]) == ([0, 3], [1], [2])
+    assert [share[1]["CUDA_VISIBLE_DEVICES"] for share in (first, second, third)] == ["0", "1", "0"]
+    assert grid.shares(1, []) == [([0, 1, 2, 3], {})]
