@@ -34,7 +34,7 @@ from jaxtyping import Int, UInt8, UInt64
 from mch_jax import codes_file, index_kernels
 from mch_jax.index_kernels import Segment
 
-INDEX_FORMAT = "mch-index/1"
+INDEX_FORMAT = "mch-index/2"
 MAX_BITS = 64
 MAX_ITEM = 2**32 - 1
 NUM_PIVOTS = 256
@@ -46,7 +46,7 @@ QUERIES_PER_TASK = 64
 
 # Measured (docs/search.md): one lookup costs as much as reading so many codes, and the rings around
 # a query hold about this share of them. The C(q, 2) lookups of radius 2 never paid for themselves.
-PROBE_COST, RING_SHARE, MAX_PROBE_RADIUS = 64, 1 / 32, 1
+PROBE_COST, RING_SHARE, MAX_PROBE_RADIUS = 384, 1 / 64, 1
 
 DTYPES = Segment(
     keys=np.uint64, offsets=np.uint32, items=np.uint32, pivots=np.uint64, rings=np.uint32,
@@ -92,6 +92,20 @@ class Ball(NamedTuple):
     nonempty: np.ndarray
 
 
+class Visits(NamedTuple):
+    """The non-empty buckets that Algorithm 1 visits for each query, in its order.
+
+    Attributes:
+      offsets: int64 [m + 1]; the buckets of query i are those from offsets[i] to offsets[i + 1].
+      mask: uint64, code XOR query.
+      fresh: int64, how many items a bucket is the first to hold, of the first k.
+    """
+
+    offsets: np.ndarray
+    mask: np.ndarray
+    fresh: np.ndarray
+
+
 class _State(NamedTuple):
     """What a search reads: replaced as a whole, so that a search needs no lock."""
 
@@ -117,6 +131,10 @@ class BucketIndex:
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._lock = threading.RLock()
         self._stored: tuple[Path | None, dict] = (None, {})
+        self._merge_lock = threading.Lock()
+        self._merger: threading.Thread | None = None
+        self._meanwhile: list[tuple] | None = None  # changes since the merge under way began
+        self.version: str | None = None  # of the saved state that was opened or saved last
 
     @classmethod
     def build(
@@ -132,9 +150,9 @@ class BucketIndex:
                 f"num_bits is {num_bits}, expected 1 to {MAX_BITS}: the index keeps a code in one "
                 "64-bit word; rank longer codes with mch_jax.metrics instead"
             )
-        words, item = _to_words(codes, num_bits), _checked_items(item, len(codes))
+        words, item = to_words(codes, num_bits), checked_items(item, len(codes))
         base = _build_segment(words, item, num_bits)
-        return cls(int(num_bits), _State(base, _empty_segment()))
+        return cls(int(num_bits), _State(base, _empty_segment(int(num_bits))))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "BucketIndex":
@@ -163,6 +181,18 @@ class BucketIndex:
         base, delta = self._current()
         return sum(array.nbytes for array in (*base, *delta))
 
+    @property
+    def pivots(self) -> UInt64[np.ndarray, " p"]:
+        """The codes around which the others are arranged in rings, as integers."""
+        return np.asarray(self._current().base.pivots)
+
+    def rings(
+        self, codes: UInt8[np.ndarray, "c bytes"]
+    ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
+        """Returns the nearest pivot of each code, and the distance to it."""
+        ring = index_kernels.assign(to_words(codes, self.num_bits), self.pivots, self.num_bits)
+        return ring // (self.num_bits + 1), ring % (self.num_bits + 1)
+
     def search(
         self, query_codes: UInt8[np.ndarray, "m bytes"], k: int, threads: int | None = None
     ) -> Hits:
@@ -175,7 +205,7 @@ class BucketIndex:
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        queries = _to_words(query_codes, self.num_bits)
+        queries = to_words(query_codes, self.num_bits)
         base, delta = self._current()
         item = np.empty((len(queries), k), np.int64)
         distance = np.empty((len(queries), k), np.int32)
@@ -200,7 +230,7 @@ class BucketIndex:
         """Returns every item within `radius` bits of each query, nearest first."""
         if radius < 0:
             raise ValueError(f"radius is {radius}, expected at least 0")
-        queries, radius = _to_words(query_codes, self.num_bits), min(radius, self.num_bits)
+        queries, radius = to_words(query_codes, self.num_bits), min(radius, self.num_bits)
         base, delta = self._current()
         probing = radius <= _probe_radius(base, self.num_bits)
         parts = _in_threads(
@@ -216,21 +246,54 @@ class BucketIndex:
         sizes = np.concatenate([[0], *map(np.diff, offsets)])
         return Ball(np.cumsum(sizes), *map(np.concatenate, (item, distance, nonempty)))
 
+    def visits(
+        self,
+        query_codes: UInt8[np.ndarray, "m bytes"],
+        k: int | None = None,
+        radius: Int[np.ndarray, " m"] | None = None,
+    ) -> Visits:
+        """Returns the non-empty buckets that Algorithm 1 visits up to the k-th item, one by one.
+
+        Args:
+          query_codes: one code a query.
+          k: how many items; all when not given.
+          radius: how far each query has to look, where that is known.
+        """
+        queries = to_words(query_codes, self.num_bits)
+        base, delta = self._current()
+        if radius is None:
+            radius = np.full(len(queries), self.num_bits)
+        k = len(base.items) + len(delta.items) + 1 if k is None else k
+        return Visits(
+            *index_kernels.visits(
+                base, delta, queries, self.num_bits, np.asarray(radius, np.int64), k
+            )
+        )
+
     def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:
-        """Adds codes; an item that exists already gets them besides those it has."""
-        words, item = _to_words(codes, self.num_bits), _checked_items(item, len(codes))
+        """Adds codes; an item that exists already gets them besides those it has.
+
+        Where much was added since the last merge, a thread begins another one.
+        """
+        words, item = to_words(codes, self.num_bits).copy(), checked_items(item, len(codes))
         with self._lock:
-            self._pending.append((words.copy(), item))
+            self._pending.append((words, item))
+            if self._meanwhile is not None:
+                self._meanwhile.append((words, item))
             waiting = sum(len(items) for _, items in self._pending)
             base, delta = self._state.base, self._state.delta
-            if len(delta.items) + waiting > max(MERGE_FLOOR, MERGE_SHARE * len(base.items)):
-                self.merge()
+            large = len(delta.items) + waiting > max(MERGE_FLOOR, MERGE_SHARE * len(base.items))
+            if large and not (self._merger and self._merger.is_alive()):
+                self._merger = threading.Thread(target=self.merge, daemon=True)
+                self._merger.start()
 
     def remove(self, item: int | Int[np.ndarray, " n"]) -> None:
         """Removes items with all their codes; those that are not there make no difference."""
-        item = _checked_items(np.atleast_1d(item))
+        item = checked_items(np.atleast_1d(item))
         with self._lock:
             base, delta = self._current()
+            if self._meanwhile is not None:
+                self._meanwhile.append((None, item))
             size = int(base.items.max()) // 64 + 1 if len(base.items) else 0
             dead = base.dead.copy() if len(base.dead) else np.zeros(size, np.uint64)
             index_kernels.mark(item[item < 64 * size], dead)
@@ -241,14 +304,29 @@ class BucketIndex:
             self._state = _State(base._replace(dead=dead), delta)
 
     def merge(self) -> None:
-        """Rewrites base, additions and removals as one base: searches are fastest after it."""
-        with self._lock:
-            base, delta = self._state
-            parts = [_live_rows(base), _rows(delta), *self._pending]
-            words, item = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-            base = _build_segment(words, item, self.num_bits)
-            self._state = _State(base, _empty_segment())
-            self._pending = []
+        """Rewrites base, additions and removals as one base: searches are fastest after it.
+
+        Searches, additions and removals in other threads go on meanwhile.
+        """
+        with self._merge_lock:
+            with self._lock:
+                base, delta = self._current()
+                self._meanwhile = []
+            try:
+                parts = [_live_rows(base), _rows(delta)]
+                words, item = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+                base = _build_segment(words, item, self.num_bits)
+                with self._lock:
+                    changes, self._pending = self._meanwhile, []
+                    self._state = _State(base, _empty_segment(self.num_bits))
+                    self._meanwhile = None
+                    for words, item in changes:
+                        if words is None:
+                            self.remove(item)
+                        else:
+                            self._pending.append((words, item))
+            finally:
+                self._meanwhile = None
 
     def save(self, directory: str | os.PathLike) -> None:
         """Saves the index, replacing the one in `directory` in one step.
@@ -270,29 +348,42 @@ class BucketIndex:
                 if was is not array or not (directory / entry["file"]).exists():
                     entry = _write_array(directory, name, array)
                 files[name], stored[name] = entry, (array, entry)
-            meta = {"format": INDEX_FORMAT, "num_bits": self.num_bits}
-            _write_meta(directory, {**meta, "files": files})
+            meta = {"format": INDEX_FORMAT, "num_bits": self.num_bits, "files": files}
+            _write_meta(directory, meta)
+            self.version = _digest(meta)
             self._stored = (directory.resolve(), stored)
             _remove_others(directory, {entry["file"] for entry in files.values()})
 
     @classmethod
-    def open(cls, directory: str | os.PathLike, verify: bool = True) -> "BucketIndex":
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        verify: bool = True,
+        like: "BucketIndex | None" = None,
+    ) -> "BucketIndex":
         """Opens a saved index, its arrays mapped into memory.
 
         Args:
           directory: where `save` put it.
           verify: compare every file with its checksum, which reads all of it once. Without, only
             names, sizes and shapes are checked.
+          like: an earlier state of the same directory; what has not changed is taken from it.
 
         Raises:
           ValueError: a file is missing, damaged or not of an index; the message names it.
         """
         directory = Path(directory)
+        home, known = like._stored if like else (None, {})
+        known = known if home == directory.resolve() else {}
         while True:
             meta = _read_meta(directory)
             try:
-                arrays = {name: _map_array(directory, name, entry, verify)
-                          for name, entry in meta["files"].items()}  # fmt: skip
+                arrays = {
+                    name: known[name][0]
+                    if name in known and known[name][1] == entry
+                    else _map_array(directory, name, entry, verify)
+                    for name, entry in meta["files"].items()
+                }
                 break
             except FileNotFoundError as error:
                 if _read_meta(directory) == meta:
@@ -306,8 +397,13 @@ class BucketIndex:
             _check_shapes(directory, segment, meta["num_bits"])
         index = cls(meta["num_bits"], _State(base, delta))
         stored = {name: (arrays[name], entry) for name, entry in meta["files"].items()}
-        index._stored = (directory.resolve(), stored)
+        index._stored, index.version = (directory.resolve(), stored), _digest(meta)
         return index
+
+    @staticmethod
+    def version_of(directory: str | os.PathLike) -> str:
+        """Returns the version of the state that is saved in a directory."""
+        return _digest(_read_meta(Path(directory)))
 
     def _current(self) -> _State:
         """Returns the state with pending additions in its delta."""
@@ -331,8 +427,12 @@ class BucketIndex:
         return np.array([int(count) or 1 << self.num_bits for count in probed], object)
 
 
-def _to_words(codes: UInt8[np.ndarray, "c bytes"], num_bits: int) -> UInt64[np.ndarray, " c"]:
-    """Returns codes as integers: byte i // 8, bit i % 8 of a code is bit i of its word."""
+def to_words(codes: UInt8[np.ndarray, "c bytes"], num_bits: int) -> UInt64[np.ndarray, " c"]:
+    """Returns codes as integers: byte i // 8, bit i % 8 of a code is bit i of its word.
+
+    Raises:
+      ValueError: dtype, shape or padding is not that of codes of so many bits.
+    """
     codes, num_bytes = np.asarray(codes), -(-num_bits // 8)
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != num_bytes:
         raise ValueError(
@@ -350,7 +450,12 @@ def _to_words(codes: UInt8[np.ndarray, "c bytes"], num_bits: int) -> UInt64[np.n
     return words
 
 
-def _checked_items(item: Int[np.ndarray, " n"], size: int | None = None) -> np.ndarray:
+def checked_items(item: Int[np.ndarray, " n"], size: int | None = None) -> np.ndarray:
+    """Returns items as the index keeps them.
+
+    Raises:
+      ValueError: they are not as many integers as expected, from 0 to MAX_ITEM.
+    """
     item = np.asarray(item)
     if item.ndim != 1 or (item.dtype.kind not in "iu" and item.size):
         raise ValueError(f"item is {item.dtype} {list(item.shape)}, expected integers [n]")
@@ -379,14 +484,20 @@ def _build_segment(words: np.ndarray, item: np.ndarray, num_bits: int) -> Segmen
     ring = index_kernels.assign(keys, pivots, num_bits)
     num_rings = len(pivots) * (num_bits + 1)
     keys, offsets, items, rings = index_kernels.arrange(keys, offsets, items, ring, num_rings)
-    table = np.zeros(1 << max(1, (3 * len(keys) // 2).bit_length()), np.uint32)
-    index_kernels.fill_table(keys, table)
+    table = np.zeros(_num_slots(len(keys), num_bits), np.uint32)
+    index_kernels.fill_table(keys, table, num_bits)
     return Segment(keys, offsets, items, pivots, rings, table, np.empty(0, np.uint64))
 
 
+def _num_slots(num_keys: int, num_bits: int) -> int:
+    if num_bits <= index_kernels.DIRECT_BITS:
+        return 1 << num_bits
+    return 1 << max(1, (3 * num_keys // 2).bit_length())
+
+
 @functools.cache
-def _empty_segment() -> Segment:
-    return _build_segment(np.empty(0, np.uint64), np.empty(0, np.uint32), 1)
+def _empty_segment(num_bits: int) -> Segment:
+    return _build_segment(np.empty(0, np.uint64), np.empty(0, np.uint32), num_bits)
 
 
 def _rows(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
@@ -545,7 +656,7 @@ def _check_shapes(directory: Path, segment: Segment, num_bits: int):
         and offsets[-1] == len(items)
         and len(rings) == len(pivots) * (num_bits + 1) + 1
         and rings[-1] == len(keys)
-        and len(keys) < len(table) == 1 << (len(table) - 1).bit_length()
+        and len(table) == _num_slots(len(keys), num_bits)
     )
     if not fits:
         raise ValueError(f"{directory}: the files do not belong together; save the index again")

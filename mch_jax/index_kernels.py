@@ -13,16 +13,21 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-BLOCK = 256  # codes compared at a time before any is looked at alone
 NEAR = 7  # up to here reach grows stepwise
 GROWTH = 3  # so many times the items are expected within one bit more
 ROW_BITS = 40  # a found bucket is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
+DIRECT_BITS = 16  # up to so many bits a code is its own slot in the table
 ZERO, NO_LIMIT = np.int64(0), np.int64(2**63 - 1)
 
 kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+# Numba counts references to arrays by atomic operations, in every call. What allocates nothing does
+# without: that was a quarter of the time of a query.
+leaf = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
 
 
 class Segment(NamedTuple):
@@ -34,7 +39,8 @@ class Segment(NamedTuple):
       items: uint32 [c], ascending and distinct within a bucket.
       pivots: uint64 [p].
       rings: uint32 [p * (q + 1) + 1], where the keys of each pivot at each distance begin.
-      table: uint32 [slots], open addressing; 0 is empty, else row + 1 with a tag of the hash above.
+      table: uint32 [slots]; 0 is empty, else row + 1. Up to DIRECT_BITS a slot for each code there
+        can be, else open addressing, with a tag of the hash above the row.
       dead: uint64 [words], bit per removed item; no words as long as none was removed.
     """
 
@@ -53,7 +59,37 @@ def popcount(typingctx, word):
     return word(word), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
-@kernel
+@intrinsic
+def cttz(typingctx, word):
+    """Returns the number of zero bits below the lowest set one of a uint64; 64 for none."""
+    return word(word), lambda context, builder, signature, args: builder.cttz(
+        args[0], ir.IntType(1)(0)
+    )
+
+
+@intrinsic
+def prefetch(typingctx, array, place):
+    """Has the processor fetch an entry of an array into its cache, without waiting for it."""
+
+    def generate(context, builder, signature, args):
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        fetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        entry = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        builder.call(fetch, [entry, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64), generate
+
+
+@leaf
+def trailing_zeros(word):
+    """Returns the place of the lowest set bit."""
+    return np.int64(cttz(word))
+
+
+@leaf
 def hamming(a, b):
     """Returns the Hamming distance of two words."""
     return np.int64(popcount(a ^ b))
@@ -155,7 +191,7 @@ def arrange(keys, offsets, items, ring, num_rings):
     return sorted_keys, sorted_offsets, sorted_items, rings
 
 
-@kernel
+@leaf
 def mix(code):
     """Returns a hash of a code, one-to-one."""
     code = (code ^ (code >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
@@ -163,8 +199,12 @@ def mix(code):
 
 
 @kernel
-def fill_table(keys, table):
-    """Enters the keys' rows into an empty hash table, by open addressing."""
+def fill_table(keys, table, num_bits):
+    """Enters the keys' rows into an empty table."""
+    if num_bits <= DIRECT_BITS:
+        for row in range(keys.size):
+            table[np.int64(keys[row])] = np.uint32(row + 1)
+        return
     bits = popcount(np.uint64(table.size - 1))
     for row in range(keys.size):
         hashed = mix(keys[row])
@@ -181,7 +221,7 @@ def mark(items, bitmap):
         bitmap[item >> np.uint32(6)] |= np.uint64(1) << np.uint64(item & np.uint32(63))
 
 
-@kernel
+@leaf
 def marked(bitmap, item):
     """Returns whether the bit of an item is set."""
     word = np.int64(item >> np.uint32(6))
@@ -192,9 +232,11 @@ def marked(bitmap, item):
 # Finding buckets ------------------------------------------------------------------------------
 
 
-@kernel
-def lookup(table, keys, code):
+@leaf
+def lookup(table, keys, code, num_bits):
     """Returns the row of a code, or -1."""
+    if num_bits <= DIRECT_BITS:
+        return np.int64(table[np.int64(code)]) - 1
     bits = popcount(np.uint64(table.size - 1))
     hashed = mix(code)
     slot = np.int64(hashed >> (np.uint64(64) - bits))
@@ -211,7 +253,7 @@ def lookup(table, keys, code):
         slot = (slot + 1) & (table.size - 1)
 
 
-@kernel
+@leaf
 def live_size(offsets, items, dead, row):
     """Returns how many items of a bucket are left."""
     start, stop = np.int64(offsets[row]), np.int64(offsets[row + 1])
@@ -223,9 +265,9 @@ def live_size(offsets, items, dead, row):
     return count
 
 
-@kernel
+@leaf
 def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
-    """Looks up every code at exactly `radius`; returns `found`, appended to and perhaps larger.
+    """Looks up every code at exactly `radius`, appends to `found`; returns whether it had room.
 
     A found bucket is distance << ROW_BITS | first + row, where `first` tells the segments apart.
     `state` is (reach, buckets within reach, buckets found, entries of buckets found by probing).
@@ -233,140 +275,204 @@ def probe(keys, offsets, table, first, query, num_bits, radius, state, found):
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
     while True:
-        row = lookup(table, keys, query ^ flips)
+        row = lookup(table, keys, query ^ flips, num_bits)
         if row >= 0:
-            found = room(found, state[2], np.int64(1))
+            if state[2] == found.size:
+                return False
             found[state[2]] = (radius << ROW_BITS) | (first + row)
             state[2] += 1
             state[3] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
         if flips == last:
-            return found
+            return True
         low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
         carry = flips + low
         zeros = popcount(low - np.uint64(1))  # two shifts, as one by 64 would be undefined
         flips = carry | ((flips ^ carry) >> zeros >> np.uint64(2))
 
 
-@kernel
-def num_within(codes, query, reach):
-    """Returns how many codes lie within reach of the query."""
-    count = 0
-    for i in range(codes.size):  # over a slice, not an index range: only so is it vectorised
-        count += popcount(codes[i] ^ query) <= reach
-    return count
+@intrinsic
+def near_64(typingctx, codes, start, query, reach):
+    """Returns bits that say which of the 64 codes from `start` on lie within reach of the query.
+
+    Written as operations on vectors, which LLVM lowers to what the processor has; it finds no mask
+    of a comparison in a loop.
+    """
+
+    def generate(context, builder, signature, args):
+        word, number = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(word, 64)
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.gep(array.data, [args[1]])
+        block = builder.load(builder.bitcast(place, vector.as_pointer()), align=8)
+        zeros = ir.Constant(ir.VectorType(number, 64), [0] * 64)
+
+        def splat(value):
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, number(0))
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+        popcounts = ir.FunctionType(vector, [vector])
+        popcounts = cgutils.get_or_insert_function(builder.module, popcounts, "llvm.ctpop.v64i64")
+        distance = builder.call(popcounts, [builder.xor(block, splat(args[2]))])
+        return builder.bitcast(builder.icmp_signed("<=", distance, splat(args[3])), word)
+
+    return types.uint64(codes, types.int64, types.uint64, types.int64), generate
 
 
-@kernel
-def hit_mask(codes, query, reach):
-    """Returns bits that say which of up to 64 codes lie within reach of the query."""
+@leaf
+def near(codes, start, stop, query, reach):
+    """Returns bits that say which of up to 64 codes from `start` on lie within reach."""
+    if start + 64 <= codes.size:
+        mask = near_64(codes, start, query, reach)
+        return (
+            mask
+            if stop - start >= 64
+            else mask & ((np.uint64(1) << np.uint64(stop - start)) - np.uint64(1))
+        )
     mask = np.uint64(0)
-    for i in range(codes.size):
-        mask |= np.uint64(popcount(codes[i] ^ query) <= reach) << np.uint64(i)
+    for row in range(start, min(stop, start + 64)):
+        mask |= np.uint64(hamming(codes[row], query) <= reach) << np.uint64(row - start)
     return mask
 
 
-@kernel
+@leaf
 def scan(keys, first, start, stop, query, need, state, hist, found):
     """Adds the buckets of rows start..stop within reach; lowers it once `need` of them are in.
 
-    `hist` counts the buckets per distance. Nothing but the keys is read.
+    `hist` counts the buckets per distance. Nothing but the keys is read. Returns whether `found`
+    had room.
     """
-    for begin in range(start, stop, BLOCK):
-        end = min(begin + BLOCK, stop)
-        if num_within(keys[begin:end], query, np.uint64(state[0])) == 0:
-            continue
-        found = room(found, state[2], np.int64(BLOCK))
-        for row in range(begin, end, 64):
-            mask = hit_mask(keys[row : min(row + 64, end)], query, np.uint64(state[0]))
-            while mask:
-                hit = row + np.int64(popcount((mask & (~mask + np.uint64(1))) - np.uint64(1)))
-                mask &= mask - np.uint64(1)
-                distance = hamming(keys[hit], query)
-                if distance > state[0]:  # reach fell within the block
-                    continue
-                found[state[2]] = (distance << ROW_BITS) | (first + hit)
-                state[2] += 1
-                hist[distance] += 1
-                state[1] += 1
-                while state[1] - hist[state[0]] >= need:
-                    state[1] -= hist[state[0]]
-                    state[0] -= 1
-    return found
+    reach, inside, count, begin = state[0], state[1], state[2], start
+    while begin < stop:
+        if count + 64 > found.size:
+            return False
+        mask = near(keys, begin, stop, query, reach)
+        while mask:
+            hit = begin + trailing_zeros(mask)
+            mask &= mask - np.uint64(1)
+            distance = hamming(keys[hit], query)
+            if distance > reach:  # it fell within the block
+                continue
+            found[count] = (distance << ROW_BITS) | (first + hit)
+            count += 1
+            hist[distance] += 1
+            inside += 1
+            while inside - hist[reach] >= need:
+                inside -= hist[reach]
+                reach -= 1
+        begin += 64
+    state[0], state[1], state[2] = reach, inside, count
+    return True
 
 
-@kernel
-def order_pivots(pivots, query, order, starts):
-    """Fills `order` with distance << 32 | pivot, nearest first (a counting sort)."""
-    starts[:] = 0
+@leaf
+def pivot_distances(pivots, query, order):
+    """Fills `order` with distance << 32 | pivot, the nearest first, the others in any order."""
+    nearest = NO_LIMIT
     for i in range(pivots.size):
-        starts[hamming(pivots[i], query) + 1] += 1
+        order[i] = (hamming(pivots[i], query) << 32) | i
+        nearest = min(nearest, order[i])
+    if pivots.size:
+        order[0], order[nearest & 0xFFFFFFFF] = nearest, order[0]
+
+
+@leaf
+def near_pivots(order, bound, spare, starts):
+    """Puts the pivots within `bound` right after the first, by distance; returns where they end."""
+    stop = 1
+    for i in range(1, order.size):
+        entry = order[i]
+        order[i] = order[stop]
+        order[stop] = entry
+        stop += entry >> 32 <= bound
+    if stop <= 16:
+        sort(order[1:stop])
+        return stop
+    starts[:] = 0
+    for i in range(1, stop):
+        spare[i] = order[i]
+        starts[(order[i] >> 32) + 1] += 1
     for i in range(starts.size - 1):
         starts[i + 1] += starts[i]
-    for i in range(pivots.size):
-        distance = hamming(pivots[i], query)
-        order[starts[distance]] = (distance << 32) | i
+    for i in range(1, stop):
+        distance = spare[i] >> 32
+        order[1 + starts[distance]] = spare[i]
         starts[distance] += 1
+    return stop
 
 
-@kernel
-def collect(segment, first, query, num_bits, need, state, hist, found, order):
-    """Finds every bucket within reach, nearest pivots first; returns `found`.
+@leaf
+def collect(segment, first, query, num_bits, need, state, hist, found, order, spare, starts):
+    """Finds every bucket within reach, nearest pivots first; returns whether `found` had room.
 
     With delta = d(query, pivot), a code x of that pivot within reach has
     delta - reach <= d(x, pivot) <= nearest + reach: the left by the triangle inequality, the right
     because x is no farther from its own pivot than from the query's nearest one.
     """
-    keys, all_rings, width = segment.keys, segment.rings, num_bits + 1
-    for i in range(segment.pivots.size):
-        delta, pivot = order[i] >> 32, order[i] & 0xFFFFFFFF
-        nearest = order[0] >> 32
+    keys, rings, width = segment.keys, segment.rings, num_bits + 1
+    if segment.pivots.size == 0:
+        return True
+    nearest, own = order[0] >> 32, (order[0] & 0xFFFFFFFF) * width
+    parts = 2 * width if need < NO_LIMIT else 1  # ring by ring outward, so that reach falls early
+    for part in range(parts):
+        step = (part + 1) // 2
+        if step > state[0]:
+            break
+        low = high = nearest + (step if part % 2 == 0 else -step)
+        if parts == 1:
+            low, high = max(0, nearest - state[0]), min(num_bits, nearest + state[0])
+        if low < 0 or high > num_bits:
+            continue
+        start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
+        if not scan(keys, first, start, stop, query, need, state, hist, found):
+            return False
+    for i in range(1, near_pivots(order, nearest + 2 * state[0], spare, starts)):
+        delta, own = order[i] >> 32, (order[i] & 0xFFFFFFFF) * width
         low, high = max(0, delta - state[0]), min(num_bits, nearest + state[0])
         if low > high:
             break
-        rings = all_rings[pivot * width : (pivot + 1) * width + 1]
-        if i == 0 and need < NO_LIMIT:  # outward, so that reach falls early
-            for step in range(width):
-                if step > state[0]:
-                    break
-                for ring in range(delta - step, delta + step + 1, max(1, 2 * step)):
-                    if 0 <= ring <= num_bits and rings[ring] < rings[ring + 1]:
-                        found = scan(
- keys, first, np.int64(rings[ring]), np.int64(rings[ring + 1]),
-                            query, need, state, hist, found,
-                        )  # fmt: skip
-            continue
-        found = scan(
- keys, first, np.int64(rings[low]), np.int64(rings[high + 1]),
-            query, need, state, hist, found,
-        )  # fmt: skip
-    return found
+        start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
+        if not scan(keys, first, start, stop, query, need, state, hist, found):
+            return False
+    return True
 
 
 # Ranking items --------------------------------------------------------------------------------
 
 
-@kernel
-def by_distance(state, found, grouped, starts):
-    """Counting sort of the found buckets within reach by distance; returns `grouped`, rows only."""
-    starts = starts[: state[0] + 2]
-    starts[:] = 0
+@leaf
+def by_distance(base, delta, state, found, grouped, starts):
+    """Fills `grouped` with the rows of the found buckets within reach, by distance.
+
+    Those at distance d lie from starts[d] to starts[d + 1]. Fetches their items on the way, all at
+    once, as each access to memory takes long.
+    """
+    reach, first = state[0], base.keys.size
+    starts[: reach + 3] = 0
     for i in range(state[2]):
         distance = found[i] >> ROW_BITS
-        if distance <= state[0]:
-            starts[distance + 1] += 1
-    for i in range(starts.size - 1):
+        if distance <= reach:
+            starts[distance + 2] += 1
+    for i in range(reach + 2):
         starts[i + 1] += starts[i]
-    grouped = room(grouped, ZERO, starts[starts.size - 1])
-    place = starts.copy()
     for i in range(state[2]):
         distance = found[i] >> ROW_BITS
-        if distance <= state[0]:
-            grouped[place[distance]] = found[i] & ROW_MASK
-            place[distance] += 1
-    return grouped
+        if distance <= reach:
+            row = found[i] & ROW_MASK
+            grouped[starts[distance + 1]] = row
+            starts[distance + 1] += 1
+            if row < first:
+                prefetch(base.offsets, row)
+            else:
+                prefetch(delta.offsets, row - first)
+    for i in range(starts[reach + 1]):
+        row = grouped[i]
+        if row < first:
+            prefetch(base.items, np.int64(base.offsets[row]))
+        else:
+            prefetch(delta.items, np.int64(delta.offsets[row - first]))
 
 
-@kernel
+@leaf
 def sift(masks, rows, parent, size):
     """Restores the min-heap of masks below `parent`."""
     while 2 * parent + 1 < size:
@@ -380,7 +486,7 @@ def sift(masks, rows, parent, size):
         parent = child
 
 
-@kernel
+@leaf
 def slot_of(seen, item):
     """Returns where a hash table of (item + 1) << 8 | distance holds an item, or would."""
     slot = np.int64(mix(np.uint64(item)) & np.uint64(seen.size - 1))
@@ -389,28 +495,30 @@ def slot_of(seen, item):
     return slot
 
 
-@kernel
+@leaf
 def closer(seen, item, distance):
     """Returns whether an item was met at a smaller distance."""
     entry = seen[slot_of(seen, item)]
     return entry != 0 and (entry & 255) < distance
 
 
-@kernel
+@leaf
 def sort(values):
-    """Sorts in place; by insertion where there are few."""
-    if values.size > 64:
-        values.sort()
-        return
-    for i in range(1, values.size):
-        value, j = values[i], i
-        while j > 0 and values[j - 1] > value:
-            values[j] = values[j - 1]
-            j -= 1
-        values[j] = value
+    """Sorts in place, by Shell's method: by insertion where there are few."""
+    gap = 1
+    while 9 * gap < values.size:
+        gap = 3 * gap + 1
+    while gap:
+        for i in range(gap, values.size):
+            value, j = values[i], i
+            while j >= gap and values[j - gap] > value:
+                values[j] = values[j - gap]
+                j -= gap
+            values[j] = value
+        gap //= 3
 
 
-@kernel
+@leaf
 def unique(values, limit):
     """Sorts and drops repeats in place; returns how many are left, at most `limit`."""
     sort(values)
@@ -424,7 +532,7 @@ def unique(values, limit):
     return count
 
 
-@kernel
+@leaf
 def take_bucket(offsets, items, dead, row, distance, k, seen, item, count):
     """Appends a bucket's new items until there are k; returns their number and if any is alive."""
     alive = False
@@ -442,7 +550,7 @@ def take_bucket(offsets, items, dead, row, distance, k, seen, item, count):
     return count, alive
 
 
-@kernel
+@leaf
 def add_ties(offsets, items, dead, row, distance, need, seen, ties, count, limit):
     """Adds a bucket's smallest items below `limit` that no nearer bucket holds to `ties`.
 
@@ -465,7 +573,7 @@ def add_ties(offsets, items, dead, row, distance, need, seen, ties, count, limit
     return count, limit
 
 
-@kernel
+@leaf
 def smallest(base, delta, rows, distance, seen, ties, item):
     """Fills `item` with the smallest items of tied buckets that no nearer bucket holds."""
     need, count, limit, first = item.size, ZERO, NO_LIMIT, base.keys.size
@@ -482,16 +590,17 @@ def smallest(base, delta, rows, distance, seen, ties, item):
                 limit,
             )  # fmt: skip
     unique(ties[:count], need)
-    item[:] = ties[:need]
+    for i in range(need):
+        item[i] = ties[i]
 
 
-@kernel
+@leaf
 def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item, distance):
     """Ranks the items of the grouped buckets as Algorithm 1 meets them.
 
     Returns:
-      The number of items, the mask of the bucket that held the k-th, the non-empty buckets up to
-      it and `masks`, perhaps larger. Fewer than k items: the mask means nothing.
+      The number of items, the mask of the bucket that held the k-th and the non-empty buckets up to
+      it. Fewer than k items: the mask means nothing.
     """
     seen[:] = 0
     keys, offsets, items, dead = base.keys, base.offsets, base.items, base.dead
@@ -510,7 +619,6 @@ def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item,
             for row in rows:
                 count, _ = take_bucket(offsets, items, dead, row, radius, k, seen, item, count)
         else:
-            masks = room(masks, ZERO, rows.size)
             for i in range(rows.size):
                 row = rows[i]
                 masks[i] = query ^ (keys[row] if row < first else late_keys[row - first])
@@ -541,10 +649,10 @@ def rank(base, delta, query, k, reach, grouped, starts, masks, seen, ties, item,
         distance[before:count] = radius
         if count == k:
             break
-    return count, mask, nonempty, masks
+    return count, mask, nonempty
 
 
-@kernel
+@leaf
 def mask_rank(mask, binomials):
     """Returns how many masks with as many bits are smaller (combinatorial number system)."""
     total, ones = np.uint64(0), 0
@@ -556,7 +664,7 @@ def mask_rank(mask, binomials):
     return total
 
 
-@kernel
+@leaf
 def next_reach(radius, count, nearest, k, num_bits):
     """Returns how far to look after only `count` items were found within `radius`.
 
@@ -570,26 +678,21 @@ def next_reach(radius, count, nearest, k, num_bits):
     return min(radius, num_bits)
 
 
-@kernel
-def search(
-    base, delta, queries, turns, num_bits, k, probe_radius, binomials,
-    item, distance, probed, nonempty,
+@leaf
+def search_from(
+    begin, base, delta, queries, turns, num_bits, k, probe_radius, binomials,
+    item, distance, probed, nonempty, seen, ties, state, hist, starts, groups, order, later, spare,
+    found, grouped, masks,
 ):  # fmt: skip
-    """Fills the k nearest items of the queries in `turns`; probed is 0 where fewer than k exist."""
-    limit, first = min(k, base.items.size + delta.items.size), base.keys.size
-    slots = 64
-    while slots < 4 * limit:
-        slots *= 2
-    seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 16, np.int64)
-    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
-    starts, groups = np.zeros(num_bits + 2, np.int64), np.zeros(num_bits + 2, np.int64)
-    found, grouped = np.empty(1024, np.int64), np.empty(1024, np.int64)
-    masks = np.empty(1024, np.uint64)
-    order = np.zeros(base.pivots.size + 1, np.int64)
-    later = np.empty(delta.pivots.size, np.int64)
+    """Answers the queries in turns[begin:]; returns the turn at which `found` lacked room.
+
+    `grouped` and `masks` are as large as `found`.
+    """
+    first, nearest = base.keys.size, NO_LIMIT
     keys, offsets, table = base.keys, base.offsets, base.table
     late_keys, late_offsets, late_table = delta.keys, delta.offsets, delta.table
-    for m in turns:
+    for turn in range(begin, turns.size):
+        m = turns[turn]
         query, count, mask, radius = queries[m], ZERO, np.uint64(0), np.int64(-1)
         need, nonempty[m] = k + k // 2, 0
         state[:] = 0
@@ -597,33 +700,40 @@ def search(
             if radius < probe_radius:
                 radius += 1
                 state[0] = radius
-                found = probe(keys, offsets, table, ZERO, query, num_bits, radius, state, found)
-                if later.size:
-                    found = probe(
-                        late_keys, late_offsets, late_table, first, query, num_bits, radius,
-                        state, found,
-                    )  # fmt: skip
+                if not probe(keys, offsets, table, ZERO, query, num_bits, radius, state, found):
+                    return turn
+                if later.size and not probe(
+                    late_keys, late_offsets, late_table, first, query, num_bits, radius, state,
+                    found,
+                ):  # fmt: skip
+                    return turn
                 if state[3] < k and radius < num_bits:  # the k-th item lies farther
                     count = state[3]
                     continue
             else:
                 if radius == probe_radius:
-                    order_pivots(base.pivots, query, order, starts)
-                    order_pivots(delta.pivots, query, later, starts)
+                    pivot_distances(base.pivots, query, order)
+                    pivot_distances(delta.pivots, query, later)
+                    nearest = order[0] >> 32 if order.size else ZERO
                 if state[0] < radius:  # it fell for buckets that share items: ask for more
                     need *= 2
                 elif radius == num_bits:
                     break
                 else:
-                    radius = next_reach(radius, count, order[0] >> 32, k, num_bits)
+                    radius = next_reach(radius, count, nearest, k, num_bits)
                 state[:], hist[:] = 0, 0
                 state[0] = radius
-                found = collect(base, ZERO, query, num_bits, need, state, hist, found, order)
-                if later.size:
-                    found = collect(delta, first, query, num_bits, need, state, hist, found, later)
+                if not collect(
+                    base, ZERO, query, num_bits, need, state, hist, found, order, spare, starts
+                ):
+                    return turn
+                if later.size and not collect(
+                    delta, first, query, num_bits, need, state, hist, found, later, spare, starts
+                ):
+                    return turn
             if state[2]:
-                grouped = by_distance(state, found, grouped, groups)
-                count, mask, nonempty[m], masks = rank(
+                by_distance(base, delta, state, found, grouped, groups)
+                count, mask, nonempty[m] = rank(
                     base, delta, query, k, state[0], grouped, groups, masks, seen, ties,
                     item[m], distance[m],
                 )  # fmt: skip
@@ -634,6 +744,33 @@ def search(
             for nearer in range(distance[m, k - 1]):
                 probed[m] += binomials[num_bits, nearer]
             probed[m] += mask_rank(mask, binomials) + np.uint64(1)
+    return turns.size
+
+
+@kernel
+def search(
+    base, delta, queries, turns, num_bits, k, probe_radius, binomials,
+    item, distance, probed, nonempty,
+):  # fmt: skip
+    """Fills the k nearest items of the queries in `turns`; probed is 0 where fewer than k exist."""
+    limit = min(k, base.items.size + delta.items.size)
+    slots = 64
+    while slots < 4 * limit:
+        slots *= 2
+    seen, ties = np.empty(slots, np.int64), np.empty(2 * limit + 16, np.int64)
+    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
+    starts, groups = np.zeros(num_bits + 2, np.int64), np.zeros(num_bits + 3, np.int64)
+    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    spare = np.empty(max(order.size, later.size), np.int64)
+    turn, size = 0, 1024
+    while turn < turns.size:
+        found, grouped, masks = np.empty((3, size), np.int64)
+        turn = search_from(
+            turn, base, delta, queries, turns, num_bits, k, probe_radius, binomials,
+            item, distance, probed, nonempty, seen, ties, state, hist, starts, groups, order, later,
+            spare, found, grouped, masks.view(np.uint64),
+        )  # fmt: skip
+        size *= 2
 
 
 @kernel
@@ -706,37 +843,55 @@ def num_buckets(base, delta, state, found):
     return unique(codes[:count], count)
 
 
+@leaf
+def ball(
+    base, delta, query, num_bits, radius, probing, state, hist, found, order, later, near, places
+):
+    """Finds every bucket within a radius; returns whether `found` had room."""
+    first = base.keys.size
+    hist[:], state[:] = 0, 0
+    if probing:
+        for r in range(radius + 1):
+            if not probe(
+                base.keys, base.offsets, base.table, ZERO, query, num_bits, r, state, found
+            ):
+                return False
+            if later.size and not probe(
+                delta.keys, delta.offsets, delta.table, first, query, num_bits, r, state, found
+            ):
+                return False
+        return True
+    state[0] = radius
+    pivot_distances(base.pivots, query, order)
+    pivot_distances(delta.pivots, query, later)
+    return collect(
+        base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order, near, places
+    ) and collect(
+        delta, first, query, num_bits, NO_LIMIT, state, hist, found, later, near, places
+    )  # fmt: skip
+
+
 @kernel
 def within(base, delta, queries, num_bits, radius, probing):
     """Returns offsets [m + 1], item, distance and the non-empty buckets [m] within a radius."""
     bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
     state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
-    found, entries, spare = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
+    found, entries, spare = np.empty(1024, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    near = np.empty(max(order.size, later.size), np.int64)
     places, starts = np.empty(num_bits + 2, np.int64), np.empty(radius + 2, np.int64)
     first = base.keys.size
-    keys, offsets, items, table = base.keys, base.offsets, base.items, base.table
-    late_keys, late_offsets = delta.keys, delta.offsets
-    late_items, late_table = delta.items, delta.table
+    offsets, items, late_offsets, late_items = base.offsets, base.items, delta.offsets, delta.items
     dead, none = base.dead, delta.dead
-    several = dead.size > 0 or late_keys.size > 0
+    several = dead.size > 0 or delta.keys.size > 0
     for m in range(queries.size):
         query, used, count = queries[m], bounds[m], ZERO
-        state[:] = 0
-        if probing:
-            for r in range(radius + 1):
-                found = probe(keys, offsets, table, ZERO, query, num_bits, r, state, found)
-                if later.size:
-                    found = probe(
-                        late_keys, late_offsets, late_table, first, query, num_bits, r, state, found
-                    )
-        else:
-            hist[:], state[0] = 0, radius
-            order_pivots(base.pivots, query, order, places)
-            order_pivots(delta.pivots, query, later, places)
-            found = collect(base, ZERO, query, num_bits, NO_LIMIT, state, hist, found, order)
-            found = collect(delta, first, query, num_bits, NO_LIMIT, state, hist, found, later)
+        while not ball(
+            base, delta, query, num_bits, radius, probing, state, hist, found, order, later, near,
+            places,
+        ):  # fmt: skip
+            found = np.empty(2 * found.size, np.int64)
         if state[2] == 1 and not several:  # radius 0, mostly: one bucket, as it lies
             row, far = found[0] & ROW_MASK, found[0] >> ROW_BITS
             start, count = np.int64(offsets[row]), np.int64(offsets[row + 1] - offsets[row])
@@ -765,6 +920,86 @@ def within(base, delta, queries, num_bits, radius, probing):
         bounds[m + 1] = used + nearest_first(ordered, starts, item[used:], distance[used:])
     used = bounds[queries.size]
     return bounds, item[:used].copy(), distance[:used].copy(), nonempty
+
+
+# Buckets in the order of Algorithm 1 -------------------------------------------------------------
+
+
+@leaf
+def fresh_items(segment, row, k, seen, count):
+    """Returns how many of a bucket's items were not met before, and whether any is alive."""
+    fresh, alive, dead = ZERO, False, segment.dead
+    for i in range(np.int64(segment.offsets[row]), np.int64(segment.offsets[row + 1])):
+        item = segment.items[i]
+        if dead.size and marked(dead, item):
+            continue
+        alive = True
+        if count + fresh < k:
+            slot = slot_of(seen, item)
+            fresh += seen[slot] == 0
+            seen[slot] = (np.int64(item) + 1) << 8
+    return fresh, alive
+
+
+@kernel
+def visits(base, delta, queries, num_bits, radii, k):
+    """Returns the non-empty buckets that Algorithm 1 visits up to the k-th item of each query.
+
+    Args:
+      base: the large segment.
+      delta: the small one.
+      queries: uint64 [m].
+      num_bits: q.
+      radii: int64 [m], distance of the k-th item, or q where fewer exist; no bucket beyond counts.
+      k: how many items.
+
+    Returns:
+      offsets [m + 1], and for each bucket its flip mask and how many items it is the first to hold.
+    """
+    bounds, used = np.zeros(queries.size + 1, np.int64), ZERO
+    masks, fresh = np.empty(1024, np.uint64), np.empty(1024, np.int64)
+    state, hist = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
+    order, later = np.empty(base.pivots.size, np.int64), np.empty(delta.pivots.size, np.int64)
+    near, places = np.empty(max(order.size, later.size), np.int64), np.empty(num_bits + 2, np.int64)
+    found, first = np.empty(1024, np.int64), base.keys.size
+    slots = 64
+    while slots < 4 * min(k, base.items.size + delta.items.size):
+        slots *= 2
+    seen = np.empty(slots, np.int64)
+    for m in range(queries.size):
+        query, count = queries[m], ZERO
+        seen[:] = 0
+        while not ball(
+            base, delta, query, num_bits, radii[m], False, state, hist, found, order, later, near,
+            places,
+        ):  # fmt: skip
+            found = np.empty(2 * found.size, np.int64)
+        keys = np.empty(state[2], np.uint64)
+        for i in range(state[2]):
+            row = found[i] & ROW_MASK
+            keys[i] = query ^ (base.keys[row] if row < first else delta.keys[row - first])
+        by_mask = np.argsort(keys)
+        by_mask = by_mask[np.argsort((found[: state[2]] >> ROW_BITS)[by_mask], kind="mergesort")]  # pyright: ignore[reportOperatorIssue]
+        start = used
+        for i in by_mask:
+            if count == k and masks[used - 1] != keys[i]:
+                break
+            row = found[i] & ROW_MASK  # pyright: ignore[reportOperatorIssue]
+            if row < first:
+                new, alive = fresh_items(base, row, k, seen, count)
+            else:
+                new, alive = fresh_items(delta, row - first, k, seen, count)
+            if not alive:
+                continue
+            count += new
+            if used > start and masks[used - 1] == keys[i]:  # both segments hold it
+                fresh[used - 1] += new
+                continue
+            masks, fresh = room(masks, used, np.int64(1)), room(fresh, used, np.int64(1))
+            masks[used], fresh[used] = keys[i], new
+            used += 1
+        bounds[m + 1] = used
+    return bounds, masks[:used].copy(), fresh[:used].copy()
 
 
 # Checksum -------------------------------------------------------------------------------------

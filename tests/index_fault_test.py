@@ -14,7 +14,8 @@ import pytest
 
 from mch_jax.index import BucketIndex
 
-NUM_KILLS = int(os.environ.get("INDEX_KILLS", "12"))
+NUM_KILLS = int(os.environ.get("INDEX_KILLS", "8"))
+NUM_BITS = 24  # more than index_kernels.DIRECT_BITS: a small index has a small table
 
 # Changes an index without end. State n holds the items n, n + 1, ..., n + 39 and each item's codes
 # are known, so that any other state shows. Lines say which state a call of save began or ended.
@@ -23,11 +24,9 @@ import sys
 import numpy as np
 from mch_jax.index import BucketIndex
 
-def codes(item):
-    return np.stack([item * 7919 % 65536, item * 104729 % 65536], 1).astype("<u2").reshape(-1, 1)
-
 def arrays(item):
-    return codes(item).view(np.uint8), np.repeat(item, 2)
+    words = np.stack([item * 7919 % 2**24, item * 10472927 % 2**24], 1).astype("<u4").reshape(-1, 1)
+    return words.view(np.uint8)[:, :3], np.repeat(item, 2)
 
 directory, n = sys.argv[1:]
 n, index = int(n), BucketIndex.open(directory)
@@ -45,19 +44,20 @@ while True:
 """
 
 
-def codes_of(item):
-    return [int(item) * 7919 % 65536, int(item) * 104729 % 65536]
+def packed(words, num_bits=NUM_BITS):
+    """Bytes of codes given as integers."""
+    return np.array(words, "<u4").reshape(-1, 1).view(np.uint8)[:, : num_bits // 8]
 
 
-def build(n):
+def build(n, num_bits=NUM_BITS):
     item = np.arange(n, n + 40)
-    words = np.array([codes_of(one) for one in item], "<u2").reshape(-1, 1)
-    return BucketIndex.build(words.view(np.uint8), np.repeat(item, 2), 16)
+    words = np.stack([item * 7919, item * 10472927], 1) % 2**num_bits
+    return BucketIndex.build(packed(words, num_bits), np.repeat(item, 2), num_bits)
 
 
 def answers(index):
-    queries = np.arange(0, 65536, 4099, dtype="<u2").reshape(-1, 1).view(np.uint8)
-    return [array.tolist() for array in (*index.search(queries, 50), *index.within(queries, 5))]
+    queries = packed(np.arange(16) * 1048573 % 2**index.num_bits, index.num_bits)
+    return [array.tolist() for array in (*index.search(queries, 50), *index.within(queries, 8))]
 
 
 def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
@@ -98,8 +98,12 @@ def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     """A small index with a base, a delta and removed items."""
-    index = build(0)
-    index.add(np.array([[1, 2], [3, 4]], np.uint8), np.array([70, 71]))
+    return save(tmp_path, NUM_BITS)
+
+
+def save(tmp_path, num_bits):
+    index = build(0, num_bits)
+    index.add(packed([513, 1027], num_bits), np.array([70, 71]))
     index.remove(np.array([3, 5]))
     index.save(tmp_path / "index")
     return tmp_path / "index", answers(index)
@@ -115,23 +119,39 @@ def outcome(directory, expected):
     return "same"
 
 
+def flip_bytes(directory, path, expected, step=1):
+    """Damages every byte of a file, or every `step`-th, one at a time; returns how many showed."""
+    rng, refused, content = random.Random(path.name[:-20]), 0, path.read_bytes()
+    for position in range(0, len(content), step):
+        damaged = bytearray(content)
+        damaged[position] ^= rng.randrange(1, 256)
+        path.write_bytes(damaged)
+        result = outcome(directory, expected)
+        assert "\n" not in result
+        if path.suffix == ".npy":
+            assert str(path) in result, position
+        refused += result != "same"
+    path.write_bytes(content)
+    return refused
+
+
 def test_every_flipped_byte_is_refused_or_harmless(saved):
     directory, expected = saved
-    rng, refused = random.Random(1), 0
-    for path in sorted(directory.iterdir()):
-        content = path.read_bytes()
-        for position in range(len(content)):
-            damaged = bytearray(content)
-            damaged[position] ^= rng.randrange(1, 256)
-            path.write_bytes(damaged)
-            result = outcome(directory, expected)
-            assert "\n" not in result
-            if path.suffix == ".npy":
-                assert str(path) in result
-            refused += result != "same"
-        path.write_bytes(content)
+    paths, size = sorted(directory.iterdir()), 0
+    for path in paths:
+        size += path.stat().st_size
+        refused = flip_bytes(directory, path, expected)
+        assert refused == path.stat().st_size or path.name == "meta.json"
+    assert len(paths) == 15
+    assert 5_000 < size < 15_000  # bytes, each of which was flipped
     assert outcome(directory, expected) == "same"
-    assert refused > 1000
+
+
+def test_flipped_bytes_of_a_direct_table_are_refused(tmp_path):
+    directory, expected = save(tmp_path, 16)
+    for path in directory.glob("*-table-*"):
+        assert path.stat().st_size > 2**18  # 64 Ki slots, so not every byte
+        assert flip_bytes(directory, path, expected, step=499) > 500
 
 
 def test_cut_missing_and_foreign_files_are_named(saved):
@@ -178,7 +198,7 @@ def test_only_changes_are_written_again(saved):
     directory, _ = saved
     before = {path.name for path in directory.iterdir()}
     index = BucketIndex.open(directory)
-    index.add(np.array([[9, 9]], np.uint8), np.array([99]))
+    index.add(packed([999]), np.array([99]))
     index.save(directory)
     after = {path.name for path in directory.iterdir()}
     assert {name for name in before - after if name.startswith("base")} == set()

@@ -248,8 +248,60 @@ def test_a_large_delta_is_merged(monkeypatch):
     index = BucketIndex.build(pack(range(8), 8), np.arange(8), 8)
     for start in range(8, 40, 4):
         index.add(pack(range(start, start + 4), 8), np.arange(start, start + 4))
-    assert len(index) == 40
-    assert len(index._state.base.items) > 8
+        assert len(index) == start + 4
+    index.merge()
+    assert len(index._state.base.items) == 40
+
+
+def test_changes_during_a_merge_outlive_it(monkeypatch):
+    build, started, go = index_module._build_segment, threading.Event(), threading.Event()
+
+    def slow_build(*arguments):
+        if threading.current_thread() is merger:
+            started.set()
+            assert go.wait(60)
+        return build(*arguments)
+
+    pairs = [(code, code % 50) for code in range(200)]
+    index = BucketIndex.build(pack(range(200), 16), np.arange(200) % 50, 16)
+    merger = threading.Thread(target=index.merge)
+    monkeypatch.setattr(index_module, "_build_segment", slow_build)
+    merger.start()
+    assert started.wait(60)
+    index.add(pack([7, 300], 16), np.array([3, 70]))
+    index.remove([5, 70])
+    index.add(pack([9], 16), np.array([5]))
+    pairs += [(7, 3), (300, 70)]
+    pairs = [pair for pair in pairs if pair[1] not in (5, 70)] + [(9, 5)]
+    check(index, pairs, [0, 7, 300])
+    go.set()
+    merger.join()
+    check(index, pairs, [0, 7, 300])
+    assert len(index._state.base.items) == 200  # merged: without the removals that came later
+
+
+def test_visits_are_the_buckets_of_algorithm_1():
+    rng = np.random.default_rng(5)
+    words, item = rng.integers(0, 256, 60), rng.integers(0, 30, 60)
+    index = BucketIndex.build(pack(words[:40], 8), item[:40], 8)
+    index.add(pack(words[40:], 8), item[40:])
+    index.remove([2, 3])
+    alive = ~np.isin(item, [2, 3])
+    pairs = list(zip(words[alive].tolist(), item[alive].tolist(), strict=True))
+    queries = rng.integers(0, 256, 10)
+    for k in (1, 4, 20, 31, None):
+        visits = index.visits(pack(queries, 8), k)
+        for m, query in enumerate(queries.tolist()):
+            part = slice(visits.offsets[m], visits.offsets[m + 1])
+            masks, met = [], set()
+            for mask in sorted(range(256), key=lambda mask: (mask.bit_count(), mask)):
+                bucket = {i for code, i in pairs if code == query ^ mask}
+                if bucket and len(met) < (k or 31):
+                    fresh = len(bucket - met)
+                    masks.append((mask, min(fresh, (k or 31) - len(met))))
+                    met |= bucket
+            found = zip(visits.mask[part].tolist(), visits.fresh[part].tolist(), strict=True)
+            assert list(found) == masks
 
 
 def test_from_file_and_its_refusals(tmp_path):

@@ -1,0 +1,74 @@
+import itertools
+
+import numpy as np
+
+from mch_jax import evaluate
+from mch_jax.codes_file import CodeFile
+
+
+def code_file(words, item, labels):
+    """A codes file of 8-bit codes."""
+    count, images = len(words), len(labels)
+    return CodeFile(
+        codes=np.array(words, np.uint8)[:, None],
+        item=np.array(item, np.int64),
+        ids=np.array([f"{i}.jpg" for i in range(images)]),
+        keep_prob=np.ones(count, np.float32),
+        box=np.zeros((count, 4), np.int32),
+        labels=np.array(labels, np.uint8),
+        num_bits=8,
+    )
+
+
+def test_f1_bucket_curves_are_those_of_algorithm_1():
+    """Bucket by bucket as the paper prints it; F1 over every choice among the last distance's."""
+    rng = np.random.default_rng(0)
+    item = np.sort(np.concatenate([np.arange(14), rng.integers(0, 14, 10)]))
+    words = rng.integers(0, 256, len(item))
+    labels = rng.random((14, 3)) < 0.4
+    query_words = [int(words[0]), *rng.integers(0, 256, 4).tolist()]
+    query_labels = [
+        *(rng.random((4, 3)) < 0.5),
+        np.zeros(3, bool),
+    ]  # nothing is relevant to the last
+    query = code_file(query_words, range(5), query_labels)
+    database = code_file(words, item, labels)
+    ks = [1, 3, 6, 14]
+    found = evaluate.f1_bucket(query, database, evaluate.histogram(query, database), ks)
+    assert found["k"] == ks
+    buckets = {}
+    for word, image in zip(words.tolist(), item.tolist(), strict=True):
+        buckets.setdefault(word, set()).add(image)
+    for column, k in enumerate(ks):
+        scores, probed, nonempty = [], [], []
+        for word, label in zip(query_words, query_labels, strict=True):
+            relevant = {image for image in range(14) if (labels[image] & label).any()}
+            if not relevant:
+                continue
+            met, counts = [], [0, 0]  # (distance, image) in the order of the buckets
+            for mask in sorted(range(256), key=lambda mask: (mask.bit_count(), mask)):
+                bucket = buckets.get(word ^ mask, set())
+                known = {image for _, image in met}
+                met += [(mask.bit_count(), image) for image in bucket - known]
+                counts = [counts[0] + 1, counts[1] + bool(bucket)]
+                if len(met) >= k:
+                    break
+            probed.append(counts[0])
+            nonempty.append(counts[1])
+            nearest = {}
+            for code, image in zip(words.tolist(), item.tolist(), strict=True):
+                distance = (code ^ word).bit_count()
+                nearest[image] = min(distance, nearest.get(image, distance))
+            last = sorted(nearest.values())[k - 1]
+            assert max(distance for distance, _ in met) == last
+            near = {image for image in nearest if nearest[image] < last}
+            tied = [image for image in nearest if nearest[image] == last]
+            scores.append(
+                np.mean([
+                    2 * len(relevant & (near | set(chosen))) / (k + len(relevant))
+                    for chosen in itertools.combinations(tied, k - len(near))
+                ])
+            )  # fmt: skip
+        np.testing.assert_allclose(found["f1"][column], np.mean(scores), rtol=1e-12)
+        np.testing.assert_allclose(found["probed"][column], np.mean(probed), rtol=1e-12)
+        np.testing.assert_allclose(found["nonempty"][column], np.mean(nonempty), rtol=1e-12)
