@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs lint, types and every test; the closing line is pytest's. Arguments go to pytest.
-. "$(dirname "$0")/setup.sh" dev,scenes,pretrained
+. "$(dirname "$0")/setup.sh" dev,scenes,pretrained,serve
+. launch/chromium.sh
 set -e
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -1,0 +1,116 @@
+"""Load on a served run: 64 clients, then ten times as many.
+
+python bench/serve.py --run=runs/demo [--seconds=60] [--out=bench/results/serve.json]
+
+Each client posts photos, one after another, over a connection of its own; one that is refused
+waits for as long as it is told and tries again. Server and clients share this machine.
+"""
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from mch_jax import catalogue
+
+
+def photos(run: Path, count: int) -> list[bytes]:
+    """Returns JPEGs of the run's database."""
+    database = catalogue.of_run(run)
+    return [database.thumbnail(item, 640) for item in range(count)]
+
+
+def memory(pid: int) -> int:
+    """Returns the resident memory of a process in bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def client(url: str, bodies: list[bytes], number: int, end: float, results: list):
+    """Posts photos until the time is up; appends status and seconds of each answer."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        turn = number
+        while time.monotonic() < end:
+            begin = time.monotonic()
+            try:
+                answer = await http.post(
+                    "/search?k=24", content=bodies[turn % len(bodies)],
+                    headers={"content-type": "image/jpeg"},
+                )  # fmt: skip
+                status: int | str = answer.status_code
+            except httpx.HTTPError as error:
+                status = type(error).__name__
+            results.append((status, time.monotonic() - begin))
+            if status == 503:
+                await asyncio.sleep(float(answer.headers["retry-after"]) * (0.5 + turn % 7 / 6))
+            turn += 1
+
+
+async def load(url: str, bodies: list[bytes], clients: int, seconds: float, pid: int) -> dict:
+    """Returns what so many clients saw in so many seconds."""
+    results: list[tuple[int | str, float]] = []
+    begin, used = time.monotonic(), []
+    tasks = [
+        asyncio.create_task(client(url, bodies, number, begin + seconds, results))
+        for number in range(clients)
+    ]
+    while time.monotonic() < begin + seconds:
+        used.append(memory(pid))
+        await asyncio.sleep(seconds / 20)
+    await asyncio.gather(*tasks)
+    wall = time.monotonic() - begin
+    good = np.array([taken for status, taken in results if status == 200])
+    refused = np.array([taken for status, taken in results if status == 503])
+    return {
+        "clients": clients,
+        "seconds": round(wall, 1),
+        "answers": {str(k): v for k, v in collections.Counter(s for s, _ in results).items()},
+        "qps": round(len(good) / wall, 1),
+        "p50_ms": round(1000 * float(np.median(good))),
+        "p99_ms": round(1000 * float(np.quantile(good, 0.99))),
+        "slowest_ms": round(1000 * float(good.max())),
+        "refused_p99_ms": round(1000 * float(np.quantile(refused, 0.99))) if len(refused) else None,
+        "memory_mb": [round(used[len(used) * part // 4] / 1e6) for part in range(4)]
+        + [round(memory(pid) / 1e6)],
+    }
+
+
+def main() -> None:
+    """Starts a server, loads it twice, and prints what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="workdir of a finished run")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    bodies = photos(options.run, 200)
+    command = [sys.executable, "-m", "mch_jax.serve", f"--run={options.run}", "--port=0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = server.stdout.readline().split()[-1]
+        found = {"load_average_before": os.getloadavg()[0], "cores": os.cpu_count()}
+        asyncio.run(load(url, bodies, options.clients, 3, server.pid))
+        for factor in (1, 10):
+            clients = factor * options.clients
+            found[f"{clients} clients"] = asyncio.run(
+                load(url, bodies, clients, options.seconds, server.pid)
+            )
+    finally:
+        server.terminate()
+        server.wait()
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

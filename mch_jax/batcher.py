@@ -1,0 +1,95 @@
+"""Requests that arrive one by one, run on the device in batches."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mch_jax.parallel import pad_to_multiple
+
+
+class Batcher:
+    """Gathers single examples into batches for a function of arrays.
+
+    While a batch runs, what arrives waits and makes the next one; an idle device waits at most
+    `max_wait` for company. Batches are filled up to one of a few sizes, as each is a program of its
+    own on the device.
+
+    Args:
+      run: takes an array [b ...] and returns arrays with the same first axis.
+      sizes: of batches, ascending.
+      max_wait: in seconds.
+      on_batch: is told how many examples each batch holds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[np.ndarray], Sequence[np.ndarray]],
+        sizes: Sequence[int] = (1, 2, 4, 8, 16),
+        max_wait: float = 0.004,
+        on_batch: Callable[[int], Any] = lambda count: None,
+    ):
+        self._run, self._sizes, self._max_wait, self._on_batch = run, sizes, max_wait, on_batch
+        self._queue: asyncio.Queue = asyncio.Queue()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._task: asyncio.Task | None = None
+
+    def warm_up(self, example: np.ndarray) -> None:
+        """Compiles the program of every batch size."""
+        for size in self._sizes:
+            self._run(np.repeat(example[None], size, 0))
+
+    def start(self) -> None:
+        """Starts to serve, in the running event loop."""
+        self._task = asyncio.create_task(self._serve())
+
+    async def stop(self) -> None:
+        """Answers what has been submitted, then ends."""
+        await self._queue.join()
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._pool.shutdown()
+
+    async def submit(self, example: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns the function's result for one example; raises what the function raised."""
+        future = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((example, future))
+        return await future
+
+    async def _gather(self) -> list[tuple[np.ndarray, asyncio.Future]]:
+        waiting = [await self._queue.get()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._max_wait):
+                while len(waiting) < self._sizes[-1]:
+                    waiting.append(await self._queue.get())
+        return waiting
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            waiting = await self._gather()
+            wanted = [(example, future) for example, future in waiting if not future.done()]
+            try:
+                if wanted:
+                    batch = np.stack([example for example, _ in wanted])
+                    results = await loop.run_in_executor(self._pool, self._padded, batch)
+                    self._on_batch(len(batch))
+                    for row, (_, future) in enumerate(wanted):
+                        if not future.done():
+                            future.set_result(tuple(result[row] for result in results))
+            except Exception as error:  # noqa: BLE001  whoever asked gets it, and the rest goes on
+                for _, future in wanted:
+                    if not future.done():
+                        future.set_exception(error)
+            finally:
+                for _ in waiting:
+                    self._queue.task_done()
+
+    def _padded(self, batch: np.ndarray) -> Sequence[np.ndarray]:
+        size = next(size for size in self._sizes if size >= len(batch))
+        return self._run(pad_to_multiple(batch, size))

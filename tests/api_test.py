@@ -1,0 +1,391 @@
+"""The JSON API: answers against the index, every refusal, batches, and a stop with work in hand."""
+
+import asyncio
+import io
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import httpx
+import numpy as np
+import pytest
+import small_run as small
+from PIL import Image
+
+from mch_jax import api, catalogue, codes
+from mch_jax.data import photos
+from mch_jax.encode import Encoder
+from mch_jax.gate import Limits
+
+LIMITS = Limits(pending=8, upload=200_000, pending_upload=800_000, pixels=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def service(small_run):
+    return api.Service(Encoder.from_run(small_run), catalogue.of_run(small_run), "dch", LIMITS)
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with small.serving(service) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def jpeg(seed=3, **options):
+    stream = io.BytesIO()
+    small.photo(seed).save(stream, "JPEG", quality=95, **options)
+    return stream.getvalue()
+
+
+def form(body, name="photo.jpg", kind="image/jpeg"):
+    return {"photo": (name, body, kind)}
+
+
+def sentence(response, status):
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error[0].isupper() or ": " in error
+    assert error.endswith(".")
+    assert "\n" not in error
+    assert "Traceback" not in error
+    return error
+
+
+def test_search_gives_what_the_index_gives(client, service):
+    body = jpeg()
+    answer = client.post("/search?k=5&compare=true", files=form(body))
+    assert answer.status_code == 200, answer.text
+    image = photos.resize(photos.decode(body), small.SIDE)
+    query = service.encoder.encode(image[None])
+    found = answer.json()
+    assert found["code"] == query.tobytes().hex()
+    for name, index in (("mch", service.catalogue.index), ("base", service.catalogue.base)):
+        hits = index.search(query, 5)
+        assert [hit["item"] for hit in found[name]["hits"]] == hits.item[0].tolist()
+        assert [hit["distance"] for hit in found[name]["hits"]] == hits.distance[0].tolist()
+        assert found[name]["probed"] == hits.probed[0]
+        assert found[name]["nonempty"] == hits.nonempty[0]
+        for hit in found[name]["hits"]:  # each by a code that is that far away
+            code = np.frombuffer(bytes.fromhex(hit["code"]), np.uint8)
+            assert np.bitwise_count(code ^ query[0]).sum() == hit["distance"]
+            stored = client.get(f"/items/{hit['item']}").json()["codes"]
+            assert {k: hit[k] for k in ("region", "box", "code", "keep_prob")} in stored
+    assert {hit["region"] for hit in found["base"]["hits"]} == {"whole image"}
+    raw = client.post(
+        "/search?k=5&compare=true", content=body, headers={"content-type": "image/jpeg"}
+    )
+    assert raw.json() == found
+
+
+def test_an_image_of_the_database_finds_itself(client, service):
+    for item in (0, 7):
+        found = client.get(f"/search?item={item}&k=200").json()
+        nearest = [h["item"] for h in found["mch"]["hits"] if h["distance"] == 0]
+        assert item in nearest
+        assert len(found["mch"]["hits"]) == len(service.catalogue)
+        assert found["base"] is None
+
+
+def test_encode_gives_six_regions(client, service):
+    body = jpeg()
+    answer = client.post("/encode", files=form(body)).json()
+    image = photos.resize(photos.decode(body), small.SIDE)
+    packed, keep_prob = service.encoder.encode_regions(image[None])
+    assert [region["region"] for region in answer["regions"]] == list(api.regions.NAMES)
+    code = codes.to_bytes(packed[0], small.NUM_BITS)
+    assert [region["code"] for region in answer["regions"]] == [c.tobytes().hex() for c in code]
+    np.testing.assert_allclose([r["keep_prob"] for r in answer["regions"]], keep_prob[0], atol=1e-5)
+    assert answer["regions"][4]["box"] == [36, 24, 72, 48]
+    for region in answer["regions"][1:]:
+        assert region["kept"] == (region["keep_prob"] >= 0.5)
+    assert client.get("/encode?item=3").status_code == 200
+
+
+def test_photos_are_turned_upright(client):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    turned = client.post("/encode", files=form(jpeg(exif=exif.tobytes()))).json()
+    assert (turned["width"], turned["height"]) == (48, 72)
+
+
+def test_items_and_thumbnails(client, service):
+    listed = client.get("/items?offset=20&limit=5").json()
+    assert listed["total"] == len(service.catalogue) == 22
+    assert [item["item"] for item in listed["items"]] == [20, 21]
+    assert listed["items"][0]["labels"] == [small.CLASSES[(20 + 2) % 3]]
+    photo = client.get("/items/20/photo?side=160")
+    assert photo.headers["content-type"] == "image/jpeg"
+    assert max(Image.open(io.BytesIO(photo.content)).size) <= 160
+    assert "max-age" in photo.headers["cache-control"]
+    tag = {"if-none-match": photo.headers["etag"]}
+    again = client.get("/items/20/photo?side=160", headers=tag)
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_thumbnails_are_kept_up_to_a_limit(service, monkeypatch):
+    made = catalogue.Catalogue(service.catalogue.file, (), service.catalogue.photo.__self__._read)
+    one = len(made.thumbnail(0, 160))
+    monkeypatch.setattr(catalogue, "THUMBNAIL_BYTES", 3 * one)
+    for item in range(10):
+        made.thumbnail(item, 160)
+    assert 0 < made._thumbnail_bytes <= 3 * one
+    assert sum(map(len, made._thumbnails.values())) == made._thumbnail_bytes
+
+
+def png_of(width, height, chunks=()):
+    """Returns a small file of many pixels, with further chunks of kind and content."""
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    others = b"".join(chunk(*other) for other in chunks)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + others + rows + chunk(b"IEND", b"")
+
+
+TEXT_BOMB = b"k\0\0" + zlib.compress(bytes(20_000_000))  # 20 kB become 20 MB
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "reason"),
+    [
+        (b"", "image/jpeg", 422, "The photo is empty"),
+        (b"no image at all", "image/jpeg", 415, "not a photo of a known type"),
+        (SVG, "image/svg+xml", 415, "not a photo of a known type"),
+        (jpeg()[:900], "image/jpeg", 422, "damaged or cut off"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "image/png", 415, "not a photo of a known type"),
+        (png_of(40_000, 40_000), "image/png", 413, "too many pixels"),
+        (png_of(1001, 1000), "image/png", 413, "at most 1,000,000 are accepted"),
+        (png_of(100, 100, chunks=[(b"zTXt", TEXT_BOMB)]), "image/png", 422, "damaged"),
+        (bytes(200_001), "image/jpeg", 413, "The upload is too large; at most 0.19"),
+        (bytes(50 * 2**20), "image/jpeg", 413, "The upload is too large"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/search", "/encode"])
+def test_hostile_uploads_get_a_sentence(client, path, body, kind, status, reason):
+    answer = client.post(path, content=body, headers={"content-type": kind})
+    assert reason in sentence(answer, status)
+    assert reason in sentence(client.post(path, files=form(body, "x.jpg", kind)), status)
+
+
+def test_what_is_sent_as_no_photo_is_refused(client):
+    answer = client.post("/search", content=b"%PDF-1.7", headers={"content-type": "text/plain"})
+    assert "multipart/form-data" in sentence(answer, 415)
+
+
+def form_with_name(name):
+    """Returns content and headers of a form, with a file name that clients would escape."""
+    head = b'--B\r\nContent-Disposition: form-data; name="photo"; filename="' + name + b'"\r\n'
+    body = head + b"Content-Type: image/jpeg\r\n\r\n" + jpeg() + b"\r\n--B--\r\n"
+    return {"content": body, "headers": {"content-type": "multipart/form-data; boundary=B"}}
+
+
+@pytest.mark.parametrize(
+    "name", [b"../../etc/passwd", b"/tmp/x.jpg", b"..\\x.jpg", b"a\0b.jpg", b"\0", b"a\x1b[2J.jpg"]
+)
+def test_file_names_that_lead_elsewhere_are_refused(client, name):
+    answer = client.post("/encode", **form_with_name(name))
+    assert "file name holds a path or a control character" in sentence(answer, 422)
+
+
+@pytest.mark.parametrize(
+    "name", [b"a;b.php", "Größe – 1.jpg".encode(), b"\xff\xfe.jpg", b"x" * 200]
+)
+def test_other_file_names_change_nothing(client, name):
+    answer = client.post("/encode", **form_with_name(name))
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == client.post("/encode", files=form(jpeg())).json()
+
+
+def test_a_name_without_end_is_refused(client):
+    sentence(client.post("/encode", **form_with_name(b"x" * 100_000)), 400)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/search?item=99", 404, "There is no photo 99; the database has 22, from 0"),
+        ("GET", "/items/22", 404, "There is no photo 22"),
+        ("GET", "/items/99999999999999999999999", 404, "There is no photo"),
+        ("GET", "/items/-1", 422, "item: input should be greater than or equal to 0"),
+        ("GET", "/items/..%2f..%2fetc%2fpasswd", 404, "There is nothing at"),
+        ("GET", "/items/0/photo?side=5000", 422, "side:"),
+        ("GET", "/search?item=0&k=0", 422, "k: input should be greater than or equal to 1"),
+        ("GET", "/search?item=0&k=1000", 422, "k: "),
+        ("GET", "/search", 422, "item: field required"),
+        ("DELETE", "/items/0", 405, "does not take DELETE"),
+        ("GET", "/docs", 404, "There is nothing at /docs"),
+        ("POST", "/search", 415, "multipart/form-data"),
+    ],
+)
+def test_wrong_requests_get_a_sentence(client, method, path, status, reason):
+    assert reason in sentence(client.request(method, path), status)
+
+
+def test_forms_without_a_photo(client):
+    assert "no file" in sentence(client.post("/search", files={"other": b"x"}), 422)
+    broken = client.post("/search", content=b"x", headers={"content-type": "multipart/form-data"})
+    sentence(broken, 400)
+
+
+def test_a_photo_that_is_gone_is_404(client, small_run, service):
+    name = str(service.catalogue.file.ids[5])
+    path = small_run / "photos" / name
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        assert "cannot be shown" in sentence(client.get("/items/5/photo?side=640"), 404)
+        assert "cannot be shown" in sentence(client.get("/encode?item=5"), 404)
+        assert client.get("/search?item=5").status_code == 200
+    finally:
+        path.write_bytes(content)
+
+
+def test_page_and_counters(client):
+    page = client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "http://" not in page.text.replace("http://www.w3.org", "")
+    assert "https://" not in page.text
+    health = client.get("/health").json()
+    assert health["status"] == "ok"
+    assert (health["photos"], health["num_bits"]) == (22, small.NUM_BITS)
+    text = client.get("/metrics").text
+    assert 'mch_requests_total{path="/search",status="200"}' in text
+    assert 'mch_batch_size_count{kind="whole"}' in text
+    described = client.get("/openapi.json").json()
+    assert set(described["paths"]) == {
+        "/search", "/encode", "/items", "/items/{item}", "/items/{item}/photo", "/health",
+        "/metrics",
+    }  # fmt: skip
+
+
+def test_an_upload_that_stalls_is_refused(service):
+    hasty = api.Service(
+        service.encoder, service.catalogue, "dch", LIMITS._replace(body_seconds=0.3)
+    )
+    hasty.workers.warm_up()
+    head = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    with small.serving(hasty) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as stalling:
+            stalling.sendall(head + b"Content-Length: 9000\r\n\r\nsome bytes")
+            answer = stalling.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"The upload took longer than 0.3 seconds." in answer
+        assert httpx.get(f"{url}/health", timeout=20).json()["pending"] == 0
+
+
+def test_what_cannot_be_answered_soon_is_refused(service, monkeypatch):
+    """With the device held, further requests get 503 at once; those let in are all answered."""
+    held = threading.Event()
+    encode = type(service.encoder).encode
+    slow = api.Service(service.encoder, service.catalogue, "dch", LIMITS)
+
+    def wait_and_encode(self, images):
+        held.wait(20)
+        return encode(self, images)
+
+    monkeypatch.setattr(type(service.encoder), "encode", wait_and_encode)
+
+    async def run():
+        app = api.create_app(slow)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x", timeout=30) as client,
+        ):
+            tasks = [
+                asyncio.create_task(client.post("/search", files=form(jpeg(i)))) for i in range(20)
+            ]
+            done, waiting = await asyncio.wait(tasks, timeout=2)
+            assert {task.result().status_code for task in done} == {503}
+            assert all(task.result().headers["retry-after"] == "1" for task in done)
+            assert len(waiting) == LIMITS.pending == slow.pending
+            assert (await client.get("/health")).json()["pending"] == LIMITS.pending
+            held.set()
+            answers = await asyncio.gather(*waiting)
+        assert {answer.status_code for answer in answers} == {200}
+        for i, task in enumerate(tasks):  # each got its own photo's answer
+            if task in waiting:
+                image = photos.resize(photos.decode(jpeg(i)), small.SIDE)
+                assert (
+                    task.result().json()["code"]
+                    == encode(slow.encoder, image[None]).tobytes().hex()
+                )
+
+    asyncio.run(run())
+    assert slow.pending == 0
+
+
+def test_a_stop_answers_what_was_accepted(small_run):
+    command = [sys.executable, "-m", "mch_jax.serve", f"--run={small_run}", "--port=0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = server.stdout.readline().split()[-1]
+        answers = []
+
+        def ask(seed):
+            try:
+                answers.append(httpx.post(f"{url}/encode", files=form(jpeg(seed)), timeout=60))
+            except httpx.ConnectError:
+                answers.append(None)  # came too late
+
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)]
+        for thread in threads:
+            thread.start()
+        while not answers:
+            time.sleep(0.002)
+        server.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert server.wait(60) in (0, -signal.SIGTERM)
+        assert {a.status_code for a in answers if a is not None} == {200}
+        assert "Traceback" not in server.stderr.read()
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+        server.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--run is missing"),
+        (["--run={run}/absent"], "absent/encoder.npz does not exist"),
+        (["--run={run}", "--images=x"], "--images goes with --codes"),
+        (["--run={run}", "--host=256.0.0.1"], "expected an address of this machine"),
+    ],
+)
+def test_wrong_arguments_get_one_line(small_run, arguments, reason):
+    arguments = [argument.format(run=small_run) for argument in arguments]
+    command = [sys.executable, "-m", "mch_jax.serve", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert reason in result.stderr
+
+
+def test_codes_of_ones_own_photos(small_run, tmp_path):
+    files = catalogue.of_files(small_run / "codes" / "database.npz", small_run / "photos")
+    assert len(files.thumbnail(0, 160)) > 100
+    assert files.labels(0) == []
+    bare = catalogue.of_files(small_run / "codes" / "database.npz", None)
+    with pytest.raises(ValueError, match="not at hand"):
+        bare.photo(0)
+    assert json.dumps(bare.size(0))

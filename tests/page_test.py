@@ -1,0 +1,217 @@
+"""The page in a real browser: upload, click, compare, by keyboard, on a phone, in the dark.
+
+CHROMIUM names the browser; `launch/test.sh` sees to it that there is one.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+
+import pytest
+import small_run as small
+
+from mch_jax import api, catalogue
+from mch_jax.encode import Encoder
+from mch_jax.gate import Limits
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+expect.set_options(timeout=60_000)  # on a busy machine a first answer takes its time
+
+_NAMES = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in _NAMES if name and (path := shutil.which(name))), None)
+SHOTS = os.environ.get("MCH_SCREENSHOTS")  # a folder to look at them in
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no Chromium: install one, or name it in the variable CHROMIUM"
+)
+
+
+@pytest.fixture(scope="module")
+def url(small_run):
+    encoder = Encoder.from_run(small_run)
+    limits = Limits(upload=300_000)
+    service = api.Service(encoder, catalogue.of_run(small_run), "dch", limits)
+    service.workers.warm_up()
+    with small.serving(service) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    environment = dict(os.environ)
+    libraries = pathlib.Path(CHROMIUM).parent / "lib"
+    if (libraries / "libnss3.so").exists():  # a browser that brings its libraries
+        environment["LD_LIBRARY_PATH"] = str(libraries)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], env=environment
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """Opens the page; at the end nothing may have failed in it or have been asked of others."""
+    pages, problems = [], []
+
+    def open_page(path="/", **options):
+        context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: problems.append(m.text) if "Policy" in m.text else None)
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((url, "blob:", "data:")) else problems.append(r.url),
+        )
+        page.goto(url + path)
+        pages.append(context)
+        return page
+
+    yield open_page
+    for context in pages:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def upload(tmp_path_factory):
+    path = tmp_path_factory.mktemp("upload") / "mine & yours.jpg"
+    small.photo(5, 300, 200).save(path)
+    return path
+
+
+def shoot(page, name):
+    if SHOTS:
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=pathlib.Path(SHOTS) / f"{name}.png", full_page=True)
+
+
+def answered(page, found=22):
+    expect(page.locator("#heard")).to_contain_text(f"{found} photos found")
+    expect(page.locator(".ranking.mch .hits li")).to_have_count(found)
+
+
+def test_upload_shows_regions_codes_and_rows_by_distance(open_page, upload):
+    page = open_page()
+    page.set_input_files("#file", upload)
+    answered(page)
+    expect(page.locator("#whole img")).to_have_js_property("complete", True)
+    assert page.locator("#whole img").evaluate("image => image.naturalWidth") == 300
+    expect(page.locator("#whole .outline")).to_have_count(5)
+    expect(page.locator("#regions li")).to_have_count(6)
+    expect(page.locator("#about")).to_contain_text("mine & yours.jpg, 300 × 200")
+    assert page.locator("#regions li").nth(4).locator(".bits b").count() == small.NUM_BITS
+    first = page.locator("#regions li").first
+    assert re.search(r"code [0-9a-f]{4}$", first.locator(".code .heard").inner_text())
+    distances = [int(text) for text in page.locator(".ring h4").evaluate_all(
+        "all => all.map(h => h.firstChild.data)")]  # fmt: skip
+    assert distances == sorted(set(distances))
+    expect(page.locator(".hits .photo .box")).to_have_count(22)
+    assert re.search(r"22 photos; [\d,]+ buckets probed, \d+ not empty",
+                     page.locator(".ranking .sum").inner_text())  # fmt: skip
+    shoot(page, "upload")
+
+
+def test_a_photo_of_the_database_is_clicked_and_back_goes_back(open_page):
+    page = open_page()
+    expect(page.locator("#strip li")).to_have_count(14)
+    page.locator("#strip button").first.click()
+    answered(page)
+    assert (first := page.url).partition("#item=")[2].isdigit()
+    page.locator(".ring").last.locator("button").last.click()
+    expect(page).not_to_have_url(first)
+    answered(page)
+    page.go_back()
+    expect(page).to_have_url(first)
+    name = page.locator("#strip button").first.get_attribute("aria-label")
+    expect(page.locator("#about")).to_contain_text(name.split()[2].rstrip(","))
+
+
+def test_compare_shows_the_base_model_beside(open_page):
+    page = open_page("/#item=3", color_scheme="dark")
+    answered(page)
+    switch = page.get_by_role("switch", name="Compare with the base model")
+    expect(switch).to_have_attribute("aria-checked", "false")
+    switch.click()
+    expect(page.locator(".ranking")).to_have_count(2)
+    left, right = (page.locator(".ranking").nth(i).bounding_box() for i in (0, 1))
+    assert left["y"] == right["y"]
+    assert right["x"] >= left["x"] + left["width"]
+    wholes = page.locator(".ranking.base .hits .what").all_inner_texts()
+    assert {text.split("\n")[0] for text in wholes} == {"whole image"}
+    shoot(page, "compare-dark")
+    switch.click()
+    expect(page.locator(".ranking")).to_have_count(1)
+
+
+def test_everything_is_reached_by_keyboard(open_page):
+    page = open_page()
+    expect(page.locator("#strip li")).to_have_count(14)
+    focus = "(document.activeElement.id || document.activeElement.className)"
+    reached = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(focus))
+    assert reached == ["skip", "choose", "shuffle", "shot"]
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    answered(page)
+    assert page.evaluate(focus) == "results-title"  # what changed is read from here on
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.locator(".ranking")).to_have_count(2)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#choose").focus()
+        page.keyboard.press("Enter")
+    assert chooser.value is not None
+    unnamed = "all => all.filter(b => !(b.ariaLabel || b.innerText).trim()).length"
+    assert page.locator("button").evaluate_all(unnamed) == 0
+
+
+def test_a_phone_needs_no_sideways_scrolling(open_page, browser):
+    page = open_page("/#item=4")
+    page.set_viewport_size({"width": 360, "height": 740})
+    answered(page)
+    page.locator("#compare").click()
+    expect(page.locator(".ranking")).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    upper, lower = (page.locator(".ranking").nth(i).bounding_box() for i in (0, 1))
+    assert lower["y"] >= upper["y"] + upper["height"]
+    shoot(page, "phone")
+
+
+DROP = """([type, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], 'x.jpg', { type: 'image/jpeg' }));
+  const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+  document.body.dispatchEvent(
+    type === 'drop' ? new DragEvent(type, options) : new ClipboardEvent(type, options));
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photos_are_dropped_and_pasted(open_page, upload, kind):
+    page = open_page()
+    page.evaluate(DROP, [kind, list(upload.read_bytes())])
+    answered(page)
+    expect(page.locator("#about")).to_contain_text("300 × 200")
+
+
+def test_what_is_no_photo_gets_the_servers_sentence(open_page, upload, tmp_path):
+    page = open_page()
+    for name, content, reason in (
+        ("x.svg", b"<svg/>", "The upload is not a photo of a known type"),
+        ("cut.jpg", upload.read_bytes()[:1500], "The photo is damaged or cut off"),
+        ("big.jpg", bytes(400_000), "The upload is too large; at most 0.286102 MiB"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        page.set_input_files("#file", path)
+        expect(page.get_by_role("alert")).to_contain_text(reason)
+    page.set_input_files("#file", upload)
+    answered(page)
+    expect(page.locator("#problem")).to_be_hidden()
