@@ -1,13 +1,21 @@
 """Every field of a run, once. Section numbers are those of the paper (arXiv 2008.01503)."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Of any method; each says in mch_jax/methods which of them it takes.
+SETTINGS = (
+    "alpha", "continuation", "dissimilar_weight", "floor", "gamma", "margin", "penalty_weight"
+)  # fmt: skip
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything that is random in a run
     config.method = "dch"  # lsh itq ksh hashnet adsh dch mmhh
-    config.objective = ConfigDict()  # settings of the method, such as gamma
+    config.objective = ConfigDict()  # settings of the method, its own default where there is none
+    for setting in SETTINGS:
+        config.objective[setting] = placeholder(float)
     config.num_bits = 32  # code length q
     config.cache_dir = ""  # for features that runs can share; the workdir when empty
 

@@ -11,7 +11,6 @@ def _changed(config: ConfigDict, method: str, **base: object) -> ConfigDict:
     """Returns the config with another method and, where it trains end to end, changes in base."""
     config = ConfigDict(config)
     config.method = method
-    config.objective = ConfigDict()
     if config.base.train_conv:
         config.base.update(base)
     return config

@@ -148,10 +148,11 @@ def check(config: Any) -> None:
             raise ValueError(f"config.{name} is {_field(config, name)!r}, expected {expected}")
     if config.method in methods.METHODS:
         methods.objective(config.method, config.num_bits, **config.objective)
-    elif config.objective:
+        return
+    given = {name: value for name, value in config.objective.items() if value is not None}
+    if given:
         raise ValueError(
-            f"config.objective is {dict(config.objective)}, expected nothing: {config.method} has "
-            "no objective"
+            f"config.objective is {given}, expected nothing: {config.method} has no objective"
         )
 
 

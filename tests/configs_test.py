@@ -2,10 +2,12 @@
 
 import ast
 import importlib.util
+import inspect
 import io
 import pathlib
 import tarfile
 
+import jax.numpy as jnp
 import published
 import pytest
 from ml_collections import ConfigDict
@@ -50,6 +52,21 @@ def test_a_config_is_what_its_name_says(path):
     header = ast.get_docstring(ast.parse(path.read_text()))
     assert f"--config=configs/{path.stem}.py" in header
     assert ("--config.dataset.root=DIR" in header) == (name != "scenes")
+
+
+def test_settings_are_those_of_all_methods():
+    takes = [inspect.signature(factory).parameters for factory in methods.METHODS.values()]
+    assert sorted({name for names in takes for name in names} - {"num_bits"}) == [*default.SETTINGS]
+
+
+def test_a_setting_left_out_is_the_methods_own():
+    config = load(FOLDER / "scenes_dch.py")
+    given = methods.objective("dch", 16, **{**config.objective, "gamma": 10.0})
+    own = methods.objective("dch", 16, **config.objective)
+    pair = jnp.array([3.0]), jnp.array([True])
+    for made, gamma in ((given, 10.0), (own, 20.0)):
+        plain = methods.objective("dch", 16, gamma=gamma)
+        assert made.pair_loss(*pair) == plain.pair_loss(*pair)
 
 
 def test_methods_change_nothing_but_their_own():

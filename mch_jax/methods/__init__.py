@@ -29,7 +29,8 @@ def objective(name: str, num_bits: int, **settings: object) -> Objective:
     Args:
       name: one of `METHODS`.
       num_bits: code length q.
-      **settings: numbers that the method's factory takes, for instance `gamma` of `dch`.
+      **settings: numbers that the method's factory takes, for instance `gamma` of `dch`; its own
+        default where the value is None.
 
     Raises:
       ValueError: if the name or a setting is unknown, or a value is out of range.
@@ -38,6 +39,7 @@ def objective(name: str, num_bits: int, **settings: object) -> Objective:
         raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
     if num_bits < 1:
         raise ValueError(f"num_bits: got {num_bits}, expected at least 1")
+    settings = {name: value for name, value in settings.items() if value is not None}
     allowed = list(inspect.signature(METHODS[name]).parameters)[1:]
     for setting in settings:
         if setting not in allowed:
