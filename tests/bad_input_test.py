@@ -311,7 +311,7 @@ def other_index(workdir):
     path = workdir / "index"
     BucketIndex.from_file(workdir / "codes" / "database.npz").save(path)
     text = (path / "meta.json").read_text()
-    (path / "meta.json").write_text(text.replace("mch-index/1", "mch-index/2"))
+    (path / "meta.json").write_text(text.replace("mch-index/2", "mch-index/9"))
     BucketIndex.open(path)
 
 
