@@ -5,12 +5,13 @@ significant bit first, with +1 stored as 1 and zeros as padding. The bytes of a 
 bytes of these words, cut to ceil(q / 8).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int8, Int32, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8, UInt32
 
 from mch_jax.codes_file import CodeFile
 
@@ -120,23 +121,17 @@ def flatten(code_set: CodeSet, ids: np.ndarray, labels: np.ndarray, num_bits: in
     )
 
 
-def padded(file: CodeFile, width: int | None = None) -> UInt32[np.ndarray, "n t w"]:
-    """Returns a flat list of codes at a fixed width, filled up with the whole image's code.
+def by_number(
+    file: CodeFile,
+) -> Iterator[tuple[Int[np.ndarray, " k"], UInt32[np.ndarray, "t w k"]]]:
+    """Yields the items with one code, those with two, and so on, with packed codes, items last.
 
-    The minimum distance to an image does not change, so no mask is needed.
-
-    Args:
-      file: codes with at least one code an item.
-      width: codes per image; the largest number of codes of one image when not given.
-
-    Raises:
-      ValueError: an image has more codes than `width`.
+    Padding all of them to the largest number would take up to t times the memory and work.
     """
     counts = np.bincount(file.item, minlength=len(file.ids))
-    most = int(counts.max(initial=1))
-    if width is not None and width < most:
-        raise ValueError(f"width is {width}, expected at least {most}, the codes of one image")
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    slots = np.arange(width or most)
-    rows = starts[:, None] + np.where(slots[None] < counts[:, None], slots[None], 0)
-    return from_bytes(file.codes, file.num_bits)[rows]
+    starts = np.cumsum(counts) - counts
+    words = from_bytes(file.codes, file.num_bits).T
+    for number in np.unique(counts[counts > 0]):
+        items = np.flatnonzero(counts == number)
+        rows = starts[items][None] + np.arange(number)[:, None]
+        yield items, np.ascontiguousarray(words[:, rows].swapaxes(0, 1))

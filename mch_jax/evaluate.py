@@ -15,17 +15,25 @@ from mch_jax.methods import METHODS
 from mch_jax.run import Run
 
 
-def histogram(query: CodeFile, database: CodeFile) -> Int[np.ndarray, "m distances 2"]:
-    """Returns items of the database per distance from each query, by a label in common."""
-    return np.asarray(
-        metrics.label_histogram(
-            jnp.asarray(codes.from_bytes(query.codes, query.num_bits)),
-            jnp.asarray(metrics.items_last(codes.padded(database))),
-            jnp.asarray(pairs.pack_labels(query.labels)),
-            jnp.asarray(pairs.pack_labels(database.labels).T),
-            query.num_bits,
-        )
-    ).astype(np.int64)
+def histogram(
+    query: CodeFile, database: CodeFile, threads: int | None = None
+) -> Int[np.ndarray, "m distances 2"]:
+    """Returns items of the database per distance from each query, by a label in common.
+
+    Args:
+      query: codes of the queries.
+      database: codes of the database; an item counts at its nearest code.
+      threads: at most so many; by default one a core.
+    """
+    queries = codes.from_bytes(query.codes, query.num_bits)
+    query_labels, labels = (pairs.pack_labels(file.labels) for file in (query, database))
+    counts = np.zeros((len(queries), query.num_bits + 1, 2), np.int64)
+    for items, packed in codes.by_number(database):
+        counts += metrics.label_histogram(
+            queries, packed, query_labels, np.ascontiguousarray(labels[items].T),
+            query.num_bits, threads=threads,
+        )  # fmt: skip
+    return counts
 
 
 def f1_bucket(

@@ -86,14 +86,8 @@ def reference(
 ) -> Reference:
     """Returns what expected rewards need of the photos to measure against."""
     words = pairs.pack_labels(labels)
-    histogram = np.array(
-        metrics.label_histogram(
-            jnp.asarray(packed),
-            jnp.asarray(metrics.items_last(packed[:, None])),
-            jnp.asarray(words),
-            jnp.asarray(words.T),
-            num_bits,
-        )
+    histogram = metrics.label_histogram(
+        packed, metrics.items_last(packed[:, None]), words, np.ascontiguousarray(words.T), num_bits
     )
     histogram[:, 0, 1] -= words.any(1)  # itself, which is similar where there is any label
     histogram[:, 0, 0] -= ~words.any(1)

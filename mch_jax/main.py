@@ -67,9 +67,9 @@ def keep_compiled() -> None:
     """Keeps compiled programs on disk: compiling is most of what a command's first second does."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "mch_jax" / "jax"))
+    if not jax.config.values["jax_compilation_cache_dir"]:  # unless another was chosen
+        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "mch_jax" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -151,6 +151,7 @@ def main(_: list[str]) -> int:
     """Runs what the flags say."""
     from mch_jax import evaluate, run, termination
 
+    keep_compiled()
     if _VERIFY.value:
         return verify(Path(_VERIFY.value))
 

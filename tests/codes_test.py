@@ -104,17 +104,16 @@ def test_first_of_equals_equals_the_loop():
                 seen.add(code)
 
 
-def test_padded_leaves_the_minimum_distance_as_it_is():
-    two = code_set([["010", "101", "011"], ["111", "110", "000"]], [[1, 1, 1], [1, 0, 0]])
-    file = codes.flatten(two, np.array(["a", "b"]), np.zeros((2, 1), np.uint8), 3)
-    assert codes.padded(file)[:, :, 0].tolist() == [[0b010, 0b101, 0b110], [0b111] * 3]
-    assert codes.padded(file, 4).shape == (2, 4, 1)
-    with pytest.raises(ValueError, match="width is 2, expected at least 3"):
-        codes.padded(file, 2)
-
-
-def test_padded_of_no_items():
-    empty = code_set([["010"]], [[1]])
-    file = codes.flatten(empty, np.array(["a"]), np.zeros((1, 1), np.uint8), 3)
+def test_by_number_yields_every_code_once():
+    three = code_set(
+        [["010", "101", "011"], ["111", "110", "000"], ["001", "100", "110"]],
+        [[1, 1, 0], [1, 0, 0], [1, 0, 1]],
+    )
+    file = codes.flatten(three, np.array(["a", "b", "c"]), np.zeros((3, 1), np.uint8), 3)
+    (one, packed_one), (two, packed_two) = codes.by_number(file)
+    assert one.tolist() == [1]
+    assert packed_one.tolist() == [[[0b111]]]
+    assert two.tolist() == [0, 2]
+    assert packed_two.tolist() == [[[0b010, 0b100]], [[0b101, 0b011]]]
     none = file._replace(codes=file.codes[:0], item=file.item[:0], ids=file.ids[:0])
-    assert codes.padded(none).shape == (0, 1, 1)
+    assert list(codes.by_number(none)) == []

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_run import tiny
+from tiny_run import assert_same, read, tiny
 
 from mch_jax import (
     checkpoint,
@@ -26,8 +26,6 @@ from mch_jax import (
 )
 from mch_jax import codes as code_lib
 
-FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
-
 
 def cross_fit_config(method="dch", **changes):
     """The recipe for photos: three base models, evidence, Adam and dropout."""
@@ -35,20 +33,6 @@ def cross_fit_config(method="dch", **changes):
     config.base.label_weight = 0.2
     config.agent.update(recipe="cross_fit", num_folds=2, optimizer="adam", dropout=0.5)
     return config
-
-
-def read(workdir):
-    arrays = {}
-    for name in FILES:
-        with np.load(workdir / "codes" / name, allow_pickle=False) as archive:
-            arrays |= {f"{name}/{key}": archive[key] for key in archive.files}
-    return json.loads((workdir / "results.json").read_text()), arrays
-
-
-def assert_same(a, b):
-    assert a[0] == b[0]
-    for name, array in a[1].items():
-        np.testing.assert_array_equal(array, b[1][name], name)
 
 
 def test_a_run_leaves_the_files_it_promises(finished):

@@ -3,8 +3,11 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mch_jax import codes, metrics, pairs
+from mch_jax import codes, evaluate, metric_kernels, metrics, pairs
+from mch_jax.codes_file import CodeFile
 
 NUM_BITS = 11
 
@@ -92,21 +95,92 @@ def test_histogram_takes_codes_in_any_order(case):
     np.testing.assert_array_equal(shuffled.histogram(), case.histogram())
 
 
-def test_label_histogram_equals_histogram(case):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_label_histogram_equals_histogram(case, on_device):
     first = np.searchsorted(case.item, np.arange(60))
     last = np.searchsorted(case.item, np.arange(60), "right") - 1
     rows = np.minimum(first[:, None] + np.arange(np.bincount(case.item).max()), last[:, None])
     packed = np.asarray(codes.pack(jnp.asarray(case.signs)))[rows]
     result = metrics.label_histogram(
-        codes.pack(jnp.asarray(case.queries)),
-        jnp.asarray(metrics.items_last(packed)),
-        jnp.asarray(pairs.pack_labels(case.query_labels)),
-        jnp.asarray(pairs.pack_labels(case.labels).T),
+        np.asarray(codes.pack(jnp.asarray(case.queries))),
+        metrics.items_last(packed),
+        pairs.pack_labels(case.query_labels),
+        np.ascontiguousarray(pairs.pack_labels(case.labels).T),
         NUM_BITS,
+        on_device=on_device,
     )
     np.testing.assert_array_equal(result, case.histogram())
     # A query without labels is relevant to nothing.
-    assert not np.asarray(result)[0, :, 1].any()
+    assert not result[0, :, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "num_codes", "num_items", "num_classes"),
+    [
+        (64, 6, 2 * metric_kernels.PIECE + 3, 80),  # one whole word, pieces that are not full
+        (48, 2, 5, 130),
+        (32, 1, metric_kernels.BLOCK + 1, 1),
+        (130, 3, 70, 33),  # several words
+        (16, 2, 0, 5),
+    ],
+)
+def test_label_histogram_on_the_host_equals_the_device(num_bits, num_codes, num_items, num_classes):
+    rng = np.random.default_rng(num_bits)
+
+    def words(*shape):
+        return rng.integers(0, 2**32, shape, np.uint32)
+
+    def labels(count):
+        return pairs.pack_labels((rng.random((count, num_classes)) < 0.03).astype(np.uint8))
+
+    mask = np.asarray(codes.pack(jnp.ones((1, num_bits), jnp.int8)))
+    queries = words(3, codes.num_words(num_bits)) & mask
+    packed = words(num_codes, codes.num_words(num_bits), num_items) & mask[0][None, :, None]
+    arguments = (queries, packed, labels(3), np.ascontiguousarray(labels(num_items).T), num_bits)
+    host, device = (metrics.label_histogram(*arguments, on_device=x) for x in (False, True))
+    np.testing.assert_array_equal(host, device)
+    assert (host.sum((1, 2)) == num_items).all()
+    one_thread = metrics.label_histogram(*arguments, on_device=False, threads=1)
+    np.testing.assert_array_equal(one_thread, host)
+
+
+def random_file(rng, num_items: int, most: int, num_bits: int, num_classes: int) -> CodeFile:
+    """Items with 1 to `most` codes, near each other so that every distance occurs."""
+    item = np.repeat(np.arange(num_items), rng.integers(1, most + 1, num_items))
+    bits = rng.random((len(item), num_bits)) < rng.random((1, num_bits))
+    return CodeFile(
+        codes=np.packbits(bits, axis=1, bitorder="little"),
+        item=item,
+        ids=np.array([str(i) for i in range(num_items)], np.str_),
+        keep_prob=np.ones(len(item), np.float32),
+        box=np.zeros((len(item), 4), np.int32),
+        labels=(rng.random((num_items, num_classes)) < 2 / num_classes).astype(np.uint8),
+        num_bits=num_bits,
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_bits=st.integers(1, 140),
+    most=st.integers(1, 7),
+    num_items=st.integers(1, 70),
+    num_classes=st.integers(1, 70),
+)
+@settings(deadline=None, max_examples=60)
+def test_histogram_of_files_equals_the_double_loop(seed, num_bits, most, num_items, num_classes):
+    rng = np.random.default_rng(seed)
+    query = random_file(rng, 4, 1, num_bits, num_classes)
+    database = random_file(rng, num_items, most, num_bits, num_classes)
+    integers = [[int.from_bytes(code, "little") for code in x.codes] for x in (query, database)]
+    expected = np.zeros((4, num_bits + 1, 2), np.int64)
+    for m, i in itertools.product(range(4), range(num_items)):
+        own = np.flatnonzero(database.item == i)
+        distance = min((integers[0][m] ^ integers[1][c]).bit_count() for c in own)
+        expected[m, distance, int((query.labels[m] & database.labels[i]).any())] += 1
+    np.testing.assert_array_equal(evaluate.histogram(query, database), expected)
+    relevant = query.labels.astype(int) @ database.labels.T > 0
+    plain = metrics.histogram(query.codes, database.codes, database.item, relevant, num_bits)
+    np.testing.assert_array_equal(plain, expected)
 
 
 def test_histogram_refuses_what_does_not_fit():

@@ -1,8 +1,13 @@
 """A config whose whole run takes seconds, for the tests of everything that needs a run."""
 
+import json
+
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
+
+FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
 
 
 def shrunk(config):
@@ -39,3 +44,22 @@ def changed(**fields):
             node = node[parent]
         node[last] = value
     return ConfigDict(config)
+
+
+get_config = tiny  # for --config=tests/tiny_run.py
+
+
+def read(workdir):
+    """Returns results.json and the codes of a run."""
+    codes = {}
+    for name in FILES:
+        with np.load(workdir / "codes" / name, allow_pickle=False) as archive:
+            codes |= {f"{name}/{key}": archive[key] for key in archive.files}
+    return json.loads((workdir / "results.json").read_text()), codes
+
+
+def assert_same(a, b):
+    """Compares what `read` returned, bit for bit."""
+    assert a[0] == b[0]
+    for name, array in a[1].items():
+        np.testing.assert_array_equal(array, b[1][name], name)
