@@ -4,6 +4,8 @@ python launch/faults.py --trials=100 --out=faults.json      # as root, since it 
 
 A trial starts the main job, waits for a random moment of a random stage, and does one of: SIGKILL,
 SIGTERM, a full disk, a read-only disk. Then it mends the disk and gives the same command again.
+Runs are of DCH with the paper's agent, of DCH with a cross-fitted one, and of ADSH, which has a
+training loop of its own.
 What has to hold: the disturbed run ends by itself, with one line and no traceback; nothing that was
 complete is lost; the second start ends with the codes, measures, encoder and log of the
 undisturbed run, bit for bit.
@@ -27,6 +29,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("sigkill", "sigterm", "full", "readonly")
 STAGES = ("open", "base", "agent", "encode", "evaluate", "report")
+RUNS = {
+    "dch": "tiny()",
+    "cross_fit": 'tiny(base__label_weight=0.2, agent__recipe="cross_fit", agent__num_folds=2)',
+    "adsh": 'tiny("adsh")',
+}
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL that most pre-emptible machines give
 SIZE = 48  # MiB of the small disk
 
@@ -36,7 +43,7 @@ sys.path[:0] = {paths}
 from tiny_run import tiny
 
 def get_config():
-    return tiny()
+    return {call}
 """
 
 
@@ -72,13 +79,17 @@ def start(config: Path, workdir: Path, log: Path) -> tuple[int, int]:
 
 def _announce(writer: int) -> None:
     """Makes each stage write its name into a pipe when it begins."""
-    from mch_jax import encode, evaluate, report, run, train_agent, train_base
+    from mch_jax import cross_fit, encode, evaluate, report, run, train_agent, train_base
+
+    said = set()
 
     def wrap(module, name, stage):
         function = getattr(module, name)
 
         def announced(*args, **kwargs):
-            os.write(writer, f"{stage}\n".encode())
+            if stage not in said:  # a cross-fitted agent trains base models, too
+                said.add(stage)
+                os.write(writer, f"{stage}\n".encode())
             return function(*args, **kwargs)
 
         setattr(module, name, announced)
@@ -86,6 +97,7 @@ def _announce(writer: int) -> None:
     wrap(run, "open_run", "open")
     wrap(train_base, "train", "base")
     wrap(train_agent, "train", "agent")
+    wrap(cross_fit, "train", "agent")
     wrap(encode, "encode", "encode")
     wrap(evaluate, "evaluate", "evaluate")
     wrap(report, "write", "report")
@@ -122,7 +134,7 @@ def fill(directory: Path) -> Path:
                 end = file.seek(0, os.SEEK_END)
                 os.posix_fallocate(file.fileno(), end, size)
             except OSError:
-                size //= 2 if size > 4096 else size
+                size = size // 2 if size > 4096 else 0
     return path
 
 
@@ -175,7 +187,7 @@ def disturb(kind: str, pid: int, workdir: Path) -> tuple[str | None, Path | None
     return "busy", None
 
 
-def trial(kind: str, stage: str, fraction: float, spent: dict, config: Path, reference: dict):
+def trial(kind: str, stage: str, fraction: float, spent: dict, reference: dict, config: Path):
     """Returns what happened in one trial, and what was wrong, if anything."""
     scratch = config.parent
     log = scratch / "log.txt"
@@ -219,6 +231,7 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, config: Path, ref
         wrong += [f"second start: {w}" for w in ("is damaged", "cannot be read") if w in text]
         left = [x.name for x in workdir.rglob(".*") if x.is_file()]
     return {
+        "run": config.stem,
         "kind": kind,
         "stage": stage,
         "status": status,
@@ -230,10 +243,25 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, config: Path, ref
     }
 
 
+def measure(config: Path) -> tuple[dict[str, float], dict]:
+    """Returns the seconds that each stage of an undisturbed run takes, and what it ends with."""
+    begun, reference = [], {}
+    for _ in range(2):  # the first fills the cache of compiled functions
+        with disk(config.parent / "disk") as mounted:
+            pid, reader = start(config, mounted / "run", config.parent / "log.txt")
+            begun = follow(reader)
+            if wait(pid, 600) != 0:
+                raise SystemExit((config.parent / "log.txt").read_text())
+            reference = ending(mounted / "run")
+    spent = {stage: end - t for (stage, t), (_, end) in zip(begun, begun[1:], strict=False)}
+    return spent, reference
+
+
 def main() -> int:
     """Runs the trials and prints a table; the exit status is 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--runs", default=",".join(RUNS))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--seed", type=int, default=0)
@@ -255,22 +283,19 @@ def main() -> int:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        config = scratch / "tiny_config.py"
-        config.write_text(CONFIG.format(paths=[str(ROOT), str(ROOT / "tests")]))
-        for _ in range(2):  # the first fills the cache of compiled functions
-            with disk(scratch / "disk") as mounted:
-                pid, reader = start(config, mounted / "run", scratch / "log.txt")
-                begun = follow(reader)
-                if wait(pid, 300) != 0:
-                    raise SystemExit((scratch / "log.txt").read_text())
-                reference = ending(mounted / "run")
-        spent = {a: end - t for (a, t), (_, end) in zip(begun, begun[1:], strict=False)}
-        print("seconds of each stage:", {k: round(v, 2) for k, v in spent.items()}, flush=True)
+        paths, undisturbed = [str(ROOT), str(ROOT / "tests")], {}
+        for name in options.runs.split(","):
+            config = scratch / f"{name}.py"
+            config.write_text(CONFIG.format(paths=paths, call=RUNS[name]))
+            undisturbed[config] = measure(config)
+            spent = {k: round(v, 2) for k, v in undisturbed[config][0].items()}
+            print(f"{name}, seconds of each stage: {spent}", flush=True)
 
         outcomes = []
         for number in range(options.trials):
             kind, stage = kinds[number % len(kinds)], rng.choice(stages)
-            outcome = trial(kind, stage, rng.random(), spent, config, reference)
+            config = rng.choice(list(undisturbed))
+            outcome = trial(kind, stage, rng.random(), *undisturbed[config], config)
             outcomes.append(outcome)
             print(number + 1, json.dumps(outcome), flush=True)
             if options.out:

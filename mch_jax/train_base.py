@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from mch_jax import data, logs, loop, objective, pairs, parallel, regions
+from mch_jax import data, logs, loop, objective, pairs, parallel, regions, termination
 from mch_jax.methods import PROJECTIONS, adsh, ksh
 from mch_jax.run import Run
 
@@ -298,7 +299,8 @@ def train_adsh(
     """Trains ADSH: by turns the network on a sample, and the training set's discrete codes.
 
     Codes at encoding come from the network, as those of queries do: the discrete ones are made
-    from labels. A killed run goes on from the last whole turn.
+    from labels. A killed run goes on from the last whole turn, one that SIGTERM ended from the step
+    it was in.
     """
     config = run.config.base
     labels = jnp.asarray(run.labels[run.dataset.train[places]])
@@ -344,21 +346,32 @@ def train_adsh(
         codes = update_codes(base.params, state.database_codes, *draw(0))
         state = AdshState(base=base, database_codes=codes)
     run.log.rewind(stage, done)
+    guard = logs.FiniteGuard(stage)
     turns = range(done // per_turn, num_turns)
-    for turn in logs.progress(turns, num_turns, f"{stage}, turns of ADSH", done // per_turn):
-        sample, dissimilar = draw(turn)
-        base, codes = state.base, state.database_codes
-        batches = input_batches(run, turn * per_turn, places[sample])
-        scalars = {}
-        for _ in range(per_turn):
-            base, scalars = step(base, next(batches), {"codes": codes, "dissimilar": dissimilar})
-        codes = update_codes(base.params, codes, sample, dissimilar)
-        state = AdshState(base=base, database_codes=codes)
-        done = (turn + 1) * per_turn
-        logs.check_finite(stage, done, scalars)
-        run.log.write(stage, done, **scalars)
-        checkpoints.save(done, state)
+    with termination.deferred():
+        for turn in logs.progress(turns, num_turns, f"{stage}, turns of ADSH", done // per_turn):
+            sample, dissimilar = draw(turn)
+            base, codes = state.base, state.database_codes
+            batches = input_batches(run, done, places[sample])
+            scalars = {}
+            while done < (turn + 1) * per_turn and not termination.requested():
+                shared = {"codes": codes, "dissimilar": dissimilar}
+                base, scalars = step(base, next(batches), shared)
+                done += 1
+                guard.watch(done, scalars)
+            guard.check()
+            is_whole = done == (turn + 1) * per_turn
+            if is_whole:
+                codes = update_codes(base.params, codes, sample, dissimilar)
+                run.log.write(stage, done, **scalars)
+            state = AdshState(base=base, database_codes=codes)
+            if done:
+                checkpoints.save(done, state)
+            if termination.requested():
+                logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
+                break
     checkpoints.close()
+    termination.stop_if_requested()
     return state.base
 
 

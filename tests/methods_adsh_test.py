@@ -1,4 +1,6 @@
 import itertools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from mch_jax import run, train_base
+from mch_jax import run, termination, train_base
 from mch_jax.methods import adsh
 
 GAMMA = 7.0
@@ -143,3 +145,36 @@ def test_training_has_codes_from_its_first_step(tmp_path, monkeypatch):
     assert len(seen) == 14  # 7 turns of 2 steps
     for codes in seen:
         np.testing.assert_array_equal(np.abs(codes), 1)
+
+
+def test_sigterm_within_a_turn_saves_the_step_it_came_in(tmp_path, monkeypatch):
+    undisturbed = train_base.train(run.open_run(tiny("adsh"), tmp_path / "undisturbed"))
+    make_step, steps = train_base.make_step, []
+
+    def make_step_and_end(*arguments):
+        step = make_step(*arguments)
+
+        def ending(*batch):
+            steps.append(1)
+            if len(steps) == 5:  # turns have two steps
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*batch)
+
+        return ending
+
+    monkeypatch.setattr(train_base, "make_step", make_step_and_end)
+    before = signal.getsignal(signal.SIGTERM)
+    termination.install()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train_base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        termination._noted.clear()
+    assert stop.value.code == 143
+    assert (tmp_path / "run" / "checkpoints" / "base" / "5").exists()
+    again = train_base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, again, undisturbed)
+    assert len(steps) == 14
+    logs = [(tmp_path / x / "metrics.jsonl").read_text() for x in ("run", "undisturbed")]
+    assert logs[0] == logs[1]
