@@ -1,16 +1,26 @@
 """Stage 4: how well the codes retrieve, and the controls beside the learned agent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
-from mch_jax import checkpoint, codes, codes_file, metrics, pairs, provenance, run
+from mch_jax import (
+    checkpoint,
+    codes,
+    codes_file,
+    index_kernels,
+    metric_kernels,
+    metrics,
+    pairs,
+    provenance,
+    run,
+)
 from mch_jax.codes_file import CodeFile
-from mch_jax.index import BucketIndex
+from mch_jax.index import BINOMIALS, to_words
 from mch_jax.methods import METHODS
 from mch_jax.run import Run
 
@@ -37,22 +47,69 @@ def histogram(
 
 
 def f1_bucket(
-    query: CodeFile, database: CodeFile, counts: Int[np.ndarray, "m distances 2"], ks: list[int]
+    query: CodeFile,
+    database: CodeFile,
+    counts: Int[np.ndarray, "m distances 2"],
+    ks: Sequence[int],
+    threads: int | None = None,
 ) -> dict[str, list[int | float]]:
     """Returns mean F1 of the k nearest images and the buckets that Algorithm 1 visits for them.
 
-    Buckets are counted by the index, from combinatorics; no more are enumerated than hold codes.
+    Buckets are counted from combinatorics, in one pass over the codes for every k; none are
+    enumerated.
+
+    Args:
+      query: codes of the queries.
+      database: codes of the database.
+      counts: their `histogram`.
+      ks: numbers of nearest images, at most as many as there are.
+      threads: at most so many; by default one a core.
     """
     counted = metrics.has_relevant(counts)
-    result: dict[str, list[int | float]] = {"k": [], "f1": [], "probed": [], "nonempty": []}
-    index = BucketIndex.build(database.codes, database.item, database.num_bits)
-    for k in ks:
-        hits = index.search(query.codes[counted], k)
-        result["k"].append(k)
-        result["f1"].append(metrics.f1_at(counts, k))
-        result["probed"].append(float(np.mean(hits.probed.astype(np.float64))))
-        result["nonempty"].append(float(np.mean(hits.nonempty)))
-    return result
+    probed, nonempty = buckets_visited(
+        query.codes[counted], database, counts[counted].sum(2), ks, threads
+    )
+    queries = max(int(counted.sum()), 1)
+    return {
+        "k": list(ks),
+        "f1": [metrics.f1_at(counts, k) for k in ks],
+        "probed": (probed.sum(0) / queries).tolist(),
+        "nonempty": (nonempty.sum(0) / queries).tolist(),
+    }
+
+
+def buckets_visited(
+    queries: UInt8[np.ndarray, "m bytes"],
+    database: CodeFile,
+    counts: Int[np.ndarray, "m distances"],
+    ks: Sequence[int],
+    threads: int | None = None,
+) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
+    """Returns the buckets that Algorithm 1 looks at up to the k-th image, and those not empty.
+
+    Args:
+      queries: one code a query.
+      database: codes of the database.
+      counts: its images per distance from each query.
+      ks: numbers of images, at most as many as there are.
+      threads: at most so many; by default one a core.
+    """
+    ordered, place = np.unique(np.asarray(ks, np.int64), return_inverse=True)
+    probed, nonempty = (np.zeros((len(queries), len(ordered)), x) for x in (np.float64, np.int64))
+    if len(ordered):
+        words = to_words(database.codes, database.num_bits)
+        order = np.argsort(words)
+        buckets = index_kernels.distinct(words[order], database.item[order].astype(np.uint32))
+        words, within = to_words(queries, database.num_bits), counts.cumsum(1)
+
+        def run(rows: slice) -> None:
+            metric_kernels.visits(
+                *buckets, words[rows], within[rows], ordered, BINOMIALS, probed[rows],
+                nonempty[rows],
+            )  # fmt: skip
+
+        metrics.in_threads(run, len(queries), threads)
+    return probed[:, place], nonempty[:, place]
 
 
 def measures(

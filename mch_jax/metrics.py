@@ -13,6 +13,7 @@ Rules, stated once:
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -80,15 +81,19 @@ def label_histogram(
             queries[rows], items, query_label_words[rows], label_words, counts[rows]
         )
 
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    bounds = np.linspace(0, len(queries), min(threads, max(len(queries), 1)) + 1).astype(int)
-    parts = map(slice, bounds[:-1], bounds[1:])
-    if threads == 1 or not packed.shape[2]:
-        run(slice(None))
-    else:
-        with ThreadPoolExecutor(threads, thread_name_prefix="histogram") as pool:
-            list(pool.map(run, parts))
+    in_threads(run, len(queries), threads)
     return counts.reshape(-1, num_bits + 1, 2)
+
+
+def in_threads(run: Callable[[slice], None], size: int, threads: int | None = None) -> None:
+    """Runs a function on slices of `size` queries in threads, by default one a core."""
+    threads = min(threads or len(os.sched_getaffinity(0)), max(size, 1))
+    if threads == 1:
+        run(slice(0, size))
+        return
+    bounds = np.linspace(0, size, threads + 1).astype(int)
+    with ThreadPoolExecutor(threads, thread_name_prefix="metrics") as pool:
+        list(pool.map(run, map(slice, bounds[:-1], bounds[1:])))
 
 
 def _wide(words: UInt32[np.ndarray, "..."], axis: int) -> np.ndarray:

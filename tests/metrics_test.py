@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import codes, evaluate, metric_kernels, metrics, pairs
+from mch_jax import codes, evaluate, index, metric_kernels, metrics, pairs
 from mch_jax.codes_file import CodeFile
 
 NUM_BITS = 11
@@ -181,6 +181,29 @@ def test_histogram_of_files_equals_the_double_loop(seed, num_bits, most, num_ite
     relevant = query.labels.astype(int) @ database.labels.T > 0
     plain = metrics.histogram(query.codes, database.codes, database.item, relevant, num_bits)
     np.testing.assert_array_equal(plain, expected)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_bits=st.integers(1, 64),
+    most=st.integers(1, 6),
+    num_items=st.integers(1, 300),
+    ks=st.lists(st.integers(1, 300), max_size=6),
+)
+@settings(deadline=None, max_examples=60)
+def test_buckets_visited_are_those_of_a_search_for_each_k(seed, num_bits, most, num_items, ks):
+    rng = np.random.default_rng(seed)
+    query = random_file(rng, 5, 1, num_bits, 3)
+    database = random_file(rng, num_items, most, num_bits, 3)
+    ks = [k for k in ks if k <= num_items]
+    counts = evaluate.histogram(query, database).sum(2)
+    probed, nonempty = evaluate.buckets_visited(query.codes, database, counts, ks)
+    assert probed.shape == nonempty.shape == (5, len(ks))
+    built = index.BucketIndex.build(database.codes, database.item, num_bits)
+    for column, k in enumerate(ks):
+        hits = built.search(query.codes, k)
+        np.testing.assert_array_equal(probed[:, column], hits.probed.astype(np.float64))
+        np.testing.assert_array_equal(nonempty[:, column], hits.nonempty)
 
 
 def test_histogram_refuses_what_does_not_fit():
