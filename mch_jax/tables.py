@@ -27,8 +27,6 @@ from scipy import stats
 from mch_jax import checkpoint, data, evaluate, methods, report, run, sweep
 from mch_jax.main import run_command
 
-TITLES = {"lsh": "LSH", "itq": "ITQ", "ksh": "KSH", "hashnet": "HashNet", "adsh": "ADSH"}
-TITLES |= {"dch": "DCH", "mmhh": "MMHH"}
 SCHEME = report.SCHEMES[0]
 LEVELS = (0.25, 0.5, 0.75, 0.95)  # of the smaller of two best F1
 
@@ -41,6 +39,11 @@ class Estimate(NamedTuple):
     mean: float
     half: float
     count: int
+
+
+def name(method: str) -> str:
+    """Returns a method's name as its authors write it."""
+    return {"hashnet": "HashNet"}.get(method, method.upper())
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -113,7 +116,7 @@ def measure_table(runs: Runs, key: str, digits: int) -> str:
         if any(_learns(results) for m, _ in runs if m == method for results in runs[m, _]):
             kinds.append("mch")
         for kind in kinds:
-            title = TITLES[method] if kind == "base" else f"**MCH-{TITLES[method]}**"
+            title = name(method) if kind == "base" else f"**MCH-{name(method)}**"
             values = [runs.get((method, num_bits), []) for num_bits in lengths]
             rows.append(
                 [title]
@@ -150,7 +153,7 @@ def difference_table(runs: Runs, control: str) -> str:
             cell(difference(found, key, control), digits, signed=True)
             for key, digits in (("map", 4), ("p_at_h0", 4), ("r_at_h0", 4))
         ]
-        row = [TITLES[method], str(num_bits), str(len(found)), *values]
+        row = [name(method), str(num_bits), str(len(found)), *values]
         if control == "never":
             anhc = estimate([results["mch"]["anhc"] for results in found])
             row += [cell(anhc, 2), cell(oracle_share(found), 2)]
@@ -199,7 +202,7 @@ def bucket_table(runs: Runs) -> str:
         if _learns(found[0]):
             ratios = (bucket_ratios(found, axis) for axis in ("probed", "nonempty"))
             values = [f"{ratio:.3g}" for axis in ratios for ratio in axis]
-            rows.append([TITLES[method], str(num_bits), str(len(found)), *values])
+            rows.append([name(method), str(num_bits), str(len(found)), *values])
     levels = [f"{level:.0%}" for level in LEVELS]
     head = ["", "bits", "seeds", *(f"probed, {x}" for x in levels)]
     return table([*head, *(f"non-empty, {x}" for x in levels)], rows)
@@ -212,7 +215,7 @@ def read_sweeps(runs: Runs) -> dict[str, list[dict[str, Any]]]:
         for results in several:
             path = Path(results["workdir"]) / sweep.FILE
             if path.exists():
-                title = f"{TITLES[method]}, {num_bits} bits, seed {results['seed']}"
+                title = f"{name(method)}, {num_bits} bits, seed {results['seed']}"
                 found[title] = checkpoint.read_json(path, "run mch_jax.sweep again")["rows"]
     return found
 
@@ -289,7 +292,7 @@ def radius_figure(runs: Runs, key: str, title: str, path: Path) -> None:
                 marker=marker,
                 markersize=4,
                 capsize=2,
-                label=f"MCH-{TITLES[method]}" if kind == "mch" else TITLES[method],
+                label=f"MCH-{name(method)}" if kind == "mch" else name(method),
             )
         axis.set(xlabel="bits", ylabel=title, xticks=lengths)
         axis.set_ylim(bottom=0)
@@ -308,7 +311,7 @@ def f1_figure(runs: Runs, num_bits: int, path: Path) -> None:
             ("mch", SCHEME.mch, "-", "o"),
         ):
             curve = results[kind]["f1_bucket"]
-            label = f"MCH-{TITLES[method]}" if kind == "mch" else TITLES[method]
+            label = f"MCH-{name(method)}" if kind == "mch" else name(method)
             axis.plot(
                 curve["probed"],
                 curve["f1"],
