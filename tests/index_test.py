@@ -174,6 +174,11 @@ def test_clusters_of_many_codes(num_bits, monkeypatch):
             keep = ~np.isin(item, item[::7])
             words = np.concatenate([words[keep], words[:999]])
             item = np.concatenate([item[keep], item[:999]])
+        same = np.concatenate([words[:99], queries])
+        ball = index.within(pack(same, num_bits), 0)
+        for m, query in enumerate(same):
+            found = ball.item[ball.offsets[m] : ball.offsets[m + 1]]
+            np.testing.assert_array_equal(found, np.unique(item[words == query]))
         for k in (1, 10, 300):
             hits, alone = index.search(query_codes, k), index.search(query_codes, k, threads=1)
             for one, two in zip(hits, alone, strict=True):
