@@ -305,7 +305,7 @@ def aims(records, worst):
             size = ours["bytes"]
             row(f"{name}: bytes a code", f"{bytes_a_code}", f"{size:.1f}", size <= bytes_a_code)
             build, most = ours["build"], record["codes"] / BUILD_AIM
-            row(f"{name}: build, s", f"{most:.1f}", f"{build:.1f}", build <= most)
+            row(f"{name}: build, s", f"{most:.2f}", f"{build:.2f}", build <= most)
         first = record["within"][0]
         row(
             f"{record['title']}, {record['codes']:,} codes: radius 0, us (IndexBinaryHash)",
@@ -348,7 +348,7 @@ def markdown(records, worst):
         ]
         lines += [
             f"| {row['engine']} | {row['us']:.1f} | {row['exact']:.0%} | {row['bytes']:.1f} | "
-            f"{row['build']:.1f} | {us[FLAT] / row['us']:.1f} |"
+            f"{row['build']:.2f} | {us[FLAT] / row['us']:.1f} |"
             for row in record["engines"]
         ]
         within = ", ".join(
