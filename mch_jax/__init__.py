@@ -9,15 +9,18 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(run: str | os.PathLike[str]) -> "Retriever":
+def load(
+    run: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None
+) -> "Retriever":
     """Returns a finished run to encode photos with, and to search its database.
 
     Args:
       run: workdir of the run.
+      codes: a codes file to search instead, such as one of `mch_jax.export`.
 
     Raises:
-      ValueError: the run is not finished, or a file of it is damaged.
+      ValueError: the run is not finished, or a file is missing, damaged or of another code length.
     """
     from mch_jax.retriever import Retriever  # JAX takes seconds that importing this need not
 
-    return Retriever(run)
+    return Retriever(run, codes)

@@ -42,17 +42,20 @@ class Retriever:
     Attributes:
       workdir: of the run.
       encoder: photos to codes of six regions.
-      database: the codes file of the database.
+      database: the codes file that is searched, the run's own where no other was given.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str]):
+    def __init__(
+        self, workdir: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None
+    ):
         self.workdir = Path(workdir)
         self.encoder = Encoder.from_run(workdir)
-        self.database = codes_file.load(self.workdir / "codes" / "database.npz")
+        self.database = codes_file.load(codes or self.workdir / "codes" / "database.npz")
         if self.encoder.model.num_bits != self.database.num_bits:
+            remedy = "expected codes of the same run" if codes else "run the encode stage again"
             raise ValueError(
                 f"{workdir}: the encoder makes codes of {self.encoder.model.num_bits} bits, the "
-                f"database has {self.database.num_bits}; run the encode stage again"
+                f"{'file' if codes else 'database'} has {self.database.num_bits}; {remedy}"
             )
 
     @functools.cached_property

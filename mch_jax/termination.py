@@ -6,6 +6,7 @@ ends the program at once; files are written whole, so that the next start goes o
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -18,6 +19,7 @@ class Terminated(SystemExit):
 
 
 _noted = threading.Event()
+_unraisable = sys.unraisablehook
 _loops = 0
 
 
@@ -25,6 +27,9 @@ def install() -> None:
     """Makes SIGTERM end the program as described above; for the main thread of a command."""
     _noted.clear()
     signal.signal(signal.SIGTERM, _handle)
+    if sys.unraisablehook is not _try_again:
+        global _unraisable
+        _unraisable, sys.unraisablehook = sys.unraisablehook, _try_again
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
@@ -34,6 +39,15 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     _noted.set()
     if not _loops:
         raise Terminated(STATUS)
+
+
+def _try_again(what: "sys.UnraisableHookArgs") -> None:
+    """Sends the signal anew where it came in a destructor, from which Python lets nothing out."""
+    if isinstance(what.exc_value, Terminated):
+        main = threading.main_thread().ident  # of another thread it would not wake this one
+        threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGTERM]).start()
+    else:
+        _unraisable(what)
 
 
 @contextlib.contextmanager

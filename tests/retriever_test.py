@@ -50,6 +50,16 @@ def test_search_finds_what_the_index_finds(retriever, photo):
     assert len(retriever.search(photo, k=1000)) == 64
 
 
+def test_another_codes_file_is_searched(finished, photo, tmp_path):
+    found = mch_jax.load(finished, finished / "codes" / "train.npz").search(photo, k=1000)
+    train = codes_file.load(finished / "codes" / "train.npz")
+    assert sorted(x.id for x in found) == sorted(train.ids)
+    other = train._replace(codes=np.zeros((len(train.item), 3), np.uint8), num_bits=24)
+    codes_file.save(tmp_path / "other.npz", other)
+    with pytest.raises(ValueError, match="12 bits, the file has 24; expected codes of the same"):
+        mch_jax.load(finished, tmp_path / "other.npz")
+
+
 def test_the_box_is_that_of_the_nearest_code(retriever, photo):
     code, file = retriever.encode(photo)[0], retriever.database
     for found in retriever.search(photo, k=64):

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +47,27 @@ def test_a_signal_that_comes_after_the_last_step_still_counts():
         os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(termination.Terminated):
         termination.stop_if_requested()
+
+
+IN_A_DESTRUCTOR = """
+import os, signal, time
+from mch_jax import termination
+
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)  # the signal's exception ends this, and goes no further
+
+termination.install()
+closing = Closing()
+del closing
+time.sleep(30)
+"""
+
+
+def test_a_signal_in_a_destructor_ends_the_program_without_a_traceback():
+    result = subprocess.run(
+        [sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=20
+    )
+    assert result.returncode == 143
+    assert result.stderr == ""
