@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
         config.objective[setting] = placeholder(float)
     config.num_bits = 32  # code length q
     config.cache_dir = ""  # for features that runs can share; the workdir when empty
+    config.tensorboard = False  # event files beside metrics.jsonl; mch_jax[tensorboard] is needed
 
     config.dataset = ConfigDict()
     config.dataset.name = "scenes"  # scenes coco18 coco nuswide mirflickr folder

@@ -9,9 +9,7 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(
-    run: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None
-) -> "Retriever":
+def load(run: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None) -> "Retriever":
     """Returns a finished run to encode photos with, and to search its database.
 
     Args:

@@ -1,6 +1,7 @@
 """Encodes one's own photos with a run's encoder.
 
 python -m mch_jax.export --run=DIR --images=FOLDER --out=codes.npz
+python -m mch_jax.export --run=DIR --images=photos.tar --out=SHARDS --shard_size=1000
 
 The photos are those of a folder, of tars, or of a list of paths. What a killed export has finished
 is kept: give the same arguments again. Damaged photos are listed beside the codes and left out.

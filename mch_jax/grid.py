@@ -1,6 +1,7 @@
 """Runs a grid of methods, code lengths and seeds; `tables` turns it into tables and figures.
 
 python -m mch_jax.grid --dataset=coco18 --bits=16,32,64 --seeds=0,1,2 --root=runs/coco18
+python -m mch_jax.grid --dataset=scenes --methods=dch,mmhh --set=base.num_epochs=10 --jobs=2
 
 Each cell is one run of `mch_jax.main` in its own folder, {data set}_{method}_{bits}_{seed}, whose
 agent, codes and controls share one base model. Cells share the features of fixed convolutions. The

@@ -13,6 +13,7 @@ from jaxtyping import ScalarLike
 from tqdm import tqdm
 
 from mch_jax.checkpoint import whole_file
+from mch_jax.events import Events
 
 T = TypeVar("T")
 
@@ -20,11 +21,13 @@ T = TypeVar("T")
 class MetricsLog:
     """The file metrics.jsonl: one JSON object a line, with `step`, `stage` and named scalars."""
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], events: Events | None = None):
+        self._path, self._events = Path(path), events
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops what a stage wrote after a step: it goes on from there."""
+        if self._events:
+            self._events.rewind(stage, step)
         if not self._path.exists():
             return
         kept = []
@@ -41,9 +44,11 @@ class MetricsLog:
     def write(self, stage: str, step: int, **scalars: ScalarLike) -> None:
         """Appends one line; the names get the stage before them, as in `agent/reward`."""
         row: dict[str, Any] = {"step": step, "stage": stage}
-        row |= {f"{stage}/{name}": float(value) for name, value in scalars.items()}
+        named = {f"{stage}/{name}": float(value) for name, value in scalars.items()}
         with open(self._path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row | named) + "\n")
+        if self._events:
+            self._events.write(stage, step, named)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,11 +1,18 @@
-"""One run: base model, agent, codes, measures, report.
+"""One run: base model, agent, codes, measures, report. The same command goes on where it stopped.
 
-python -m mch_jax.main --config=configs/coco_dch.py [--workdir=DIR] [--config.num_bits=32 ...]
+python -m mch_jax.main --config=configs/scenes_dch.py --workdir=runs/mine
+python -m mch_jax.main --config=configs/coco_dch.py --config.num_bits=16 --config.seed=1
+python -m mch_jax.main --config=configs/folder_dch.py --config.dataset.root=DIR
+python -m mch_jax.main --config=configs/scenes_dch.py --workdir=runs/mine --stage=report
+python -m mch_jax.main --verify=runs/mine
+
+Fields of a config are in configs/default.py; any of them can be given, as --config.num_bits.
 """
 
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +44,9 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
     """Runs a command; a wrong argument or input ends it with one line and exit status 2."""
 
     def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            print(help_text(main.__module__))  # noqa: T201
+            sys.exit(0)
         try:
             return flags.FLAGS(argv)
         except Exception as error:  # noqa: BLE001  a config file may raise anything
@@ -61,6 +71,27 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_for_people)
     app.run(guarded, flags_parser=parse)
+
+
+def help_text(module: str) -> str:
+    """Returns what a command is for, with examples, and its flags in the order of their definition.
+
+    Args:
+      module: name of the command's module.
+    """
+    # Flags that the started program itself defines go by its path.
+    name = sys.argv[0] if module == "__main__" else module
+    lines = [(sys.modules[module].__doc__ or "").strip(), ""]
+    found = flags.FLAGS.flags_by_module_dict().get(name, [])
+    width = max((len(flag.name) for flag in found), default=0) + 6
+    for flag in found:
+        text = " ".join((flag.help or "").replace(".;", ";").split()).rstrip(".")
+        if flag.default not in (None, False, [], ""):
+            text += f" ({str(flag.default_as_str).strip(chr(39))})"
+        lines += textwrap.wrap(
+            text, 100, initial_indent=f"  --{flag.name}".ljust(width), subsequent_indent=" " * width
+        )
+    return "\n".join(lines)
 
 
 def keep_compiled() -> None:

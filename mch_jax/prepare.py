@@ -1,6 +1,7 @@
 """Fetches and checks the literature's data sets, and makes records of them.
 
-python -m mch_jax.prepare --dataset=coco --root=DIR [--download] [--records=DIR] [--size=256]
+python -m mch_jax.prepare --dataset=coco --root=DIR --download
+python -m mch_jax.prepare --dataset=coco --root=DIR --records=TFDS_DIR --size=256
 """
 
 from pathlib import Path

@@ -17,8 +17,9 @@ import numpy as np
 from mch_jax.codes import CodeFile
 
 PACKAGES = ("mch_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-# Where the files lie changes no result; what they hold is in the hash of the split.
-_PLACES = ("cache_dir", "dataset.root")
+# Where the files lie, and what else is written, changes no result; what the files hold is in the
+# hash of the split.
+_PLACES = ("cache_dir", "dataset.root", "tensorboard")
 TOLERANCE = 1e-9  # means of the same integers, maybe summed in another order
 
 

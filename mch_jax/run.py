@@ -16,6 +16,7 @@ from jaxtyping import Array
 from mch_jax import (
     checkpoint,
     data,
+    events,
     features,
     features_file,
     logs,
@@ -54,8 +55,10 @@ class Run:
 
     @functools.cached_property
     def log(self) -> logs.MetricsLog:
-        """The run's metrics.jsonl."""
-        return logs.MetricsLog(self.workdir / "metrics.jsonl")
+        """The run's metrics.jsonl and, where the config says so, TensorBoard's event files."""
+        writes_events = self.config.get("tensorboard", False)  # a config of before it has none
+        written = events.Events(self.workdir / "events") if writes_events else None
+        return logs.MetricsLog(self.workdir / "metrics.jsonl", written)
 
     @functools.cached_property
     def model(self) -> AlexNet:
@@ -219,7 +222,7 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
         before = read_config(workdir)
         old, new = _flat(before), _flat(resolved)
         for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
+            if key != "tensorboard" and old.get(key) != new.get(key):
                 raise ValueError(
                     f"workdir {workdir} is of a run with {key} = {old.get(key)}, this one has "
                     f"{new.get(key)}; use that value, or another workdir"

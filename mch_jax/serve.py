@@ -1,6 +1,6 @@
 """Serves a run: a web page and a JSON API.
 
-python -m mch_jax.serve --run=DIR [--host=127.0.0.1 --port=8000]
+python -m mch_jax.serve --run=DIR --port=8000
 python -m mch_jax.serve --run=DIR --codes=codes.npz --images=FOLDER
 
 The second form serves photos of one's own, as `mch_jax.export` encoded them.

@@ -1,6 +1,7 @@
 """How much the side ratio of crops and the keep threshold matter: Table 3 and Figure 9.
 
-python -m mch_jax.sweep --run=runs/coco18/coco18_dch_32_0 --ratios=0.3,0.5 --thresholds=0.1,0.5,0.9
+python -m mch_jax.sweep --run=runs/coco18/coco18_dch_32_0
+python -m mch_jax.sweep --run=runs/demo --ratios=0.3,0.5 --thresholds=0.1,0.5,0.9
 
 Nothing is trained again. Crops of each ratio are encoded once, and every threshold reads the same
 codes and keep probabilities. The base model and the agent are those of the run, which learned from

@@ -61,6 +61,7 @@ RULES: Mapping[str, Rule] = {
     "method": _one_of(*methods.PROJECTIONS, *methods.METHODS),
     "num_bits": _whole(1, MAX_BITS),
     "cache_dir": _TEXT,
+    "tensorboard": _BOOLEAN,
     "dataset.name": _one_of(*data.READERS),
     "dataset.root": _TEXT,
     "dataset.image_size": _whole(1),

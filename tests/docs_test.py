@@ -172,6 +172,23 @@ def test_a_command_of_the_documentation_is_one(words, run_module, place):
         assert shutil.which(program) or program in PROGRAMS
 
 
+COMMANDS = ("main", "search", "export", "serve", "grid", "sweep", "tables", "prepare")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen_and_has_examples(name, run_module, place):
+    text = run_module(f"mch_jax.{name}", ["--help"], place)
+    lines = text.splitlines()
+    assert len(lines) <= 24, text
+    assert max(map(len, lines)) <= 100, text
+    examples = [line for line in lines if line.startswith("python -m ")]
+    for example in examples:
+        assert example.startswith(f"python -m mch_jax.{name} ")
+        module, *arguments = shlex.split(example)[2:]
+        run_module(module, arguments, place, check_only=True)
+    assert examples
+
+
 def python_blocks():
     for page in PAGES:
         for number, (language, content) in enumerate(blocks(page.read_text())):

@@ -1,10 +1,12 @@
 import io
 import json
 import logging
+import struct
+import sys
 
 import pytest
 
-from mch_jax import logs
+from mch_jax import events, logs
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
@@ -81,3 +83,38 @@ def test_the_guard_names_the_first_bad_step():
     guard.watch(7, {"loss": float("nan")})
     with pytest.raises(ValueError, match="agent/loss is nan at step 7"):
         guard.check()
+
+
+def read_events(folder):
+    """Yields the events of a folder's files in the order of their names."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_event_files_say_what_metrics_say(tmp_path):
+    for start in (0, 1):  # the second one goes on after the first step
+        log = logs.MetricsLog(tmp_path / "metrics.jsonl", events.Events(tmp_path / "events"))
+        log.rewind("base", start)
+        for step in range(start + 1, 4):
+            log.write("base", step, loss=step + start / 2)
+    found = {}
+    for event in read_events(tmp_path / "events" / "base"):
+        if event.HasField("session_log"):  # as TensorBoard reads it
+            found = {step: values for step, values in found.items() if step < event.step}
+        for value in event.summary.value:
+            found[event.step] = {value.tag: value.simple_value}
+    rows = logs.read_metrics(tmp_path / "metrics.jsonl")
+    assert found == {row["step"]: {"base/loss": row["base/loss"]} for row in rows}
+    assert found == {1: {"base/loss": 1.0}, 2: {"base/loss": 2.5}, 3: {"base/loss": 3.5}}
+
+
+def test_event_files_need_a_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX.proto.event_pb2", None)
+    with pytest.raises(ValueError, match="tensorboardX is not installed; run pip install"):
+        events.Events(tmp_path)
