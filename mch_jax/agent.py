@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt32
 
-from mch_jax.codes import Encoding, hamming_distance, sign
+from mch_jax import codes
+from mch_jax.codes import Encoding, sign
 
 DISCARD, KEEP = 0, 1
 
 
 def state(image: Encoding, region: Encoding) -> Float[Array, "b s"]:
     """Returns h = [f(x); f(x*); b; b*] (Eq. 3), 2 d + 2 q wide."""
-    codes = [sign(e.logits).astype(jnp.float32) for e in (image, region)]
-    return jnp.concatenate([image.features, region.features, *codes], -1)
+    signs = [sign(e.logits).astype(jnp.float32) for e in (image, region)]
+    return jnp.concatenate([image.features, region.features, *signs], -1)
 
 
 def reward_histogram(
@@ -49,13 +50,16 @@ def reward_histogram(
 
     def one(image):
         own, region, label = image
-        distances = [hamming_distance(code[:, None].T, train_packed.T) for code in own]
-        distance = functools.reduce(jnp.minimum, distances)
-        nearer = jnp.minimum(distance, hamming_distance(region[:, None].T, train_packed.T))
-        shared = functools.reduce(jnp.bitwise_or, list(train_labels & label[:, None])) != 0
+        to_all = functools.partial(codes.distance_to, packed=train_packed)
+        distance = functools.reduce(jnp.minimum, [to_all(code) for code in own])
+        nearer = jnp.minimum(distance, to_all(region))
+        # Row by row: slices of one array of all rows would keep the loop from becoming vectors.
+        shared = [words & one for words, one in zip(train_labels, label, strict=True)]
+        shared = functools.reduce(jnp.bitwise_or, shared) != 0
         first_bin = jnp.where(shared, num_bits + 1, 0)
-        table = jnp.zeros(2 * (num_bits + 1), jnp.int32)
-        return table.at[first_bin + distance].add(count).at[first_bin + nearer].add(-count)
+        bins = [first_bin + x for x in (distance, nearer)]
+        own_counts, counts = (codes.weighted_counts(x, count, 2 * (num_bits + 1)) for x in bins)
+        return own_counts - counts
 
     bins = jax.lax.map(one, (packed, region_packed, labels))
     return bins.reshape(-1, 2, num_bits + 1)

@@ -5,6 +5,7 @@ significant bit first, with +1 stored as 1 and zeros as padding. The bytes of a 
 bytes of these words, cut to ceil(q / 8).
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -82,6 +83,51 @@ def hamming_distance(
         for i in range(a.shape[-1])
     ]
     return sum(distances[1:], distances[0])
+
+
+def distance_to(
+    code: UInt32[AnyArray, " w"], packed: UInt32[AnyArray, "w n"]
+) -> Int32[AnyArray, " n"]:
+    """Returns the Hamming distance in bits from one code to each of many, which come last.
+
+    Word by word along memory: in any other order the CPU does not make it a loop of vectors.
+    """
+    bits = [jax.lax.population_count(words ^ one) for words, one in zip(packed, code, strict=True)]
+    return functools.reduce(jnp.add, bits).astype(jnp.int32)
+
+
+def counts_by_scatter(
+    bins: Int32[AnyArray, " n"], weight: Int32[AnyArray, " n"], num_bins: int
+) -> Int32[Array, " bins"]:
+    """Returns the sum of the weights in each bin, one addition after the other."""
+    return jnp.zeros(num_bins, jnp.int32).at[bins].add(weight)
+
+
+def counts_by_reduction(
+    bins: Int32[AnyArray, " n"], weight: Int32[AnyArray, " n"], num_bins: int
+) -> Int32[Array, " bins"]:
+    """Returns the sum of the weights in each bin, as a sum over a row of comparisons for each bin.
+
+    Many operations, but all of them parallel, and fused: nothing is written to memory.
+    """
+    inside = bins[None, :] == jnp.arange(num_bins)[:, None]
+    return jnp.sum(jnp.where(inside, weight[None, :], 0), 1, dtype=jnp.int32)
+
+
+def weighted_counts(
+    bins: Int32[AnyArray, " n"], weight: Int32[AnyArray, " n"], num_bins: int
+) -> Int32[Array, " bins"]:
+    """Returns the sum of the weights in each bin, by the form that suits the device.
+
+    An accelerator would wait for the atomic additions of a scatter; a CPU is many times slower
+    with a comparison for each bin.
+    """
+    return jax.lax.platform_dependent(
+        bins,
+        weight,
+        cpu=functools.partial(counts_by_scatter, num_bins=num_bins),
+        default=functools.partial(counts_by_reduction, num_bins=num_bins),
+    )
 
 
 def to_bytes(packed: UInt32[np.ndarray, "*b w"], num_bits: int) -> UInt8[np.ndarray, "*b bytes"]:

@@ -118,16 +118,16 @@ def _device_histogram(
     A row reduction of each bin: many operations, all of them parallel, and fused, so that neither
     distances nor comparisons are written to memory.
     """
-    every_bin = jnp.arange(2 * (num_bits + 1))
+    num_bins = 2 * (num_bits + 1)
 
     def one(query):
         code, label = query
-        differing = (jax.lax.population_count(words ^ code[:, None]) for words in packed)
-        distances = [functools.reduce(jnp.add, list(bits.astype(jnp.int32))) for bits in differing]
+        distances = [codes_lib.distance_to(code, words) for words in packed]
         distance = functools.reduce(jnp.minimum, distances)
-        shared = functools.reduce(jnp.bitwise_or, list(labels & label[:, None]))
+        shared = [words & one for words, one in zip(labels, label, strict=True)]
+        shared = functools.reduce(jnp.bitwise_or, shared)
         bins = distance * 2 + (shared != 0)
-        return jnp.sum(bins[None, :] == every_bin[:, None], 1, dtype=jnp.int32)
+        return codes_lib.counts_by_reduction(bins, jnp.ones(len(bins), jnp.int32), num_bins)
 
     return jax.lax.map(one, (query_packed, query_labels), batch_size=QUERIES_AT_ONCE)
 

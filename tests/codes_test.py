@@ -117,3 +117,22 @@ def test_by_number_yields_every_code_once():
     assert packed_two.tolist() == [[[0b010, 0b100]], [[0b101, 0b011]]]
     none = file._replace(codes=file.codes[:0], item=file.item[:0], ids=file.ids[:0])
     assert list(codes.by_number(none)) == []
+
+
+def test_both_forms_of_weighted_counts_equal_bincount():
+    rng = np.random.default_rng(0)
+    bins, weight = rng.integers(0, 7, 500).astype(np.int32), rng.integers(-3, 4, 500)
+    expected = np.bincount(bins, weight, 9).astype(int)
+    for counts in (codes.counts_by_scatter, codes.counts_by_reduction, codes.weighted_counts):
+        result = jax.jit(counts, static_argnums=2)(bins, weight.astype(np.int32), 9)
+        assert result.tolist() == expected.tolist()
+
+
+def test_distance_to_equals_hamming_distance():
+    rng = np.random.default_rng(1)
+    one, many = (
+        rng.integers(0, 2**32, (1, 3), np.uint32),
+        rng.integers(0, 2**32, (40, 3), np.uint32),
+    )
+    expected = codes.hamming_distance(one, many)
+    np.testing.assert_array_equal(codes.distance_to(one[0], many.T), expected)

@@ -1,0 +1,38 @@
+"""The bucket index's own bench, `bench/index.py`, as rows of the table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import measure
+
+HERE = Path(__file__).parent
+
+
+def index(quick: bool) -> list[measure.Row]:
+    """Building and searching the bucket index at COCO's size, against FAISS's exhaustive one."""
+    sizes = "20000" if quick else "117218,1000000"
+    subprocess.run(
+        [sys.executable, str(HERE / "index.py"), f"--sizes={sizes}"],
+        check=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+    )  # fmt: skip
+    records = json.loads((HERE / "results" / "index.json").read_text())["records"]
+    rows = []
+    for record in records:
+        by_name = {row["engine"]: row for row in record["engines"]}
+        flat = by_name["FAISS IndexBinaryFlat"]
+        ours = next(row for name, row in by_name.items() if "mch_jax" in name)
+        rate = 1e6 / ours["us"]
+        rows.append(
+            measure.Row(
+                f"index search, {record['images']:,} images", 1, "queries/s", rate, rate, rate,
+                peer="FAISS IndexBinaryFlat", peer_rate=1e6 / flat["us"],
+                ratio=flat["us"] / ours["us"],
+                note=f"k = {record['k']}, exact answers {ours['exact']:.0%}; built in "
+                f"{ours['build']:.2f} s, {ours['bytes']:.1f} bytes a code; the rest is in index.md",
+            )
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,287 @@
+"""How a bench measures: calls in turns, peaks of memory, limits of the machine, rows."""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from mch_jax.index_kernels import popcount
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table.
+
+    Attributes:
+      bench: what was measured.
+      threads: how many cores the process had.
+      unit: of `rate`.
+      rate: work a second by the clock, median over rounds.
+      low: slowest round's rate.
+      high: fastest round's.
+      peer: what it is compared with; empty for none.
+      peer_rate: the peer's, measured in turns with ours.
+      ratio: rate / peer_rate, by CPU time on one thread, by the clock on several.
+      target: of `ratio` or of `rate`, with its value first; empty for none.
+      met: whether the target is met; None without one.
+      limit: the physical limit, in words.
+      share: rate as a share of the limit.
+      memory_mb: peak beyond the inputs.
+      peer_memory_mb: the peer's.
+      note: what a reader has to know, such as why a target is missed.
+    """
+
+    bench: str
+    threads: int
+    unit: str
+    rate: float
+    low: float
+    high: float
+    peer: str = ""
+    peer_rate: float | None = None
+    ratio: float | None = None
+    target: str = ""
+    met: bool | None = None
+    limit: str = ""
+    share: float | None = None
+    memory_mb: float | None = None
+    peer_memory_mb: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds of each round: by the clock, and of CPU over all threads."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """The median by the clock."""
+        return statistics.median(self.wall)
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """Returns the time of calls that take turns; each is called once before."""
+    spent = {name: Timing([], []) for name in calls}
+    for call in calls.values():
+        ready(call())
+    for _ in range(rounds):
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            ready(call())
+            spent[name].wall.append(time.perf_counter() - wall)
+            spent[name].cpu.append(time.process_time() - cpu)
+    return spent
+
+
+def ready(result: Any) -> None:
+    """Waits until a result is there."""
+    import jax
+
+    jax.block_until_ready(result)
+
+
+def row(
+    bench: str,
+    work: float,
+    unit: str,
+    timings: Mapping[str, Timing],
+    *,
+    ours: str = "ours",
+    peer: str = "",
+    peer_work: float | None = None,
+    least: float | None = None,
+    limit: tuple[str, float] | None = None,
+    **rest: Any,
+) -> Row:
+    """Returns a row from what `interleaved` measured.
+
+    Args:
+      bench: what was measured.
+      work: of one call, in units.
+      unit: of the rate.
+      timings: by name; `ours` and `peer` are two of them.
+      ours: our timing's name.
+      peer: the peer's; left out where it was not measured.
+      peer_work: of one call of the peer, where it is another amount.
+      least: target of the ratio.
+      limit: in words, and the rate that it allows.
+      rest: further fields of the row.
+    """
+    mine = timings[ours]
+    result = Row(
+        bench, num_threads(), unit, work / mine.seconds, work / max(mine.wall),
+        work / min(mine.wall), **rest,
+    )  # fmt: skip
+    if peer in timings:
+        other = timings[peer]
+        share = (peer_work or work) / work
+        one = num_threads() == 1
+        spent, theirs = (statistics.median(x.cpu if one else x.wall) for x in (mine, other))
+        result.peer, result.peer_rate = peer, (peer_work or work) / other.seconds
+        result.ratio = theirs / spent / share
+        if least is not None:
+            result.target, result.met = f">= {least:g} x", result.ratio >= least
+    elif least is not None:
+        result.target = f">= {least:g} x"
+        result.peer = f"{peer or 'peer'} is not installed"
+    if limit is not None:
+        result.limit, result.share = f"{limit[0]}: {limit[1]:,.4g}", result.rate / limit[1]
+    return result
+
+
+def num_threads() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def resident(field: str = "VmRSS") -> float:
+    """Returns a line of /proc/self/status in MB (10^6 bytes)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024e-6 for x in lines if x.startswith(field + ":"))
+
+
+def peak_memory(call: Callable[[], Any]) -> float:
+    """Returns by how many MB the process grows at most while it calls, after a call before."""
+    ready(call())
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory back, or the call finds it there
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = resident()
+    ready(call())
+    return max(resident("VmHWM") - before, 0.0)
+
+
+# Limits ---------------------------------------------------------------------------------------
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_bits(words, query, repeats):
+    total = np.uint64(0)
+    for turn in range(repeats):
+        other = query + np.uint64(turn)
+        for i in range(words.size):
+            total += popcount(words[i] ^ other)
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _read(words):
+    total = np.uint64(0)
+    for i in range(words.size):
+        total ^= words[i]
+    return total
+
+
+def _together(call: Callable[[], Any]) -> float:
+    """Returns the least seconds in which each core makes the call once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    count, best = num_threads(), np.inf
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(lambda _: call(), range(count)))
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+@functools.cache
+def popcounts_per_second() -> float:
+    """Returns the most 64-bit words whose XOR with another is counted a second, from the L2."""
+    words = np.arange(1 << 15, dtype=np.uint64)  # 256 KiB
+    _count_bits(words, np.uint64(1), 1)
+    return (
+        num_threads() * 400 * words.size / _together(lambda: _count_bits(words, np.uint64(1), 400))
+    )
+
+
+@functools.cache
+def bytes_per_second() -> float:
+    """Returns the most bytes read from memory a second."""
+    words = np.ones(1 << 26, np.uint64)  # 512 MiB
+    _read(words)
+    return num_threads() * words.nbytes / _together(lambda: _read(words))
+
+
+@functools.cache
+def flops_per_second() -> float:
+    """Returns the most float32 operations a second, the best of three libraries' products."""
+    import jax
+    import jax.numpy as jnp
+
+    size, best = 2048, np.inf
+    a = np.random.default_rng(0).random((size, size), np.float32)
+    on_device = jnp.asarray(a)
+    product = jax.jit(lambda x: x @ x)
+    calls: list[Callable[[], Any]] = [lambda: a @ a, lambda: product(on_device)]
+    torch = torch_or_none()
+    if torch is not None:
+        tensor = torch.from_numpy(a)
+        calls.append(lambda: tensor @ tensor)
+    for call in calls:
+        timing = interleaved({"": call}, 5)[""]
+        best = min(best, min(timing.wall))
+    return 2 * size**3 / best
+
+
+def torch_or_none() -> Any:
+    """Returns PyTorch at this process's number of threads, or None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(num_threads())
+    return torch
+
+
+def faiss_or_none() -> Any:
+    """Returns FAISS at this process's number of threads, or None where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    faiss.omp_set_num_threads(num_threads())
+    return faiss
+
+
+def machine() -> dict[str, Any]:
+    """Returns what is measured on: processor, memory, versions and limits."""
+    import jax
+
+    names = [
+        x.split(":")[1].strip()
+        for x in Path("/proc/cpuinfo").read_text().splitlines()
+        if x.startswith("model name")
+    ]
+    versions = {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+    }
+    for name, module in (("torch", torch_or_none()), ("faiss", faiss_or_none())):
+        versions[name] = getattr(module, "__version__", "not installed")
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "device": str(jax.devices()[0].device_kind),
+        "threads": num_threads(),
+        "gflops": flops_per_second() / 1e9,
+        "read_gb_s": bytes_per_second() / 1e9,
+        "popcounts_g_s": popcounts_per_second() / 1e9,
+        **versions,
+    }

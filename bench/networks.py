@@ -1,0 +1,441 @@
+"""AlexNet's passes and training steps, the agent's step and reward, encoding, reading photos."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench import inputs, measure, peers
+from configs import coco_dch
+from mch_jax import agent, codes, data, encode, parallel, regions, run, train_agent, train_base
+from mch_jax.models import Policy
+
+NUM_BITS, SIZE, INPUT = 64, 256, 224
+# Multiply-adds of AlexNet at 224 pixels with a hash layer of 64 bits; an operation is half of one.
+CONV_FLOPS = 2 * 655_566_528
+HEAD_FLOPS = 2 * (9216 * 4096 + 4096 * 4096 + 4096 * NUM_BITS)
+FLOPS = CONV_FLOPS + HEAD_FLOPS
+
+
+@functools.cache
+def a_run(num_train: int, train_conv: bool = True) -> run.Run:
+    """Returns a run on made-up labels; its photos are never read."""
+    config: Any = coco_dch.get_config()
+    config.num_bits, config.base.train_conv = NUM_BITS, train_conv
+    labels = inputs.labels(np.random.default_rng(0), num_train)
+    rows = np.arange(num_train)
+    dataset = data.Dataset(
+        name="bench", classes=tuple(map(str, range(inputs.NUM_CLASSES))), ids=rows.astype(np.str_),
+        labels=labels, query=rows[:0], database=rows, train=rows,
+        read=lambda row: np.zeros((SIZE, SIZE, 3), np.uint8),
+        sizes=np.full((num_train, 2), SIZE, np.int32),
+    )  # fmt: skip
+    return run.Run(config, Path(tempfile.gettempdir()), dataset, {})
+
+
+@functools.cache
+def base_params():
+    """Returns random parameters of the base model."""
+    return jax.device_put(run.random_params(a_run(1000).model, INPUT, 0))
+
+
+def pixels(count: int, size: int) -> np.ndarray:
+    """Returns random photos uint8."""
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def torch_inputs(torch, count, channels_last):
+    """Returns the same photos as PyTorch wants them."""
+    x = torch.from_numpy(pixels(count, INPUT).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous()
+
+
+def by_flops(per_item: float):
+    """Returns the limit of arithmetic, in words and items a second."""
+    return "float32 operations, items/s", measure.flops_per_second() / per_item
+
+
+def best_layout(timings):
+    """Returns the name of PyTorch's faster layout."""
+    names = [name for name in timings if name.startswith("PyTorch")]
+    return min(names, key=lambda name: timings[name].seconds, default="PyTorch")
+
+
+def forward(quick: bool) -> list[measure.Row]:
+    """AlexNet's forward pass on ready inputs."""
+    count = 4 if quick else 32
+    model: Any = a_run(1000).model
+    params = base_params()
+    images = jnp.asarray(pixels(count, INPUT), jnp.float32)
+    apply = jax.jit(lambda params, x: model.apply({"params": params}, x).logits)
+    calls = {"ours": lambda: apply(params, images)}
+    torch = measure.torch_or_none()
+    if torch is not None:
+        network = peers.alexnet(torch, NUM_BITS).eval()
+        for name in ("NCHW", "channels_last"):
+            x = torch_inputs(torch, count, name == "channels_last")
+            layout = torch.channels_last if name == "channels_last" else torch.contiguous_format
+            copy = peers.alexnet(torch, NUM_BITS).eval().to(memory_format=layout)
+            copy.load_state_dict(network.state_dict())
+            calls[f"PyTorch {name} f32"] = torch.inference_mode()(lambda copy=copy, x=x: copy(x))
+    timings = measure.interleaved(calls, 2 if quick else 9)
+    return [
+        measure.row(
+            "AlexNet forward", count, "images/s", timings, peer=best_layout(timings), least=0.95,
+            limit=by_flops(FLOPS), note=f"batch {count}, 224 pixels, float32",
+        )
+    ]  # fmt: skip
+
+
+def dch_step(run_, num_steps=1000):
+    """Returns the training step on ready inputs, its first state and its key."""
+    tx = train_base.optimizer(run_, num_steps)
+    params = run_.needed_params(base_params())
+    state = train_base.BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+    one = functools.partial(
+        train_base.train_step, loss_fn=functools.partial(train_base.base_loss, run=run_),
+        prepare=lambda batch, keys: batch, tx=tx, num_steps=num_steps,
+    )  # fmt: skip
+    step = parallel.over_devices(one, (None, 0, None, None), 1)
+    key = jax.random.key(0)
+    return lambda batch: step(state, batch, key, {}), state
+
+
+def step_rows(title, run_, count, batch, flops, torch_network, torch_batch, quick, least):
+    """Returns the row of a training step against PyTorch's layouts."""
+    labels = run_.labels[:count]
+    batch = {**batch, "labels": labels, "row": np.arange(count)}
+    step, _ = dch_step(run_)
+    batch = jax.device_put(parallel.share_out(batch, 1))
+    calls = {"ours": lambda: step(batch)}
+    torch = measure.torch_or_none()
+    if torch is not None:
+        multi_hot = torch.from_numpy(run_.dataset.labels[:count].astype(np.float32))
+        similar = multi_hot @ multi_hot.T > 0
+        layouts = ("NCHW", "channels_last") if torch_batch is torch_inputs else ("",)
+        for name in layouts:
+            network = torch_network(torch).train()
+            if name == "channels_last":
+                network = network.to(memory_format=torch.channels_last)
+            optimizer, x = peers.sgd(torch, network), torch_batch(torch, count, bool(name[3:4]))
+            if torch_batch is torch_inputs:
+                x = torch_inputs(torch, count, name == "channels_last")
+            calls[f"PyTorch {name} f32".replace("  ", " ")] = functools.partial(
+                peers.train_step, torch, network, optimizer, x, similar
+            )
+    timings = measure.interleaved(calls, 2 if quick else 5)
+    return [
+        measure.row(
+            title, count, "images/s", timings, peer=best_layout(timings), least=least,
+            limit=by_flops(3 * flops), note=f"batch {count}, DCH, dropout, momentum, float32",
+        )
+    ]  # fmt: skip
+
+
+def train(quick: bool) -> list[measure.Row]:
+    """The base training step on ready inputs, all layers."""
+    count = 4 if quick else 32
+    batch = {"image": pixels(count, INPUT).astype(np.float32)}
+    return step_rows(
+        "AlexNet train step", a_run(1000), count, batch, FLOPS,
+        lambda torch: peers.alexnet(torch, NUM_BITS), torch_inputs, quick, 0.95,
+    )  # fmt: skip
+
+
+def conv_inputs(torch, count, _):
+    """Returns features of fixed convolutions."""
+    return torch.from_numpy(conv_features(count).astype(np.float32))
+
+
+def conv_features(count):
+    """Returns made-up features of fixed convolutions, as the cache holds them."""
+    x = np.random.default_rng(2).normal(0, 1, (count, 9216))
+    return np.maximum(x, 0).astype(np.float16)
+
+
+def cached_step(quick: bool) -> list[measure.Row]:
+    """The training step on cached convolutions: fc6, fc7 and the hash layer."""
+    count = 16 if quick else 128
+    return step_rows(
+        "train step, cached convolutions", a_run(1000, False), count,
+        {"conv": conv_features(count)}, HEAD_FLOPS,
+        lambda torch: torch.nn.Sequential(*peers.head(torch, NUM_BITS)), conv_inputs, quick, None,
+    )  # fmt: skip
+
+
+# The agent ------------------------------------------------------------------------------------
+
+
+def reward_inputs(batch_size, num_train, num_bits=NUM_BITS):
+    """Returns codes of photos, of a region of each and of the training set, and labels."""
+    rng = np.random.default_rng(3)
+    labels = inputs.labels(rng, num_train)
+    train = inputs.code_file(rng, labels, 1, num_bits)
+    region = inputs.code_file(rng, labels[:batch_size], 1, num_bits)
+    return train, region, labels
+
+
+def signs(torch, file):
+    """Returns codes as floats -1 and +1."""
+    bits = np.unpackbits(file.codes, axis=1, bitorder="little")[:, : file.num_bits]
+    return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
+
+
+def compiled_reward(num_train, table, num_bits=NUM_BITS):
+    """Returns the compiled reward."""
+
+    @jax.jit
+    def rewards(own, region, labels, train, train_labels, count):
+        histogram = agent.reward_histogram(
+            own[:, None], region, labels, train, train_labels, count, num_bits
+        )
+        return agent.reward(histogram, table, num_train)
+
+    return rewards
+
+
+def reward(quick: bool) -> list[measure.Row]:
+    """The reward alone (Eq. 6): B = 256 photos, N = 117,218 training photos, 64 bits."""
+    batch_size, num_train = (32, 20_000) if quick else (256, 117_218)
+    train, region, labels = reward_inputs(batch_size, num_train)
+    run_ = a_run(1000)
+    table = jnp.asarray(train_agent.reward_table(run_))
+    words, region_words = (codes.from_bytes(x.codes, NUM_BITS) for x in (train, region))
+    from mch_jax import pairs
+
+    packed_labels = pairs.pack_labels(labels)
+    arguments = jax.device_put(
+        (
+            words[:batch_size], region_words, packed_labels[:batch_size],
+            np.ascontiguousarray(words.T), np.ascontiguousarray(packed_labels.T),
+            np.ones(num_train, np.int32),
+        )
+    )  # fmt: skip
+    rewards = compiled_reward(num_train, table)
+    calls = {"ours": lambda: rewards(*arguments)}
+    torch, peer = measure.torch_or_none(), "PyTorch, plain"
+    rest = {}
+    if torch is not None:
+        multi_hot = torch.from_numpy(labels.astype(np.float32))
+        own = signs(torch, train)
+        calls[peer] = functools.partial(
+            peers.reward, torch, own[:batch_size], signs(torch, region), multi_hot[:batch_size],
+            own, multi_hot, run_.similar_fraction,
+        )  # fmt: skip
+        theirs, ours = np.asarray(calls[peer]()), np.asarray(calls["ours"]())
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-6)
+        rest["peer_memory_mb"] = measure.peak_memory(calls[peer])
+    timings = measure.interleaved(calls, 3 if quick else 5)
+    pairs_ = batch_size * num_train / 1e6
+    # Two distances of one 64-bit word each for a pair.
+    limit = ("XOR and popcount of words in the L2, M pairs/s", measure.popcounts_per_second() / 2e6)
+    return [
+        measure.row(
+            "agent's reward", pairs_, "M pairs/s", timings, peer=peer, least=25, limit=limit,
+            memory_mb=measure.peak_memory(calls["ours"]),
+            note=f"B = {batch_size}, N = {num_train:,}, {NUM_BITS} bits; under 20 MB; the limit "
+            "leaves out relevance and the histogram",
+            **rest,
+        )
+    ]  # fmt: skip
+
+
+def agent_setup(train_conv, batch_size, num_train):
+    """Returns our whole step and its parts, by name."""
+    run_ = a_run(num_train, train_conv)
+    config = run_.config.agent
+    train, _, labels = reward_inputs(batch_size, num_train)
+    logits = np.unpackbits(train.codes, axis=1, bitorder="little").astype(np.float32) - 0.5
+    tx = train_agent.optimizer(run_)
+    state = train_agent.init(run_, 2 * 4096 + 2 * NUM_BITS, tx)
+    train_set = jax.device_put(train_agent.shared_train_set(run_, logits, 1))
+    table = train_agent.reward_table(run_)
+    network = Policy(tuple(config.widths), config.dropout, parallel.AXIS)
+    one = functools.partial(
+        train_agent.train_step, run=run_, network=network, tx=tx, table=table, num_train=num_train
+    )
+    step = parallel.over_devices(one, (None, 0, 0, None, None), 1)
+    rng, key = np.random.default_rng(4), jax.random.key(0)
+    params = run_.needed_params(base_params())
+    batch = {
+        "features": np.maximum(rng.normal(0, 1, (batch_size, 4096)), 0).astype(np.float32),
+        "logits": logits[:batch_size], "label_logits": np.zeros((batch_size, 0), np.float32),
+        "labels": run_.labels[:batch_size],
+    }  # fmt: skip
+    if train_conv:
+        batch["image"] = pixels(batch_size, SIZE)
+    else:
+        batch["conv"] = conv_features(batch_size)
+    shared = jax.device_put(parallel.share_out(batch, 1))
+    batch = jax.device_put(batch)
+
+    @jax.jit
+    def crop(images):
+        keys = jax.random.split(key, len(images))
+        boxes = jax.vmap(lambda k: regions.random_box(k, 0.5))(keys)
+        return regions.crop(images, boxes, INPUT)
+
+    region = {"image": crop(batch["image"])} if train_conv else {"conv": batch["conv"]}
+    apply = jax.jit(lambda params, x: run_.apply(params, x).logits)
+    rewards = compiled_reward(num_train, jnp.asarray(table))
+    packed = np.asarray(codes.pack(codes.sign(jnp.asarray(batch["logits"]))))
+    few = (
+        packed, packed[::-1].copy(), run_.labels[:batch_size], train_set["packed"][0],
+        train_set["labels"][0], train_set["count"][0],
+    )  # fmt: skip
+    policy_step = jax.pmap(
+        functools.partial(train_agent.policy_step, run=run_, network=network, tx=tx),
+        axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0), out_axes=None,
+    )  # fmt: skip
+    policy_inputs = jax.device_put(
+        (
+            np.zeros((1, batch_size, 2 * 4096 + 2 * NUM_BITS), np.float32),
+            np.ones((1, batch_size), np.float32),
+            jax.random.split(key, (1, batch_size)),
+        )
+    )
+    parts = {
+        "region's forward": lambda: apply(params, region),
+        "reward": lambda: rewards(*few),
+        "policy": lambda: policy_step(state, *policy_inputs),
+    }
+    if train_conv:
+        parts = {"crop": lambda: crop(batch["image"])} | parts
+    return lambda: step(state, shared, train_set, params, key), parts, run_
+
+
+def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
+    """Returns the peer's whole step."""
+    train, _, labels = reward_inputs(batch_size, num_train)
+    multi_hot = torch.from_numpy(labels.astype(np.float32))
+    if train_conv:
+        network = peers.alexnet(torch, NUM_BITS).eval().to(memory_format=torch.channels_last)
+        images = torch.from_numpy(pixels(batch_size, SIZE).transpose(0, 3, 1, 2).copy())
+        whole = torch.from_numpy(
+            pixels(batch_size, INPUT).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        ).contiguous(memory_format=torch.channels_last)
+
+        def region():
+            x = peers.crops(torch, images, INPUT)
+            return x.contiguous(memory_format=torch.channels_last)
+    else:
+        network = torch.nn.Sequential(*peers.head(torch, NUM_BITS)).eval()
+        whole = region = torch.from_numpy(conv_features(batch_size).astype(np.float32))
+    policy = peers.policy(torch, 2 * 4096 + 2 * NUM_BITS, tuple(run_.config.agent.widths)).train()
+    return functools.partial(
+        peers.agent_step, torch, (network[:-1], network[-1]), policy, peers.sgd(torch, policy),
+        whole, region, multi_hot[:batch_size], signs(torch, train), multi_hot,
+    )  # fmt: skip
+
+
+def agent_rows(title, train_conv, quick, rounds):
+    """Returns the rows of the whole step, with the shares of its parts."""
+    batch_size, num_train = (16, 10_000) if quick else (256, 117_218)
+    step, parts, run_ = agent_setup(train_conv, batch_size, num_train)
+    calls, peer = {"ours": step}, "PyTorch, plain"
+    torch = measure.torch_or_none()
+    if torch is not None:
+        calls[peer] = torch_agent_step(torch, train_conv, batch_size, num_train, run_)
+    timings = measure.interleaved(calls, 1 if quick else rounds)
+    spent = {x: t.seconds for x, t in measure.interleaved(parts, 1 if quick else 3).items()}
+    whole = timings["ours"].seconds
+    shares = ", ".join(f"{name} {1e3 * t:.0f} ms ({t / whole:.0%})" for name, t in spent.items())
+    flops = batch_size * (FLOPS if train_conv else HEAD_FLOPS)
+    return [
+        measure.row(
+            title, batch_size, "images/s", timings, peer=peer, least=3,
+            limit=by_flops(flops / batch_size),
+            note=f"B = {batch_size}, N = {num_train:,}, {NUM_BITS} bits. Alone: {shares}. The peer "
+            "runs the base on the whole photo and the region, and compares whole matrices of "
+            "pairs; ours keeps what the base says of whole photos",
+        )
+    ]  # fmt: skip
+
+
+def agent_photos(quick: bool) -> list[measure.Row]:
+    """The agent's whole step on photos: crops, the base model, the reward, the policy."""
+    return agent_rows("agent step, photos", True, quick, 3)
+
+
+def agent_cached(quick: bool) -> list[measure.Row]:
+    """The agent's whole step on cached convolutions."""
+    return agent_rows("agent step, cached convolutions", False, quick, 5)
+
+
+# Encoding and reading -------------------------------------------------------------------------
+
+
+def encoding(quick: bool) -> list[measure.Row]:
+    """Six regions of each photo to codes and keep probabilities, and the network alone."""
+    count = 2 if quick else 16
+    run_ = a_run(1000)
+    network: Any = run_.model
+    policy = Policy(tuple(run_.config.agent.widths))
+    variables = jax.jit(policy.init)(jax.random.key(0), jnp.zeros((1, 2 * 4096 + 2 * NUM_BITS)))
+    encoder = encode.encoder(run_, base_params(), variables)
+    images = jnp.asarray(pixels(count, SIZE))
+    ready = jnp.asarray(pixels(6 * count, INPUT), jnp.float32)
+    apply = jax.jit(lambda params, x: network.apply({"params": params}, x).logits)
+    boxes = jnp.tile(jnp.asarray(regions.region_boxes(0.5)), (count, 1))
+    crop = jax.jit(lambda x: regions.crop(jnp.repeat(x, 6, 0), boxes, INPUT))
+    peer = "the network alone, on ready crops"
+    timings = measure.interleaved(
+        {
+            "ours": lambda: encoder.encode_regions(images),
+            peer: lambda: apply(encoder.params, ready),
+            "crop": lambda: crop(images),
+        },
+        2 if quick else 5,
+    )
+    share = timings["crop"].seconds / timings["ours"].seconds
+    return [
+        measure.row(
+            "encoding, six regions a photo", count, "photos/s", timings, peer=peer, least=0.9,
+            limit=by_flops(6 * FLOPS), note=f"batch {count}; the crops alone take {share:.0%}",
+        )
+    ]  # fmt: skip
+
+
+def reading(quick: bool) -> list[measure.Row]:
+    """Photos from JPEG files' bytes to batches of 256 x 256, ahead in threads."""
+    from PIL import Image
+
+    from mch_jax.data import loader, photos
+
+    rng, count = np.random.default_rng(5), 32 if quick else 256
+    files = [inputs.jpeg(rng) for _ in range(16)]
+    rows = np.arange(count)
+    dataset = data.Dataset(
+        name="bench", classes=("a",), ids=rows.astype(np.str_),
+        labels=np.ones((count, 1), np.uint8), query=rows[:0], database=rows, train=rows,
+        read=lambda row: photos.decode(files[row % 16]),
+        sizes=np.zeros((count, 2), np.int32),
+    )  # fmt: skip
+    peer = "Pillow alone, one thread"
+
+    def alone():
+        import io
+
+        for row in rows[: count // 4]:
+            image = Image.open(io.BytesIO(files[row % 16])).convert("RGB")
+            np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+    def ours():
+        for _ in loader.epoch(dataset, rows, SIZE, 32):
+            pass
+
+    batch = pixels(32, SIZE)
+    timings = measure.interleaved({"ours": ours, peer: alone}, 2 if quick else 5)
+    sent = measure.interleaved({"": lambda: jax.device_put(batch)}, 5)[""].seconds
+    return [
+        measure.row(
+            "reading photos: decode, resize, batch", count, "photos/s", timings, peer=peer,
+            peer_work=count // 4,
+            note=f"640 x 480, {np.mean([len(x) for x in files]) / 1e3:.0f} kB, squashed to 256; "
+            f"a batch of 32 goes to the device in {1e3 * sent:.2f} ms",
+        )
+    ]  # fmt: skip
