@@ -3,7 +3,8 @@
 python bench/serve.py --run=runs/demo [--seconds=60] [--out=bench/results/serve.json]
 
 Each client posts photos, one after another, over a connection of its own; one that is refused
-waits for as long as it is told and tries again. Server and clients share this machine.
+waits for as long as it is told and tries again. Server and clients share this machine, and the
+clients are one process.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from mch_jax import catalogue
@@ -34,32 +34,43 @@ def memory(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-async def client(url: str, bodies: list[bytes], number: int, end: float, results: list):
+async def ask(reader, writer, body: bytes) -> tuple[int, float]:
+    """Posts a photo; returns the answer's status and how long it asks to wait."""
+    head = f"POST /search?k=24 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + body)
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines[1:] if line)
+    await reader.readexactly(int(fields["content-length"]))
+    return int(lines[0].split()[1]), float(fields.get("retry-after", 0))
+
+
+async def client(host: str, port: int, bodies: list[bytes], number: int, end: float, results: list):
     """Posts photos until the time is up; appends status and seconds of each answer."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-        turn = number
-        while time.monotonic() < end:
-            begin = time.monotonic()
-            try:
-                answer = await http.post(
-                    "/search?k=24", content=bodies[turn % len(bodies)],
-                    headers={"content-type": "image/jpeg"},
-                )  # fmt: skip
-                status: int | str = answer.status_code
-            except httpx.HTTPError as error:
-                status = type(error).__name__
-            results.append((status, time.monotonic() - begin))
-            if status == 503:
-                await asyncio.sleep(float(answer.headers["retry-after"]) * (0.5 + turn % 7 / 6))
-            turn += 1
+    turn, link = number, None
+    while time.monotonic() < end:
+        begin, wait = time.monotonic(), 0.0
+        try:
+            if link is None:
+                link = await asyncio.open_connection(host, port)
+            async with asyncio.timeout(60):
+                status, wait = await ask(*link, bodies[turn % len(bodies)])
+        except (OSError, EOFError, TimeoutError) as error:
+            status, link = type(error).__name__, None
+        results.append((status, time.monotonic() - begin))
+        await asyncio.sleep(wait * (0.5 + turn % 7 / 6))
+        turn += 1
+    if link:
+        link[1].close()
 
 
-async def load(url: str, bodies: list[bytes], clients: int, seconds: float, pid: int) -> dict:
+async def load(
+    host: str, port: int, bodies: list[bytes], clients: int, seconds: float, pid: int
+) -> dict:
     """Returns what so many clients saw in so many seconds."""
     results: list[tuple[int | str, float]] = []
     begin, used = time.monotonic(), []
     tasks = [
-        asyncio.create_task(client(url, bodies, number, begin + seconds, results))
+        asyncio.create_task(client(host, port, bodies, number, begin + seconds, results))
         for number in range(clients)
     ]
     while time.monotonic() < begin + seconds:
@@ -95,13 +106,13 @@ def main() -> None:
     command = [sys.executable, "-m", "mch_jax.serve", f"--run={options.run}", "--port=0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        url = server.stdout.readline().split()[-1]
+        host, port = server.stdout.readline().split("//")[-1].split(":")
         found = {"load_average_before": os.getloadavg()[0], "cores": os.cpu_count()}
-        asyncio.run(load(url, bodies, options.clients, 3, server.pid))
+        asyncio.run(load(host, int(port), bodies, options.clients, 3, server.pid))
         for factor in (1, 10):
             clients = factor * options.clients
             found[f"{clients} clients"] = asyncio.run(
-                load(url, bodies, clients, options.seconds, server.pid)
+                load(host, int(port), bodies, clients, options.seconds, server.pid)
             )
     finally:
         server.terminate()

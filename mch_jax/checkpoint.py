@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,13 +45,32 @@ LAYER_NAMES = {
 }
 
 
+_writes_files = True
+
+
+def write_files(yes: bool) -> None:
+    """Sets whether this process writes files: of several that train together, one does."""
+    global _writes_files
+    _writes_files = yes
+
+
+def writes_files() -> bool:
+    """Returns whether this process writes files."""
+    return _writes_files
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path that takes the name `path` when the block ends without an error.
 
-    Readers see the old file or the new one, never a part of it, whenever the power fails.
+    Readers see the old file or the new one, never a part of it, whenever the power fails. In a
+    process that does not write files it takes no name.
     """
     path = Path(path)
+    if not _writes_files:
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays, since some writers add their own to a name without it.
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
@@ -395,20 +415,37 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 class Checkpoints:
     """The checkpoints of one stage of a run, newest kept, written whole.
 
-    Each carries a hash of its numbers, since storage can change bits that no reader notices.
+    Each carries a hash of its numbers, since storage can change bits that no reader notices. Of
+    several processes the first writes and reads, and tells the others what it has read.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+        import jax
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._is_shared = jax.process_count() > 1
+        self._damaged: set[int] = set()
+        self._manager: Any = None
+        if not _writes_files:
+            return
+        alone = ocp.options.MultiprocessingOptions()
+        if self._is_shared:  # Orbax is not to wait for the other processes
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+            )
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute(),
-            options=options,
-            item_handlers=ocp.StandardCheckpointHandler(),  # to read shapes without the arrays
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=False,
+                multiprocessing_options=alone,
+                create=not self._is_shared,
+            ),
+            # To read shapes without the arrays.
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         )
-        self._damaged: set[int] = set()
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state; a step that is already there and sound stays as it is.
@@ -416,7 +453,13 @@ class Checkpoints:
         Raises:
           ValueError: a number of the state is not finite; the checkpoints before it stay.
         """
-        digest = _digest(state, f"{self._manager.directory}/{step}")
+        import jax
+
+        state = jax.device_get(state) if self._is_shared else state
+        directory = self._manager.directory if self._manager else "checkpoint"
+        digest = _digest(state, f"{directory}/{step}")
+        if not self._manager:
+            return
         if step in self._damaged:
             self._manager.delete(step)
             self._damaged.remove(step)
@@ -436,6 +479,11 @@ class Checkpoints:
           ValueError: the checkpoint is of another shape, such as of another code length, or all of
             them are damaged.
         """
+        if not self._is_shared:
+            return self._restore(like)
+        return _from_first(self._restore if self._manager else None, like)
+
+    def _restore(self, like: Any) -> tuple[Any, int] | None:
         last = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             if last is not None:
@@ -472,7 +520,29 @@ class Checkpoints:
 
     def close(self) -> None:
         """Releases the manager's threads."""
-        self._manager.close()
+        if self._manager:
+            self._manager.close()
+
+
+def _from_first(restore: Callable | None, like: Any) -> tuple[Any, int] | None:
+    """Returns in every process what the first one, which alone has `restore`, restored."""
+    import jax
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    like = jax.device_get(like)
+    found, failure = None, None
+    if restore:
+        try:
+            found = restore(like)
+        except ValueError as error:
+            failure = error
+    state, step = found or (like, -1)
+    step = int(broadcast_one_to_all(np.int32(-2 if failure else step)))
+    if step == -2:
+        raise failure or ValueError("the first process cannot go on; its message says why")
+    if step == -1:
+        return None
+    return jax.device_get(broadcast_one_to_all(jax.device_get(state))), step
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:

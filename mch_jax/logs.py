@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import ScalarLike
 from tqdm import tqdm
 
-from mch_jax.checkpoint import whole_file
+from mch_jax.checkpoint import whole_file, writes_files
 from mch_jax.events import Events
 
 T = TypeVar("T")
@@ -26,6 +26,8 @@ class MetricsLog:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops what a stage wrote after a step: it goes on from there."""
+        if not writes_files():
+            return
         if self._events:
             self._events.rewind(stage, step)
         if not self._path.exists():
@@ -43,6 +45,8 @@ class MetricsLog:
 
     def write(self, stage: str, step: int, **scalars: ScalarLike) -> None:
         """Appends one line; the names get the stage before them, as in `agent/reward`."""
+        if not writes_files():
+            return
         row: dict[str, Any] = {"step": step, "stage": stage}
         named = {f"{stage}/{name}": float(value) for name, value in scalars.items()}
         with open(self._path, "a") as file:

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from mch_jax import logs, termination
+from mch_jax import logs, parallel, termination
 from mch_jax.run import Run
 
 
@@ -46,9 +46,12 @@ def train(
         for done in logs.progress(range(start + 1, num_steps + 1), num_steps, stage, start):
             state, scalars = step(state, next(inputs))
             guard.watch(done, scalars)
-            is_last, stops = done == num_steps, termination.requested()
-            saves = done % save_every == 0 or is_last or stops
+            is_last = done == num_steps
             writes = done % log_every == 0 or is_last
+            # Processes stop together: they agree on it where a line of the log is due.
+            agrees = writes or parallel.num_processes() == 1
+            stops = agrees and parallel.any_process(termination.requested())
+            saves = done % save_every == 0 or is_last or stops
             if saves or writes:
                 guard.check()
             if writes:
@@ -59,7 +62,7 @@ def train(
                 logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
                 break
     checkpoints.close()
-    termination.stop_if_requested()
+    termination.stop_if(parallel.any_process(termination.requested()))
     return state
 
 

@@ -35,6 +35,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; under runs/ by default.")
 _STAGE = flags.DEFINE_enum("stage", "all", (*STAGES, "all"), "The one stage to run.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes train together.", lower_bound=1
+)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which one of them this is.", lower_bound=0)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _VERIFY = flags.DEFINE_string(
     "verify", None, "A finished run, whose measures are recomputed from its codes and compared."
 )
@@ -132,12 +137,13 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
       stage: one of STAGES, or all.
 
     Returns:
-      What results.json holds, once there is one.
+      What results.json holds, once there is one; None in all processes but the first.
     """
     from mch_jax import (
         cross_fit,
         encode,
         evaluate,
+        parallel,
         report,
         run,
         train_agent,
@@ -150,14 +156,17 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     this = run.open_run(config, workdir)
     chosen = STAGES if stage == "all" else (stage,)
     logging.info("data set %s", {k: v for k, v in this.audit.items() if k != "per_class"})
+    params: Any = None
+    variables: dict[str, Any] = {}
     if {"base", "agent", "encode"} & set(chosen) and not (stage == "all" and encode.is_done(this)):
         params = train_base.train(this)
-        variables: dict[str, Any] = {}
         if config.method in METHODS and {"agent", "encode"} & set(chosen):
             recipe = {"paper": train_agent, "cross_fit": cross_fit}[config.agent.recipe]
             variables = recipe.train(this, params)
-        if "encode" in chosen:
-            encode.encode(this, encode.encoder(this, params, variables))
+    if not parallel.part():
+        return None
+    if params is not None and "encode" in chosen:
+        encode.encode(this, encode.encoder(this, params, variables))
     results = evaluate.evaluate(this) if "evaluate" in chosen else None
     if "report" in chosen:
         report.write(workdir, this.dataset, this.audit)
@@ -192,11 +201,15 @@ def main(_: list[str]) -> int:
             "--config is missing; expected a file, such as --config=configs/scenes_dch.py"
         )
     termination.install()
+    if _PROCESSES.value > 1 or _COORDINATOR.value:
+        from mch_jax import parallel
+
+        parallel.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value or run.default_workdir(config))
     results = run_stages(config, workdir, _STAGE.value)
     if results:
         print(evaluate.table(results))  # noqa: T201
-    if _STAGE.value in ("all", "report"):
+    if _STAGE.value in ("all", "report") and _PROCESS.value == 0:
         print(f"report: {workdir / 'report' / 'index.html'}")  # noqa: T201
     return 0
 

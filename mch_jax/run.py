@@ -136,7 +136,7 @@ class Run:
         index = np.arange(len(self.dataset.train)) if index is None else index
         size, parts = self.config.encode.batch_size * NUM_REGIONS, []
         encode = jax.jit(self.apply)
-        params = jax.device_put(self.needed_params(params))
+        params = jax.device_put(jax.device_get(self.needed_params(params)))
         for batch in self._whole_batches(index, size):
             count = len(next(iter(batch.values())))
             batch = {k: parallel.pad_to_multiple(v, size) for k, v in batch.items()}

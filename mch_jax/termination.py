@@ -66,7 +66,7 @@ def requested() -> bool:
     return _noted.is_set()
 
 
-def stop_if_requested() -> None:
-    """Ends the program if the signal has come; to be called when everything is saved."""
-    if requested():
+def stop_if(yes: bool) -> None:
+    """Ends the program if it is so, as of the signal; to be called when everything is saved."""
+    if yes:
         raise Terminated(STATUS)

@@ -232,7 +232,7 @@ def shared_train_set(run: Run, logits: np.ndarray, num_devices: int) -> dict[str
         "count": np.ones(len(packed), np.int32),
     }
     parts = {
-        name: parallel.share_out(parallel.pad_to_multiple(x, num_devices), num_devices)
+        name: parallel.share_out(parallel.pad_for_devices(x, num_devices), num_devices)
         for name, x in parts.items()
     }
     return {name: np.moveaxis(x, -2, -1) if x.ndim > 2 else x for name, x in parts.items()}

@@ -50,3 +50,18 @@ def test_keys_and_results_do_not_depend_on_the_number_of_devices(key, num_device
     assert state["step"] == 2
     # Every example of every step draws for itself.
     assert len(np.unique(drawn)) == 24
+
+
+def test_a_process_takes_its_part_of_a_batch(monkeypatch):
+    batch = {"x": np.arange(24).reshape(12, 2)}
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    parts = []
+    for process in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        parts.append(parallel.share_out(batch, 2)["x"])
+    assert parts[0].shape == (2, 2, 2)
+    np.testing.assert_array_equal(np.concatenate(parts).reshape(12, 2), batch["x"])
+    assert parallel.usable_devices(12) == 4
+    assert len(parallel.pad_for_devices(np.zeros(7), 2)) == 12
+    with pytest.raises(ValueError, match="a batch of 8 cannot be shared among 3 processes"):
+        parallel.usable_devices(8)

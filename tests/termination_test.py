@@ -30,7 +30,7 @@ def test_a_loop_ends_after_its_step():
     def loop():
         with termination.deferred():
             for step in range(5):
-                termination.stop_if_requested()
+                termination.stop_if(termination.requested())
                 if step == 2:
                     os.kill(os.getpid(), signal.SIGTERM)
                     os.kill(os.getpid(), signal.SIGTERM)  # some senders repeat it
@@ -46,7 +46,7 @@ def test_a_signal_that_comes_after_the_last_step_still_counts():
     with termination.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(termination.Terminated):
-        termination.stop_if_requested()
+        termination.stop_if(termination.requested())
 
 
 IN_A_DESTRUCTOR = """

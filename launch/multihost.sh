@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains on several hosts. On every host, with its own number:
+#
+#   bash launch/multihost.sh COORDINATOR PROCESSES PROCESS --config=configs/coco_dch.py --workdir=DIR
+#
+# COORDINATOR is HOST:PORT of process 0, a port that the others reach; PROCESSES how many there are;
+# PROCESS this one's number, from 0 on. DIR lies on storage that all of them share. On one host, to
+# try it out: two processes of four virtual devices each,
+#
+#   export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4
+#   bash launch/multihost.sh localhost:12345 2 0 --config=configs/scenes_dch.py --workdir=runs/two &
+#   bash launch/multihost.sh localhost:12345 2 1 --config=configs/scenes_dch.py --workdir=runs/two
+#
+# A run may go on with another number of processes or devices, one included.
+set -e
+cd "$(dirname "$0")/.."
+if [ $# -lt 4 ]; then
+  echo "error: expected COORDINATOR PROCESSES PROCESS --config=FILE ..., got: $*" >&2
+  exit 2
+fi
+coordinator=$1 processes=$2 process=$3
+shift 3
+exec .venv/bin/python -m mch_jax.main \
+  --coordinator="$coordinator" --processes="$processes" --process="$process" "$@"
