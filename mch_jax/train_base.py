@@ -353,12 +353,13 @@ def train_adsh(
             sample, dissimilar = draw(turn)
             base, codes = state.base, state.database_codes
             batches = input_batches(run, done, places[sample])
-            scalars = {}
-            while done < (turn + 1) * per_turn and not termination.requested():
+            scalars, stops = {}, False
+            while done < (turn + 1) * per_turn and not stops:
                 shared = {"codes": codes, "dissimilar": dissimilar}
                 base, scalars = step(base, next(batches), shared)
                 done += 1
                 guard.watch(done, scalars)
+                stops = parallel.any_process(termination.requested())
             guard.check()
             is_whole = done == (turn + 1) * per_turn
             if is_whole:
@@ -367,11 +368,11 @@ def train_adsh(
             state = AdshState(base=base, database_codes=codes)
             if done:
                 checkpoints.save(done, state)
-            if termination.requested():
+            if stops:
                 logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
                 break
     checkpoints.close()
-    termination.stop_if_requested()
+    termination.stop_if(parallel.any_process(termination.requested()))
     return state.base
 
 
