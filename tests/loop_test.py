@@ -11,9 +11,10 @@ from mch_jax.run import Run
 
 @pytest.fixture
 def run(tmp_path):
-    """What a loop needs of a run: its workdir."""
+    """What a loop needs of a run: its workdir, and a config without TensorBoard."""
     run = object.__new__(Run)
     object.__setattr__(run, "workdir", tmp_path)
+    object.__setattr__(run, "config", {})
     return run
 
 
