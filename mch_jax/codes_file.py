@@ -83,8 +83,10 @@ def _unsound(arrays: dict[str, np.ndarray]) -> str:
     if differing:
         return f"{'unknown' if differing[0] in arrays else 'no'} array {differing[0]!r}"
     num_bits, count, items = arrays["num_bits"], len(arrays["codes"]), len(arrays["ids"])
-    if num_bits.shape or num_bits.dtype.kind != "i" or num_bits < 1:
-        return f"num_bits is {num_bits}, expected one integer of at least 1"
+    if num_bits.shape:
+        return f"num_bits has the shape {num_bits.shape}, expected one integer of at least 1"
+    if num_bits.dtype.kind != "i" or num_bits < 1:
+        return f"num_bits is {num_bits.item()!r}, expected one integer of at least 1"
     for name, dtype in _DTYPES.items():
         if arrays[name].dtype != dtype:
             return f"{name} is {arrays[name].dtype}, expected {np.dtype(dtype)}"

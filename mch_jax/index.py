@@ -59,6 +59,9 @@ BINOMIALS = np.array(
 )
 
 
+_ARRAY_FILE = re.compile(rf"(base|delta)-({'|'.join(Segment._fields)})-[0-9a-f]{{16}}\.npy")
+
+
 class Hits(NamedTuple):
     """The k nearest items of each query.
 
@@ -638,7 +641,28 @@ def _read_meta(directory: Path, any_version: bool = False) -> dict:
         raise ValueError(f"{path} is of format {version!r}, expected {INDEX_FORMAT!r}")
     if meta.pop("checksum", None) != _digest(meta):
         raise ValueError(f"{path} is damaged: its checksum differs; save the index again")
+    if not _is_whole(meta):
+        raise ValueError(f"{path} is not as save writes it; save the index again")
     return meta
+
+
+def _is_whole(meta: dict) -> bool:
+    """Returns whether a meta file says all that opening needs, of files in its own directory."""
+    num_bits, files = meta.get("num_bits"), meta.get("files")
+    names = {f"{part}-{field}" for part in ("base", "delta") for field in Segment._fields}
+    return (
+        type(num_bits) is int
+        and 1 <= num_bits <= MAX_BITS
+        and isinstance(files, dict)
+        and files.keys() == names
+        and all(
+            isinstance(entry, dict)
+            and type(entry.get("bytes")) is int
+            and isinstance(entry.get("checksum"), str)
+            and _ARRAY_FILE.fullmatch(str(entry.get("file")))
+            for entry in files.values()
+        )
+    )
 
 
 def _map_array(directory: Path, name: str, entry: dict, verify: bool) -> np.ndarray:
@@ -674,7 +698,6 @@ def _check_shapes(directory: Path, segment: Segment, num_bits: int):
 
 def _remove_others(directory: Path, names: set[str]):
     """Deletes arrays of earlier states and of saves that did not finish."""
-    pattern = re.compile(rf"(base|delta)-({'|'.join(Segment._fields)})-[0-9a-f]{{16}}\.npy")
     for path in directory.iterdir():
-        if pattern.fullmatch(path.name) and path.name not in names:
+        if _ARRAY_FILE.fullmatch(path.name) and path.name not in names:
             path.unlink()

@@ -124,6 +124,8 @@ def fail(error: Exception) -> NoReturn:
         text = f"{text[:300]}; {_FREE}"
     elif "RESOURCE_EXHAUSTED" in text:
         text = f"out of memory on the device ({text[:200]}); lower the batch sizes"
+    # A file's content can be part of the text; control characters would rewrite the terminal.
+    text = "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 

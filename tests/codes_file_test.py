@@ -59,7 +59,7 @@ def test_no_codes_at_all(tmp_path):
             r"codes has the shape \(3, 2\), expected \(3, 3\)",
         ),
         ({"num_bits": np.int64(0)}, "num_bits is 0"),
-        ({"num_bits": np.str_("nine")}, "num_bits is nine"),
+        ({"num_bits": np.str_("nine")}, "num_bits is 'nine'"),
         (
             {"codes": np.array([[0xFF, 0b1], [0x0F, 0b10], [0xAA, 0b1]], np.uint8)},
             "padding must be 0",

@@ -120,7 +120,7 @@ def place(tmp_path_factory, finished):
     folder = tmp_path_factory.mktemp("place")
     for name in ("configs", "launch"):
         (folder / name).symlink_to(ROOT / name)
-    for name in ("demo", "coco18/coco18_dch_32_0"):
+    for name in ("demo", "grid/scenes_dch_32_0", "coco18/coco18_dch_32_0"):
         shutil.copytree(finished, folder / "runs" / name)
     shutil.copytree(finished / "codes", folder / "codes")
     shutil.copy(finished / "codes" / "query.npz", folder / "query.npz")

@@ -24,7 +24,7 @@ def inside(name: str, source: str) -> str:
     path = pathlib.PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise ValueError(
-            f"{source}: '{name}' leads outside the data folder; "
+            f"{source}: {name!r} leads outside the data folder; "
             "names must be relative and without '..'"
         )
     return str(path)
@@ -45,7 +45,7 @@ def multi_hot(values: list[list[str]], source: str, first_line: int) -> UInt8[np
     for line, row in enumerate(values, first_line):
         bad = next((value for value in row if value not in ("0", "1")), None)
         if bad is not None:
-            raise ValueError(f"{source} line {line}: label '{bad}', expected 0 or 1")
+            raise ValueError(f"{source} line {line}: label {bad!r}, expected 0 or 1")
     return np.array(values, np.uint8)
 
 
@@ -66,7 +66,7 @@ def read_table(
     classes = tuple(c for c in header if c not in ("file", "split", *_EXTRA_COLUMNS))
     if header[0] != "file" or not classes or len(set(header)) < len(header):
         raise ValueError(
-            f"'{path}' starts with '{','.join(header)[:80]}'; expected a header "
+            f"'{path}' starts with {','.join(header)[:80]!r}; expected a header "
             "file,split,CLASS,... (split may be left out) with different names"
         )
     if not lines:
@@ -85,7 +85,7 @@ def read_table(
     splits = [row[header.index("split")] for row in lines]
     wrong = next((split for split in splits if split not in SPLITS), None)
     if wrong is not None:
-        raise ValueError(f"'{path}' names split '{wrong}', expected one of {', '.join(SPLITS)}")
+        raise ValueError(f"'{path}' names split {wrong!r}, expected one of {', '.join(SPLITS)}")
     return ids, classes, labels, splits
 
 
@@ -121,20 +121,20 @@ def read_list(path: pathlib.Path, name: Callable[[str, str], str]) -> dict[str, 
     tokens = lines[0].split()
     width = next((i for i, token in enumerate(reversed(tokens)) if token not in ("0", "1")), 0)
     if not width:
-        raise ValueError(f"'{path}' line 1: '{lines[0][:80]}', expected 'path l1 ... lN'")
+        raise ValueError(f"'{path}' line 1: {lines[0][:80]!r}, expected 'path l1 ... lN'")
     rows = [line.strip().rsplit(maxsplit=width) for line in lines]
     for line, row in enumerate(rows, 1):
         # A line with a label too many leaves one at the end of its path.
         if len(row) != width + 1 or row[0].split()[-1] in ("0", "1"):
             raise ValueError(
-                f"'{path}' line {line}: '{lines[line - 1][:80]}', expected a path and "
+                f"'{path}' line {line}: {lines[line - 1][:80]!r}, expected a path and "
                 f"{width} labels as in line 1"
             )
     labels = multi_hot([row[1:] for row in rows], f"'{path}'", 1)
     names = [name(row[0], f"'{path}'") for row in rows]
     if len(set(names)) < len(names):
         twice = collections.Counter(names).most_common(1)[0][0]
-        raise ValueError(f"'{path}' lists '{twice}' twice; remove one of the lines")
+        raise ValueError(f"'{path}' lists {twice!r} twice; remove one of the lines")
     return dict(zip(names, labels, strict=True))
 
 
@@ -156,7 +156,7 @@ def read_lists(
         for file, values in listed.items():
             if not np.array_equal(labels.setdefault(file, values), values):
                 raise ValueError(
-                    f"'{paths[0]}' gives '{file}' labels of another kind than an earlier list; "
+                    f"'{paths[0]}' gives {file!r} labels of another kind than an earlier list; "
                     "expected the same labels wherever a photo is listed"
                 )
         order = {file: row for row, file in enumerate(labels)}
