@@ -8,7 +8,7 @@ import hashlib
 import importlib.resources
 import io
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mch_jax import __version__, codes, regions
 from mch_jax.catalogue import Catalogue, Neighbour
@@ -516,6 +517,12 @@ def _policy(page: str) -> str:
     )
 
 
+def _methods(routes: Sequence[Any], request: Request) -> list[str]:
+    """Returns the methods that a path takes; Starlette names those of its first route alone."""
+    matching = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted(set().union(*(route.methods for route in matching)))
+
+
 def create_app(service: Service) -> FastAPI:
     """Returns the ASGI application of a service."""
 
@@ -553,8 +560,10 @@ def create_app(service: Service) -> FastAPI:
             404: f"There is nothing at {request.url.path}; see /openapi.json.",
             405: f"The path {request.url.path} does not take {request.method}; see /openapi.json.",
         }
-        text = sentences.get(error.status_code, str(error.detail))
-        return JSONResponse({"error": text.rstrip(".") + "."}, error.status_code, error.headers)
+        text, headers = sentences.get(error.status_code, str(error.detail)), error.headers
+        if error.status_code == 405:
+            headers = {"Allow": ", ".join(_methods(router.routes, request))}
+        return JSONResponse({"error": text.rstrip(".") + "."}, error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -234,6 +234,11 @@ def test_wrong_requests_get_a_sentence(client, method, path, status, reason):
     assert reason in sentence(client.request(method, path), status)
 
 
+def test_a_wrong_method_hears_of_the_right_ones(client):
+    assert client.delete("/search").headers["allow"] == "GET, POST"
+    assert client.delete("/items/3").headers["allow"] == "GET"
+
+
 def test_forms_without_a_photo(client):
     assert "no file" in sentence(client.post("/search", files={"other": b"x"}), 422)
     broken = client.post("/search", content=b"x", headers={"content-type": "multipart/form-data"})

@@ -181,6 +181,7 @@ def test_wrong_arguments_get_one_line(small_run, place, tmp_path, arguments, rea
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # Ray warns of what it calls itself
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(small_run, tmp_path):
     place = tmp_path / "place"
