@@ -107,7 +107,31 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
         for process in range(num_processes())
         for device in _devices_of(process)[:num_devices]
     ]
-    return jax.pmap(step, axis_name=AXIS, in_axes=tuple(in_axes), out_axes=None, devices=devices)
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=tuple(in_axes), out_axes=None, devices=devices)
+    if num_processes() > 1:
+        return mapped
+
+    def placed(*arguments):
+        # Where the first state lies elsewhere than later ones, the second step compiles again.
+        return mapped(
+            *(
+                replicated(argument, num_devices) if axis is None else argument
+                for argument, axis in zip(arguments, in_axes, strict=True)
+            )
+        )
+
+    return placed
+
+
+def replicated(tree: Any, num_devices: int) -> Any:
+    """Returns arrays as they come out of `over_devices`, a copy on each device; most are there.
+
+    Among several processes they stay where they are, on one of this process's devices.
+    """
+    if num_processes() > 1:
+        return jax.device_put(tree)
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def _devices_of(process: int) -> list[Any]:

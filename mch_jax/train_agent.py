@@ -269,7 +269,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     )
     step = parallel.over_devices(one_device, (None, 0, 0, None, None), num_devices)
     key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
-    frozen = jax.device_put(run.needed_params(base_params))
+    frozen = parallel.replicated(run.needed_params(base_params), num_devices)
 
     def one_step(state, batch):
         return step(state, parallel.share_out(batch, num_devices), train_set, frozen, key)

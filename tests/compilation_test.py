@@ -1,0 +1,46 @@
+"""Nothing is compiled after the first step of a training, whatever it sees."""
+
+import jax
+import pytest
+from tiny_run import tiny
+
+from mch_jax import loop, main
+
+EVENT = "/jax/core/compile/backend_compile_duration"
+_compilations: list[str] = []
+
+
+def _listen(event: str, duration: float, **_: object) -> None:
+    if event == EVENT:
+        _compilations.append(event)
+
+
+@pytest.fixture
+def per_step(monkeypatch):
+    """How many programs each step of each stage compiled."""
+    train, counts = loop.train, {}
+
+    def watched(run, stage, state, num_steps, step, *rest):
+        def counted(state, batch):
+            before = len(_compilations)
+            result = step(state, batch)
+            jax.block_until_ready(result)
+            counts.setdefault(stage, []).append(len(_compilations) - before)
+            return result
+
+        return train(run, stage, state, num_steps, counted, *rest)
+
+    monkeypatch.setattr(loop, "train", watched)
+    jax.monitoring.register_event_duration_secs_listener(_listen)
+    return counts
+
+
+@pytest.mark.parametrize("train_conv", [False, True])
+def test_steps_of_base_and_agent_compile_once(per_step, tmp_path, train_conv):
+    config = tiny(base__train_conv=train_conv, base__num_epochs=1)
+    main.run_stages(config, tmp_path, "agent")
+    assert per_step.keys() == {"base", "agent"}
+    for stage, (first, *later) in per_step.items():
+        assert first > 0, "the listener hears nothing"
+        assert len(later) >= 4
+        assert sum(later) == 0, f"{stage} compiled again: {later}"
