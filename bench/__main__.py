@@ -92,7 +92,9 @@ def markdown(record: dict) -> str:
         memory = number(row["memory_mb"], ",.1f")
         if row["peer_memory_mb"] is not None:
             memory += f", {number(row['peer_memory_mb'], ',.1f')}"
-        notes.append(f"- {row['bench']} ({row['threads']}): {row['note']}" * bool(row["note"]))
+        load = row.get("load", 0)
+        busy = f" (others were at work: load {load:.0f})" if load > row["threads"] + 2 else ""
+        notes.append(f"- {row['bench']} ({row['threads']}){busy}: {row['note']}")
         lines.append(
             f"| {row['bench']} | {row['threads']} | {number(row['rate'])} {row['unit']} "
             f"({number(row['low'])}-{number(row['high'])}) | {peer} "

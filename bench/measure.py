@@ -40,6 +40,7 @@ class Row:
       memory_mb: peak beyond the inputs.
       peer_memory_mb: the peer's.
       note: what a reader has to know, such as why a target is missed.
+      load: load average of the machine at the end; above `threads` others were at work.
     """
 
     bench: str
@@ -58,6 +59,7 @@ class Row:
     memory_mb: float | None = None
     peer_memory_mb: float | None = None
     note: str = ""
+    load: float = dataclasses.field(default_factory=lambda: os.getloadavg()[0])
 
 
 @dataclasses.dataclass

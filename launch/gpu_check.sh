@@ -14,7 +14,7 @@ if [ "$1" = --carry ]; then
   [ -n "$2" ] || { echo "error: --carry needs a folder" >&2; exit 2; }
   mkdir -p "$2"
   grep -Ev '^(#|jax==|jaxlib==|lpips)' launch/constraints.txt >"$2/needed.txt"
-  "$python" -m pip download --quiet --no-deps --dest "$2" --requirement "$2/needed.txt"
+  "$python" -m pip wheel --quiet --no-deps --wheel-dir "$2" --requirement "$2/needed.txt"
   echo "$(ls "$2"/* | wc -l) files in $2"
   exit
 fi
