@@ -174,6 +174,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=30.0, help="how long the load lasts")
     parser.add_argument("--out", type=Path, help="where to write the record as JSON")
     arguments = parser.parse_args()
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # for a busy machine
     import ray
     from ray.cluster_utils import Cluster
 

@@ -341,9 +341,7 @@ def scan(keys, first, start, stop, query, need, state, hist, found):
     had room.
     """
     reach, inside, count = state[0], state[1], state[2]
-    begin = (
-        start & ~7
-    )  # where the keys are aligned: loads across cache lines take half as long again
+    begin = start & ~7  # a cache line of the keys: loads that cross one take half as long again
     before = np.uint64(start - begin)
     while begin < stop:
         if count + 64 > found.size:

@@ -22,7 +22,10 @@ NUM_BITS = 24  # more than index_kernels.DIRECT_BITS: a small index has a small 
 WRITER = """
 import sys
 import numpy as np
+from mch_jax import index as index_module
 from mch_jax.index import BucketIndex
+
+index_module.MERGE_FLOOR, index_module.MERGE_SHARE = 2, 0  # an add begins a merge beside the rest
 
 def arrays(item):
     words = np.stack([item * 7919 % 2**24, item * 10472927 % 2**24], 1).astype("<u4").reshape(-1, 1)
