@@ -203,6 +203,12 @@ class Service:
         self.fingerprint = digest.hexdigest()[:12]
         self.gate: Gate | None = None
 
+    def warm_up(self) -> None:
+        """Compiles network and index, so that no request waits for it."""
+        self.workers.warm_up()
+        if len(self.catalogue):
+            self.found(self.catalogue.code(0), 24, compare=True)
+
     @property
     def pending(self) -> int:
         """Requests that are worked on or wait."""
@@ -482,7 +488,7 @@ async def photo(
 
 @router.get("/health", summary="Whether it works, and what is served")
 async def health(service: _Service) -> Health:
-    """Returns what is served; it answers once the network is compiled."""
+    """Returns what is served; it answers once network and index are compiled."""
     catalogue = service.catalogue
     return Health(
         status="ok", method=service.method, num_bits=catalogue.file.num_bits,

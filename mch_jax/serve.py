@@ -75,7 +75,7 @@ def main(_: list[str]) -> None:
     )  # fmt: skip
     service = api.Service(encoder, database, catalogue.method_of(run), limits)
     listener = _listen(_HOST.value, _PORT.value)
-    service.workers.warm_up()
+    service.warm_up()
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"{len(database):,} photos at http://{host}:{port}", flush=True)  # noqa: T201

@@ -283,7 +283,7 @@ def test_an_upload_that_stalls_is_refused(service):
     hasty = api.Service(
         service.encoder, service.catalogue, "dch", LIMITS._replace(body_seconds=0.3)
     )
-    hasty.workers.warm_up()
+    hasty.warm_up()
     head = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
     with small.serving(hasty) as url:
         host, port = url.removeprefix("http://").split(":")

@@ -33,7 +33,7 @@ def url(small_run):
     encoder = Encoder.from_run(small_run)
     limits = Limits(upload=300_000)
     service = api.Service(encoder, catalogue.of_run(small_run), "dch", limits)
-    service.workers.warm_up()
+    service.warm_up()
     with small.serving(service) as url:
         yield url
 
