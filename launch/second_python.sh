@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs the tests that need neither torch nor a server on a second Python, 3.12 or newer.
+#
+# SECOND_PYTHON names it; otherwise it is python3.13 or python3.12, whichever is there and is not
+# .venv's. Its environment is .venv-second. Where there is none, it says so.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+own="$(.venv/bin/python -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null)"
+for python in ${SECOND_PYTHON:-python3.13 python3.12}; do
+  version="$("$python" -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null)"
+  [ -n "$version" ] && [ "$version" != "$own" ] && break
+  python=""
+done
+if [ -z "$python" ]; then
+  echo "No second Python: no 3.12 or newer on the PATH but that of .venv"
+  exit 0
+fi
+set -e
+[ -x .venv-second/bin/python ] || "$python" -m venv .venv-second
+PYTHONWARNINGS=ignore .venv-second/bin/python -m pip install --quiet --editable '.[scenes,tensorboard]' \
+  beartype hypothesis pytest
+exec .venv-second/bin/python -m pytest \
+  tests/{codes,codes_file,metrics,pairs,objective,regions,validation,termination,logs,loop,search}_test.py \
+  "$@"
