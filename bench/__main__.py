@@ -100,10 +100,10 @@ def markdown(record: dict) -> str:
             f"({number(row['low'])}-{number(row['high'])}) | {peer} "
             f"| {number(row['ratio'], '.2f')} | {target} | {limit} | {memory} |"
         )
-    reasons = [f"- {key}: {text}" for key, text in record.get("reasons", {}).items()]
+    remarks = [f"- {key}: {text}" for key, text in record.get("remarks", {}).items()]
     lines += ["", *filter(None, dict.fromkeys(notes))]
-    if reasons:
-        lines += ["", "## Why a target is missed", "", *reasons]
+    if remarks:
+        lines += ["", "## Remarks", "", *remarks]
     return "\n".join([*lines, ""])
 
 
