@@ -470,9 +470,9 @@ def connect(
     """
     shards = Shards(directory)
     try:
-        import ray
-        from ray.util import get_placement_group, placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util import get_placement_group, placement_group  # pyright: ignore[reportMissingImports]
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("ray is not installed; run pip install 'mch_jax[cluster]'") from None
     if not ray.is_initialized():
@@ -522,8 +522,8 @@ def connect(
 
 def stop(directory: str | os.PathLike, replicas: int = 2) -> None:
     """Stops the replicas of a directory of shards; this process has to be connected."""
-    import ray
-    from ray.util import get_placement_group, remove_placement_group
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.util import get_placement_group, remove_placement_group  # pyright: ignore[reportMissingImports]
 
     shards = Shards(directory)
     for shard in range(shards.num_shards):
