@@ -155,6 +155,8 @@ def test_a_command_of_the_documentation_is_one(words, run_module, place):
             for argument in arguments[1:]:
                 if "[" in argument:
                     extras(argument)
+        elif module == "bench":
+            script_has("bench/__main__.py", arguments)
         else:
             assert module == "pip_audit"
             assert (ROOT / arguments[-1]).exists()
