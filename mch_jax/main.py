@@ -117,6 +117,12 @@ def _is_for_people(record: Any) -> bool:
 def fail(error: Exception) -> NoReturn:
     """Ends the program with an error's text in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
+    name = text.strip("'\"\\").partition("\\")[0]
+    if text[0] in "'\"" and name.isidentifier():  # ml_collections says no more, in quoted quotes
+        closest = text.partition("Did you mean ")[2].partition(" instead")[0]
+        text = f"the config has no field '{name}'; " + (
+            f"did you mean {closest}?" if closest else "configs/default.py has them all"
+        )
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         place = f"{error.filename}: " if error.filename else ""
         text = f"{place}{error.strerror}; {_REMEDIES[error.errno]}"

@@ -233,3 +233,20 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
         main.run_stages(tiny(base__batch_size=41), tmp_path / "base")
     with pytest.raises(ValueError, match=r"agent.batch_size is 41, expected 2 to 40"):
         main.run_stages(tiny(agent__batch_size=41), tmp_path / "agent")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "'\\'num_step\\'\\nDid you mean \"num_steps\" instead of \"num_step\"?'",
+            "the config has no field 'num_step'; did you mean \"num_steps\"?",
+        ),
+        ("\"'zzz'\"", "the config has no field 'zzz'; configs/default.py has them all"),
+        ("'a.jpg' does not decode", "'a.jpg' does not decode"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named_plainly(text, line, capsys):
+    with pytest.raises(SystemExit):
+        main.fail(ValueError(text))
+    assert capsys.readouterr().err == f"error: {line}\n"
