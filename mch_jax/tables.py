@@ -295,7 +295,7 @@ def radius_figure(runs: Runs, key: str, title: str, path: Path) -> None:
                 label=f"MCH-{name(method)}" if kind == "mch" else name(method),
             )
         axis.set(xlabel="bits", ylabel=title, xticks=lengths)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         report.style(axis, SCHEME)
         report.legend(axis)
     figure.savefig(path, facecolor="white")
@@ -324,7 +324,7 @@ def f1_figure(runs: Runs, num_bits: int, path: Path) -> None:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(report.power))
         axis.set(xlabel="buckets probed, empty ones too", ylabel="F1")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         report.style(axis, SCHEME)
         report.legend(axis)
     figure.savefig(path, facecolor="white")
