@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt32
 
-from mch_jax import codes
+from mch_jax import codes, pairs
 from mch_jax.codes import Encoding, sign
 
 DISCARD, KEEP = 0, 1
@@ -53,10 +53,7 @@ def reward_histogram(
         to_all = functools.partial(codes.distance_to, packed=train_packed)
         distance = functools.reduce(jnp.minimum, [to_all(code) for code in own])
         nearer = jnp.minimum(distance, to_all(region))
-        # Row by row: slices of one array of all rows would keep the loop from becoming vectors.
-        shared = [words & one for words, one in zip(train_labels, label, strict=True)]
-        shared = functools.reduce(jnp.bitwise_or, shared) != 0
-        first_bin = jnp.where(shared, num_bits + 1, 0)
+        first_bin = jnp.where(pairs.shares_label(label, train_labels), num_bits + 1, 0)
         bins = [first_bin + x for x in (distance, nearer)]
         own_counts, counts = (codes.weighted_counts(x, count, 2 * (num_bits + 1)) for x in bins)
         return own_counts - counts

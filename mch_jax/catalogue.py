@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mch_jax import codes_file, data, regions
+from mch_jax import codes_file, regions
 from mch_jax.data import places
 from mch_jax.index import BucketIndex, Hits
+from mch_jax.run import read_dataset
 
 THUMBNAIL_BYTES = 64 * 2**20
 Reader = Callable[[str], np.ndarray]
@@ -98,10 +99,11 @@ class Catalogue:
         for item, distance in zip(hits.item[0].tolist(), hits.distance[0].tolist(), strict=True):
             if item < 0:
                 break
-            start, end = self.starts[item], self.starts[item + 1]
-            codes = self.file.codes[start : start + 1 if is_base else end]
-            nearest = int(np.bitwise_count(codes ^ query).sum(1, dtype=int).argmin())
-            found.append(Neighbour(item, distance, int(start) + nearest))
+            if is_base:
+                row = int(self.starts[item])
+            else:
+                row = codes_file.nearest_row(self.file, item, query)
+            found.append(Neighbour(item, distance, row))
         return found, hits
 
     def photo(self, item: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -160,10 +162,7 @@ def of_run(run: Path) -> Catalogue:
       ValueError: the run has no codes or its data set cannot be read.
     """
     file, config = codes_file.load(run / "codes" / "database.npz"), _config(run)
-    settings = config["dataset"]
-    photos = data.load(
-        settings["name"], settings["root"] or None, config["seed"], **settings["settings"]
-    )
+    photos = read_dataset(config)
     rows = {name: row for row, name in enumerate(photos.ids.tolist())}
     classes = photos.classes if len(photos.classes) == file.labels.shape[1] else ()
     return Catalogue(file, classes, _reader(rows, photos.read))

@@ -31,7 +31,7 @@ from jaxtyping import Int, UInt8
 
 from mch_jax import codes_file, index_kernels
 from mch_jax.checkpoint import write_json
-from mch_jax.index import BINOMIALS, Ball, BucketIndex, Hits, checked_items, to_words
+from mch_jax.index import BINOMIALS, Ball, BucketIndex, Hits, checked_items, joined, to_words
 from mch_jax.main import run_command
 
 FORMAT = "mch-shards/1"
@@ -373,12 +373,8 @@ class ShardedIndex:
         """Returns every item within `radius` bits of each query, nearest first."""
         if radius < 0:
             raise ValueError(f"radius is {radius}, expected at least 0")
-        balls = [merge_balls(parts) for parts in self._in_chunks("within", query_codes, radius)]
-        if len(balls) == 1:
-            return balls[0]
-        offsets, *arrays = zip(*balls, strict=True)
-        sizes = np.concatenate([[0], *map(np.diff, offsets)])
-        return Ball(np.cumsum(sizes), *map(np.concatenate, arrays))
+        chunks = self._in_chunks("within", query_codes, radius)
+        return joined([merge_balls(parts) for parts in chunks])
 
     def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:
         """Adds codes; an item that exists already gets them besides those it has."""

@@ -111,3 +111,9 @@ def _unsound(arrays: dict[str, np.ndarray]) -> str:
     if items and not count:
         return "there are images without a code"
     return ""
+
+
+def nearest_row(file: CodeFile, item: int, code: np.ndarray) -> int:
+    """Returns the row of an item's code that is nearest to a code, the first one of equals."""
+    first, last = np.searchsorted(file.item, [item, item + 1])
+    return int(first + np.bitwise_count(file.codes[first:last] ^ code).sum(1).argmin())

@@ -23,6 +23,7 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import comb
 from pathlib import Path
@@ -114,6 +115,15 @@ class _State(NamedTuple):
 
     base: Segment
     delta: Segment
+
+
+def joined(balls: Sequence[tuple]) -> Ball:
+    """Returns the balls of queries and of those that follow them as one."""
+    if len(balls) == 1:
+        return Ball(*balls[0])
+    offsets, *arrays = zip(*balls, strict=True)
+    sizes = np.concatenate([[0], *map(np.diff, offsets)])
+    return Ball(np.cumsum(sizes), *map(np.concatenate, arrays))
 
 
 def ball_size(num_bits: int, radius: int) -> int:
@@ -243,12 +253,7 @@ class BucketIndex:
                 return index_kernels.exact(base, queries[rows], self.num_bits)
             return index_kernels.within(base, delta, queries[rows], self.num_bits, radius, probing)
 
-        parts = _in_threads(run, len(queries), threads)
-        if len(parts) == 1:
-            return Ball(*parts[0])
-        offsets, item, distance, nonempty = zip(*parts, strict=True)
-        sizes = np.concatenate([[0], *map(np.diff, offsets)])
-        return Ball(np.cumsum(sizes), *map(np.concatenate, (item, distance, nonempty)))
+        return joined(_in_threads(run, len(queries), threads))
 
     def visits(
         self,

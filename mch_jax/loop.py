@@ -50,7 +50,7 @@ def train(
             writes = done % log_every == 0 or is_last
             # Processes stop together: they agree on it where a line of the log is due.
             agrees = writes or parallel.num_processes() == 1
-            stops = agrees and parallel.any_process(termination.requested())
+            stops = agrees and asked_to_stop()
             saves = done % save_every == 0 or is_last or stops
             if saves or writes:
                 guard.check()
@@ -62,8 +62,13 @@ def train(
                 logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
                 break
     checkpoints.close()
-    termination.stop_if(parallel.any_process(termination.requested()))
+    termination.stop_if(asked_to_stop())
     return state
+
+
+def asked_to_stop() -> bool:
+    """Returns whether SIGTERM came to any process of the run; every process has to ask."""
+    return parallel.any_process(termination.requested())
 
 
 def check_batch(stage: str, size: int, count: int, what: str) -> None:

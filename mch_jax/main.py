@@ -55,7 +55,7 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
         try:
             return flags.FLAGS(argv)
         except Exception as error:  # noqa: BLE001  a config file may raise anything
-            return fail(error)
+            return fail(with_field_named(error))
 
     def guarded(argv: list[str]) -> Any:
         try:
@@ -114,15 +114,23 @@ def _is_for_people(record: Any) -> bool:
     return record.levelno > 20 or Path(record.pathname).parent.name == "mch_jax"
 
 
+def with_field_named(error: Exception) -> Exception:
+    """Returns an error that says plainly which field a config lacks, any other one as it is.
+
+    ml_collections gives the field's name in quoted quotes, maybe with the closest one, and no more.
+    """
+    text = " ".join(str(error).split())
+    name = text.strip("'\"\\").partition("\\")[0]
+    if text[:1] not in ("'", '"') or not name.isidentifier():
+        return error
+    closest = text.partition("Did you mean ")[2].partition(" instead")[0]
+    hint = f"did you mean {closest}?" if closest else "configs/default.py has them all"
+    return ValueError(f"the config has no field '{name}'; {hint}")
+
+
 def fail(error: Exception) -> NoReturn:
     """Ends the program with an error's text in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    name = text.strip("'\"\\").partition("\\")[0]
-    if text[0] in "'\"" and name.isidentifier():  # ml_collections says no more, in quoted quotes
-        closest = text.partition("Did you mean ")[2].partition(" instead")[0]
-        text = f"the config has no field '{name}'; " + (
-            f"did you mean {closest}?" if closest else "configs/default.py has them all"
-        )
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         place = f"{error.filename}: " if error.filename else ""
         text = f"{place}{error.strerror}; {_REMEDIES[error.errno]}"

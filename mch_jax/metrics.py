@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8, UInt32
 
 from mch_jax import codes as codes_lib
-from mch_jax import metric_kernels
+from mch_jax import metric_kernels, pairs
 
 Histogram = Int[np.ndarray, "m distances 2"]
 AnyArray = Array | np.ndarray  # on the device or on the host
@@ -124,9 +124,7 @@ def _device_histogram(
         code, label = query
         distances = [codes_lib.distance_to(code, words) for words in packed]
         distance = functools.reduce(jnp.minimum, distances)
-        shared = [words & one for words, one in zip(labels, label, strict=True)]
-        shared = functools.reduce(jnp.bitwise_or, shared)
-        bins = distance * 2 + (shared != 0)
+        bins = distance * 2 + pairs.shares_label(label, labels)
         return codes_lib.counts_by_reduction(bins, jnp.ones(len(bins), jnp.int32), num_bins)
 
     return jax.lax.map(one, (query_packed, query_labels), batch_size=QUERIES_AT_ONCE)

@@ -4,6 +4,8 @@ Distances are in bits. Eq. numbers are those of "Multiple Code Hashing for Effic
 Retrieval" (Li et al., arXiv 2008.01503).
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int8, ScalarLike, UInt8, UInt32
@@ -33,6 +35,17 @@ def similarity(
 ) -> Bool[AnyArray, "b n"]:
     """Returns whether two images share a label; an image without labels is similar to none."""
     return jnp.any(labels_a[:, None, :] & labels_b[None, :, :], axis=-1)
+
+
+def shares_label(
+    label: UInt32[AnyArray, " lw"], labels: UInt32[AnyArray, "lw n"]
+) -> Bool[AnyArray, " n"]:
+    """Returns whether one image shares a label with each of many, which come last.
+
+    Row by row: slices of one array of all rows would keep the CPU from a loop of vectors.
+    """
+    shared = [words & one for words, one in zip(labels, label, strict=True)]
+    return functools.reduce(jnp.bitwise_or, shared) != 0
 
 
 def similar_fraction(labels: UInt32[np.ndarray, "n lw"]) -> float:

@@ -109,9 +109,7 @@ class Retriever:
 
     def _found(self, code: np.ndarray, item: int, distance: int) -> Found:
         file = self.database
-        first, last = np.searchsorted(file.item, [item, item + 1])
-        apart = np.bitwise_count(file.codes[first:last] ^ code).sum(1)
-        box = file.box[first + int(apart.argmin())].tolist()
+        box = file.box[codes_file.nearest_row(file, item, code)].tolist()
         return Found(str(file.ids[item]), distance, item, tuple(box))
 
 

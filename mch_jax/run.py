@@ -227,12 +227,19 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
                     f"workdir {workdir} is of a run with {key} = {old.get(key)}, this one has "
                     f"{new.get(key)}; use that value, or another workdir"
                 )
-    dataset = data.load(
-        config.dataset.name, config.dataset.root or None, config.seed, **config.dataset.settings
-    )
+    dataset = read_dataset(config)
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
     checkpoint.write_json(path, resolved)
     return Run(config, workdir, dataset, counts)
+
+
+def read_dataset(config: Any) -> data.Dataset:
+    """Returns the data set of a config, of a ConfigDict or of what `read_config` returns.
+
+    Nothing of it is checked before `data.audit`.
+    """
+    chosen = config["dataset"]
+    return data.load(chosen["name"], chosen["root"] or None, config["seed"], **chosen["settings"])
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

@@ -25,8 +25,8 @@ FILE = "sweep.json"
 MEASURES = ("map", "p_at_h0", "r_at_h0", "anhc")
 
 
-def region_codes(this: run.Run, ratio: float) -> dict[str, np.ndarray]:
-    """Returns packed codes, keep probabilities and boxes of the database's regions at a ratio.
+def region_codes(this: run.Run, encoder: encode.Encoder, ratio: float) -> dict[str, np.ndarray]:
+    """Returns codes, keep probabilities and boxes of the database's regions at a ratio.
 
     They are read from a file of the run, which is made on first use.
     """
@@ -35,12 +35,13 @@ def region_codes(this: run.Run, ratio: float) -> dict[str, np.ndarray]:
         config: Any = ConfigDict(this.config)
         config.encode.crop_ratio = ratio
         other = dataclasses.replace(this, config=config)
-        encoder = dataclasses.replace(encode.Encoder.from_run(this.workdir), crop_ratio=ratio)
+        encoder = dataclasses.replace(encoder, crop_ratio=ratio)
         rows = this.dataset.database
         packed, keep_prob = encode.encode_rows(other, encoder, rows, f"database at {ratio:g}")
         box = encoder.code_set(packed, keep_prob, this.dataset.sizes[rows]).box
         with checkpoint.whole_file(path) as temporary:
-            np.savez_compressed(temporary, packed=packed, keep_prob=keep_prob, box=box)
+            packed_bytes = codes.to_bytes(packed, encoder.model.num_bits)
+            np.savez_compressed(temporary, codes=packed_bytes, keep_prob=keep_prob, box=box)
         shutil.rmtree(this.workdir / "parts")
     return checkpoint.read_npz(path, "remove it and start again")
 
@@ -67,17 +68,17 @@ def sweep(
     if "controls" not in evaluate.read(workdir):
         raise ValueError(f"{workdir} is of a method without an agent; a threshold changes nothing")
     this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
-    query = codes_file.load(workdir / "codes" / "query.npz")
-    ids, labels = (x[this.dataset.database] for x in (this.dataset.ids, this.dataset.labels))
+    encoder = encode.Encoder.from_run(workdir)
+    query, database = (
+        codes_file.load(workdir / "codes" / f"{title}.npz") for title in ("query", "database")
+    )
     rows = []
     for ratio in ratios:
-        made = region_codes(this, ratio)
+        made = region_codes(this, encoder, ratio)
         for threshold in thresholds:
             kept = made["keep_prob"] >= threshold
             kept[:, 0] = True
-            code_set = codes.CodeSet(made["packed"], made["keep_prob"], kept, made["box"])
-            database = codes.flatten(code_set, ids, labels, query.num_bits)
-            found = evaluate.measures(query, database, [])
+            found = evaluate.measures(query, evaluate.with_kept(database, made, kept), [])
             rows.append(
                 {"crop_ratio": ratio, "keep_threshold": threshold}
                 | {name: found[name] for name in MEASURES}

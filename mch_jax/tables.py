@@ -24,10 +24,11 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from scipy import stats
 
-from mch_jax import checkpoint, data, evaluate, methods, report, run, sweep
+from mch_jax import checkpoint, evaluate, methods, report, run, sweep
 from mch_jax.main import run_command
 
 SCHEME = report.SCHEMES[0]
+LINES = (("base", SCHEME.base, "--", "s"), ("mch", SCHEME.mch, "-", "o"))
 LEVELS = (0.25, 0.5, 0.75, 0.95)  # of the smaller of two best F1
 
 Runs = Mapping[tuple[str, int], list[Mapping[str, Any]]]
@@ -41,9 +42,10 @@ class Estimate(NamedTuple):
     count: int
 
 
-def name(method: str) -> str:
-    """Returns a method's name as its authors write it."""
-    return {"hashnet": "HashNet"}.get(method, method.upper())
+def name(method: str, kind: str = "base") -> str:
+    """Returns a method's name as its authors write it, with MCH before it for that kind."""
+    text = {"hashnet": "HashNet"}.get(method, method.upper())
+    return f"MCH-{text}" if kind == "mch" else text
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -66,14 +68,13 @@ def read_runs(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
     for path in sorted(root.glob("*/results.json")):
         results = evaluate.read(path.parent)
         results["workdir"] = str(path.parent)
-        names.add((results["dataset"]["name"], results["provenance"]["split_hash"]))
+        names.add(results["dataset"]["name"])
         found.setdefault((results["method"], results["num_bits"]), []).append(results)
     if not found:
         raise ValueError(f"--root={root} holds no finished run; run mch_jax.grid first")
-    if len({name for name, _ in names}) > 1:
+    if len(names) > 1:
         raise ValueError(
-            f"--root={root} holds runs of {', '.join(sorted({n for n, _ in names}))}; expected one "
-            "data set"
+            f"--root={root} holds runs of {', '.join(sorted(names))}; expected one data set"
         )
     for runs in found.values():
         runs.sort(key=lambda results: results["seed"])
@@ -89,8 +90,9 @@ def _methods(runs: Runs) -> list[str]:
     return list(dict.fromkeys(method for method, _ in runs))
 
 
-def _learns(results: Mapping[str, Any]) -> bool:
-    return "controls" in results
+def _with_agent(runs: Runs) -> Runs:
+    """Returns the runs whose methods have an agent; LSH and ITQ have none."""
+    return {key: found for key, found in runs.items() if key[0] in methods.METHODS}
 
 
 def cell(value: Estimate, digits: int, signed: bool = False) -> str:
@@ -112,11 +114,8 @@ def measure_table(runs: Runs, key: str, digits: int) -> str:
     """Returns a measure of every method without and with MCH, by code length: Table 2 for mAP."""
     lengths, rows = _lengths(runs), []
     for method in _methods(runs):
-        kinds = ["base"]
-        if any(_learns(results) for m, _ in runs if m == method for results in runs[m, _]):
-            kinds.append("mch")
-        for kind in kinds:
-            title = name(method) if kind == "base" else f"**MCH-{name(method)}**"
+        for kind in ("base", "mch") if method in methods.METHODS else ("base",):
+            title = name(method, kind) if kind == "base" else f"**{name(method, kind)}**"
             values = [runs.get((method, num_bits), []) for num_bits in lengths]
             rows.append(
                 [title]
@@ -144,11 +143,9 @@ def oracle_share(runs: Sequence[Mapping[str, Any]]) -> Estimate:
 
 
 def difference_table(runs: Runs, control: str) -> str:
-    """Returns MCH minus a control of every method and code length."""
+    """Returns MCH minus a control of every method and code length, of runs with an agent."""
     rows = []
     for (method, num_bits), found in runs.items():
-        if not _learns(found[0]):
-            continue
         values = [
             cell(difference(found, key, control), digits, signed=True)
             for key, digits in (("map", 4), ("p_at_h0", 4), ("r_at_h0", 4))
@@ -196,13 +193,12 @@ def bucket_ratios(runs: Sequence[Mapping[str, Any]], axis: str) -> Float[np.ndar
 
 
 def bucket_table(runs: Runs) -> str:
-    """Returns how many times fewer buckets MCH looks into, at equal F1."""
+    """Returns how many times fewer buckets MCH looks into at equal F1, of runs with an agent."""
     rows = []
     for (method, num_bits), found in runs.items():
-        if _learns(found[0]):
-            ratios = (bucket_ratios(found, axis) for axis in ("probed", "nonempty"))
-            values = [f"{ratio:.3g}" for axis in ratios for ratio in axis]
-            rows.append([name(method), str(num_bits), str(len(found)), *values])
+        ratios = (bucket_ratios(found, axis) for axis in ("probed", "nonempty"))
+        values = [f"{ratio:.3g}" for axis in ratios for ratio in axis]
+        rows.append([name(method), str(num_bits), str(len(found)), *values])
     levels = [f"{level:.0%}" for level in LEVELS]
     head = ["", "bits", "seeds", *(f"probed, {x}" for x in levels)]
     return table([*head, *(f"non-empty, {x}" for x in levels)], rows)
@@ -235,6 +231,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], key: str, digits: int) -> str
 
 def markdown(runs: Runs) -> str:
     """Returns every table."""
+    learned = _with_agent(runs)
     first = next(iter(runs.values()))[0]
     counts = first["dataset"]
     parts = [
@@ -245,11 +242,11 @@ def markdown(runs: Runs) -> str:
         "## mAP of the whole ranking (Table 2)\n\n" + measure_table(runs, "map", 4),
         "## Precision within radius 0 (Figure 4)\n\n" + measure_table(runs, "p_at_h0", 4),
         "## Recall within radius 0 (Figure 3)\n\n" + measure_table(runs, "r_at_h0", 4),
-        "## MCH minus base, paired by seed\n\n" + difference_table(runs, "never"),
+        "## MCH minus base, paired by seed\n\n" + difference_table(learned, "never"),
         "## MCH minus as many codes at random, paired by seed\n\n"
-        + difference_table(runs, "random"),
+        + difference_table(learned, "random"),
         "## Buckets at equal F1, base over MCH\n\nAbove 1, MCH looks into fewer. The F1 are shares "
-        "of the smaller of the two best.\n\n" + bucket_table(runs),
+        "of the smaller of the two best.\n\n" + bucket_table(learned),
     ]
     for title, rows in read_sweeps(runs).items():
         parts.append(
@@ -270,18 +267,19 @@ def _panels(count: int, width: float = 2.5, height: float = 2.1) -> tuple[Figure
     return figure, axes[:count]
 
 
+def _finish(axis: Axes) -> None:
+    """Styles a panel whose values begin at 0."""
+    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+    report.style(axis, SCHEME)
+    report.legend(axis)
+
+
 def radius_figure(runs: Runs, key: str, title: str, path: Path) -> None:
     """Draws a measure within radius 0 against code length, base and MCH (Figures 3 and 4)."""
-    names = [
-        m for m in _methods(runs) if any(_learns(v[0]) for (n, _), v in runs.items() if n == m)
-    ]
-    figure, axes = _panels(len(names))
-    for axis, method in zip(axes, names, strict=True):
+    figure, axes = _panels(len(_methods(runs)))
+    for axis, method in zip(axes, _methods(runs), strict=True):
         lengths = [num_bits for m, num_bits in runs if m == method]
-        for kind, color, dash, marker in (
-            ("base", SCHEME.base, "--", "s"),
-            ("mch", SCHEME.mch, "-", "o"),
-        ):
+        for kind, color, dash, marker in LINES:
             values = [estimate([r[kind][key] for r in runs[method, n]]) for n in lengths]
             axis.errorbar(
                 lengths,
@@ -292,26 +290,20 @@ def radius_figure(runs: Runs, key: str, title: str, path: Path) -> None:
                 marker=marker,
                 markersize=4,
                 capsize=2,
-                label=f"MCH-{name(method)}" if kind == "mch" else name(method),
+                label=name(method, kind),
             )
         axis.set(xlabel="bits", ylabel=title, xticks=lengths)
-        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
-        report.style(axis, SCHEME)
-        report.legend(axis)
+        _finish(axis)
     figure.savefig(path, facecolor="white")
 
 
 def f1_figure(runs: Runs, num_bits: int, path: Path) -> None:
     """Draws F1 against buckets, first seed of each method at one code length (Figures 5 to 7)."""
-    found = {m: v[0] for (m, n), v in runs.items() if n == num_bits and _learns(v[0])}
+    found = {method: several[0] for (method, n), several in runs.items() if n == num_bits}
     figure, axes = _panels(len(found))
     for axis, (method, results) in zip(axes, found.items(), strict=True):
-        for kind, color, dash, marker in (
-            ("base", SCHEME.base, "--", "s"),
-            ("mch", SCHEME.mch, "-", "o"),
-        ):
+        for kind, color, dash, marker in LINES:
             curve = results[kind]["f1_bucket"]
-            label = f"MCH-{name(method)}" if kind == "mch" else name(method)
             axis.plot(
                 curve["probed"],
                 curve["f1"],
@@ -319,14 +311,12 @@ def f1_figure(runs: Runs, num_bits: int, path: Path) -> None:
                 color=color,
                 marker=marker,
                 markersize=3,
-                label=label,
+                label=name(method, kind),
             )
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(report.power))
         axis.set(xlabel="buckets probed, empty ones too", ylabel="F1")
-        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
-        report.style(axis, SCHEME)
-        report.legend(axis)
+        _finish(axis)
     figure.savefig(path, facecolor="white")
 
 
@@ -368,9 +358,8 @@ def gallery_figure(results: Mapping[str, Any], path: Path, num_rows: int = 4) ->
       ValueError: the run's photos cannot be read.
     """
     workdir = Path(results["workdir"])
-    files, config = report.read(workdir), run.read_config(workdir)["dataset"]
-    settings = config["settings"]
-    dataset = data.load(config["name"], config["root"] or None, results["seed"], **settings)
+    files = report.read(workdir)
+    dataset = run.read_dataset(files.config)
     rows = {str(name): row for row, name in enumerate(dataset.ids)}
     picks = report.pick_queries(files)[:num_rows]
     database = files.database
@@ -424,7 +413,7 @@ def write(root: Path, out: Path) -> list[Path]:
     text = out / "tables.md"
     with checkpoint.whole_file(text) as temporary:
         temporary.write_text(markdown(runs), "utf-8")
-    learned = {key: found for key, found in runs.items() if _learns(found[0])}
+    learned = _with_agent(runs)
     if not learned:
         return [text]
     written = [text]

@@ -359,7 +359,7 @@ def train_adsh(
                 base, scalars = step(base, next(batches), shared)
                 done += 1
                 guard.watch(done, scalars)
-                stops = parallel.any_process(termination.requested())
+                stops = loop.asked_to_stop()
             guard.check()
             is_whole = done == (turn + 1) * per_turn
             if is_whole:
@@ -372,7 +372,7 @@ def train_adsh(
                 logging.warning("SIGTERM: stopped after step %d of %s", done, stage)
                 break
     checkpoints.close()
-    termination.stop_if(parallel.any_process(termination.requested()))
+    termination.stop_if(loop.asked_to_stop())
     return state.base
 
 

@@ -248,5 +248,5 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 )
 def test_a_field_that_is_not_there_is_named_plainly(text, line, capsys):
     with pytest.raises(SystemExit):
-        main.fail(ValueError(text))
+        main.fail(main.with_field_named(ValueError(text)))
     assert capsys.readouterr().err == f"error: {line}\n"
