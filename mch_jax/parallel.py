@@ -100,14 +100,23 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
 
     The step averages gradients and batch statistics over `AXIS` itself. State goes in (`None` in
     `in_axes`) and comes out replicated; batches go in with a leading axis of this process's
-    devices, `num_devices` of which every process uses.
+    devices, `num_devices` of which every process uses. The first argument, the state, is used up:
+    the new state takes its memory.
     """
     devices = [
         device
         for process in range(num_processes())
         for device in _devices_of(process)[:num_devices]
     ]
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=tuple(in_axes), out_axes=None, devices=devices)
+    mapped = jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=tuple(in_axes),
+        out_axes=None,
+        devices=devices,
+        # Among several processes the state lies elsewhere than in the step, and is copied anyway.
+        donate_argnums=() if num_processes() > 1 else 0,
+    )
     if num_processes() > 1:
         return mapped
 
@@ -121,6 +130,11 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
         )
 
     return placed
+
+
+def mean(tree: Any) -> Any:
+    """Returns means over the devices, inside a step; one device's are not copied."""
+    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def replicated(tree: Any, num_devices: int) -> Any:

@@ -126,7 +126,7 @@ def policy_step(
     """
     config = run.config
     action_keys, dropout_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
-    square = jax.lax.pmean(jnp.mean(reward**2), parallel.AXIS)
+    square = parallel.mean(jnp.mean(reward**2))
     decay = jnp.where(state.step == 0, 0.0, SCALE_DECAY)
     square = decay * state.reward_square + (1 - decay) * square
     scaled = reward * jax.lax.rsqrt(square + 1e-12) if config.agent.scale_reward else reward
@@ -157,7 +157,7 @@ def policy_step(
         return loss, (changed["batch_stats"], scalars)
 
     grads, (batch_stats, scalars) = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads, batch_stats, scalars = jax.lax.pmean((grads, batch_stats, scalars), parallel.AXIS)
+    grads, batch_stats, scalars = parallel.mean((grads, batch_stats, scalars))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     state = AgentState(
         step=state.step + 1,

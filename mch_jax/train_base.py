@@ -125,7 +125,7 @@ def train_step(
     grads, scalars = jax.grad(loss_fn, has_aux=True)(
         state.params, batch, split[:, 1], progress, shared
     )
-    grads, scalars = jax.lax.pmean((grads, scalars), parallel.AXIS)
+    grads, scalars = parallel.mean((grads, scalars))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return BaseState(step=state.step + 1, params=params, opt_state=opt_state), scalars

@@ -103,12 +103,13 @@ def test_histogram_is_the_same_on_any_number_of_devices(case, num_devices):
         for x in case.training_set()
     ]
 
-    def one_device(images, packed, labels, count):
+    def one_device(state, images, packed, labels, count):
         histogram = agent.reward_histogram(*images, packed.T, labels.T, count, NUM_BITS)
-        return jax.lax.psum(histogram, parallel.AXIS)
+        return state, jax.lax.psum(histogram, parallel.AXIS)
 
-    mapped = parallel.over_devices(one_device, (None, 0, 0, 0), num_devices)
-    np.testing.assert_array_equal(mapped(case.images(), *shards), case.histogram())
+    mapped = parallel.over_devices(one_device, (None, None, 0, 0, 0), num_devices)
+    _, histogram = mapped(jnp.int32(0), case.images(), *shards)
+    np.testing.assert_array_equal(histogram, case.histogram())
 
 
 def test_reinforce_loss_is_log_probability_times_advantage():
