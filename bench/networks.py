@@ -91,8 +91,20 @@ def forward(quick: bool) -> list[measure.Row]:
     ]  # fmt: skip
 
 
+def stepping(step, state):
+    """Returns a call that makes one step after the other: a step uses its state up."""
+    state = jax.tree.map(jnp.copy, state)
+
+    def call(*rest):
+        nonlocal state
+        state, scalars = step(state, *rest)
+        return state, scalars
+
+    return call
+
+
 def dch_step(run_, num_steps=1000):
-    """Returns the training step on ready inputs, its first state and its key."""
+    """Returns the training step on ready inputs."""
     tx = train_base.optimizer(run_, num_steps)
     params = run_.needed_params(base_params())
     state = train_base.BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
@@ -100,16 +112,16 @@ def dch_step(run_, num_steps=1000):
         train_base.train_step, loss_fn=functools.partial(train_base.base_loss, run=run_),
         prepare=lambda batch, keys: batch, tx=tx, num_steps=num_steps,
     )  # fmt: skip
-    step = parallel.over_devices(one, (None, 0, None, None), 1)
+    step = stepping(parallel.over_devices(one, (None, 0, None, None), 1), state)
     key = jax.random.key(0)
-    return lambda batch: step(state, batch, key, {}), state
+    return lambda batch: step(batch, key, {})
 
 
 def step_rows(title, run_, count, batch, flops, torch_network, torch_batch, quick, least):
     """Returns the row of a training step against PyTorch's layouts."""
     labels = run_.labels[:count]
     batch = {**batch, "labels": labels, "row": np.arange(count)}
-    step, _ = dch_step(run_)
+    step = dch_step(run_)
     batch = jax.device_put(parallel.share_out(batch, 1))
     calls = {"ours": lambda: step(batch)}
     torch = measure.torch_or_none()
@@ -258,7 +270,7 @@ def agent_setup(train_conv, batch_size, num_train):
     one = functools.partial(
         train_agent.train_step, run=run_, network=network, tx=tx, table=table, num_train=num_train
     )
-    step = parallel.over_devices(one, (None, 0, 0, None, None), 1)
+    step = stepping(parallel.over_devices(one, (None, 0, 0, None, None), 1), state)
     rng, key = np.random.default_rng(4), jax.random.key(0)
     params = run_.needed_params(base_params())
     batch = {
@@ -287,10 +299,8 @@ def agent_setup(train_conv, batch_size, num_train):
         packed, packed[::-1].copy(), run_.labels[:batch_size], train_set["packed"][0],
         train_set["labels"][0], train_set["count"][0],
     )  # fmt: skip
-    policy_step = jax.pmap(
-        functools.partial(train_agent.policy_step, run=run_, network=network, tx=tx),
-        axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0), out_axes=None,
-    )  # fmt: skip
+    policy_step = functools.partial(train_agent.policy_step, run=run_, network=network, tx=tx)
+    policy_step = stepping(parallel.over_devices(policy_step, (None, 0, 0, 0), 1), state)
     policy_inputs = jax.device_put(
         (
             np.zeros((1, batch_size, 2 * 4096 + 2 * NUM_BITS), np.float32),
@@ -301,11 +311,11 @@ def agent_setup(train_conv, batch_size, num_train):
     parts = {
         "region's forward": lambda: apply(params, region),
         "reward": lambda: rewards(*few),
-        "policy": lambda: policy_step(state, *policy_inputs),
+        "policy": lambda: policy_step(*policy_inputs),
     }
     if train_conv:
         parts = {"crop": lambda: crop(batch["image"])} | parts
-    return lambda: step(state, shared, train_set, params, key), parts, run_
+    return lambda: step(shared, train_set, params, key), parts, run_
 
 
 def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
@@ -380,8 +390,7 @@ def encoding(quick: bool) -> list[measure.Row]:
     images = jnp.asarray(pixels(count, SIZE))
     ready = jnp.asarray(pixels(6 * count, INPUT), jnp.float32)
     apply = jax.jit(lambda params, x: network.apply({"params": params}, x).logits)
-    boxes = jnp.tile(jnp.asarray(regions.region_boxes(0.5)), (count, 1))
-    crop = jax.jit(lambda x: regions.crop(jnp.repeat(x, 6, 0), boxes, INPUT))
+    crop = jax.jit(lambda x: regions.crop_same(x, regions.region_boxes(0.5), INPUT))
     peer = "the network alone, on ready crops"
     timings = measure.interleaved(
         {

@@ -52,13 +52,13 @@ train_set = jax.device_put(train_agent.shared_train_set(run, logits, count))
 one = functools.partial(
     train_agent.train_step, run=run, tx=tx, table=train_agent.reward_table(run), num_train=20_000,
     network=Policy(tuple(run.config.agent.widths), 0.0, parallel.AXIS))
-step = parallel.over_devices(one, (None, 0, 0, None, None), count)
+step = networks.stepping(parallel.over_devices(one, (None, 0, 0, None, None), count), state)
 batch = {"features": rng.random((size, 4096), np.float32), "logits": logits[:size],
     "label_logits": np.zeros((size, 0), np.float32), "labels": run.labels[:size],
     "conv": networks.conv_features(size)}
 batch = parallel.share_out(batch, count)
 params, key = run.needed_params(networks.base_params()), jax.random.key(0)
-call = lambda: step(state, batch, train_set, params, key)
+call = lambda: step(batch, train_set, params, key)
 print(min(measure.interleaved({"": call}, 3)[""].wall))
 """
 
