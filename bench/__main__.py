@@ -52,9 +52,7 @@ def run(name: str, threads: int, quick: bool) -> dict:
         out = Path(directory) / "rows.json"
         command = [sys.executable, "-m", "bench", f"--child={out}", f"--only={name}"]
         command += [f"--threads={threads}", *(["--quick"] if quick else [])]
-        # As launch/setup.sh; PyTorch in the same process gains from it too.
-        environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             text = (done.stderr.strip() or "no message").splitlines()[-1]
             print(f"{name}, {threads} threads: FAILED: {text}", file=sys.stderr)

@@ -291,7 +291,7 @@ def agent_setup(train_conv, batch_size, num_train):
     def crop(images):
         keys = jax.random.split(key, len(images))
         boxes = jax.vmap(lambda k: regions.random_box(k, 0.5))(keys)
-        return regions.crop(images, boxes, INPUT)
+        return regions.crop(images, boxes, INPUT, largest=0.5)
 
     region = {"image": crop(batch["image"])} if train_conv else {"conv": batch["conv"]}
     apply = jax.jit(lambda params, x: run_.apply(params, x).logits)

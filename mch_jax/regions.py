@@ -40,6 +40,7 @@ def crop(
     boxes: Float[Array, "b 4"],
     size: int,
     flip: Bool[Array, " b"] | None = None,
+    largest: float = 1.0,
 ) -> Float[Array, "b size size 3"]:
     """Returns the boxes' content at `size` x `size` pixels, antialiased bilinear, in [0, 255].
 
@@ -48,22 +49,36 @@ def crop(
       boxes: one region of each photo.
       size: height and width of the result.
       flip: which results to mirror left to right; none when not given.
+      largest: side ratio that no box exceeds; below 1 a box costs less, for what lies far from it
+        is left out.
     """
+    length = np.array(images.shape[1:3])
+    window = np.minimum(np.ceil(largest * length) + 2 * _reach(size / (largest * length)), length)
 
     def one(image, box):
-        height, width = image.shape[:2]
-        origin = jnp.stack([box[1], box[0]])
-        span = jnp.stack([box[3] - box[1], box[2] - box[0]])
-        scale = size / (span * jnp.array([height, width], jnp.float32))
-        translation = -origin * size / span
+        origin, span = jnp.stack([box[1], box[0]]), jnp.stack([box[3] - box[1], box[2] - box[0]])
+        scale = size / (span * length.astype(np.float32))
+        low = jnp.floor(origin * length) - _reach(size / (largest * length))
+        low = jnp.clip(low, 0, length - window).astype(jnp.int32)
+        part = jax.lax.dynamic_slice(image, (*low, 0), (*window.astype(int), 3))
         return jax.image.scale_and_translate(
-            image.astype(jnp.float32), (size, size, 3), (0, 1), scale, translation, "linear"
+            part.astype(jnp.float32),
+            (size, size, 3),
+            (0, 1),
+            scale,
+            (low - origin * length) * scale,
+            "linear",
         )
 
     regions = jax.vmap(one)(images, boxes)
     if flip is not None:
         regions = jnp.where(flip[:, None, None, None], regions[:, :, ::-1], regions)
     return jnp.clip(regions, 0, 255)
+
+
+def _reach(scale: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
+    """Returns how many pixels around a region its resizing looks at, at the most."""
+    return np.ceil(np.maximum(2, 1 / scale + 1))
 
 
 def crop_same(
@@ -79,10 +94,8 @@ def crop_same(
     for left, top, right, bottom in np.asarray(boxes, np.float64):
         start, end = np.array([top, left]) * length, np.array([bottom, right]) * length
         scale = size / (end - start)
-        # Two pixels around a region, or what the filter reaches where it shrinks.
-        reach = np.ceil(np.maximum(2, 1 / scale + 1))
-        low = np.maximum(np.floor(start - reach), 0).astype(int)
-        high = np.minimum(np.ceil(end + reach), length).astype(int)
+        low = np.maximum(np.floor(start - _reach(scale)), 0).astype(int)
+        high = np.minimum(np.ceil(end + _reach(scale)), length).astype(int)
         part = images[:, low[0] : high[0], low[1] : high[1]].astype(jnp.float32)
         region = jax.image.scale_and_translate(
             part,

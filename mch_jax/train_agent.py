@@ -93,8 +93,9 @@ def train_step(
     crop_keys, policy_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
     image = codes.Encoding(batch["features"], batch["logits"], batch["label_logits"])
     if "image" in batch:
-        boxes = jax.vmap(lambda k: regions.random_box(k, config.encode.crop_ratio))(crop_keys)
-        inputs = regions.crop(batch["image"], boxes, config.model.input_size)
+        ratio = config.encode.crop_ratio
+        boxes = jax.vmap(lambda k: regions.random_box(k, ratio))(crop_keys)
+        inputs = regions.crop(batch["image"], boxes, config.model.input_size, largest=ratio)
         region = run.apply(base_params, {"image": inputs})
     else:
         region = run.apply(base_params, {"conv": batch["conv"]})

@@ -92,3 +92,15 @@ def test_the_same_regions_of_photos_are_those_of_crop(size):
     tiled = jnp.tile(jnp.asarray(boxes), (len(images), 1))
     expected = regions.crop(jnp.repeat(images, len(boxes), 0), tiled, size)
     np.testing.assert_allclose(result, expected.reshape(result.shape), atol=0.01)
+
+
+@pytest.mark.parametrize(("size", "largest"), [(20, 0.7), (80, 0.7), (80, 0.75)])
+def test_what_lies_far_from_a_box_does_not_matter(size, largest):
+    images = jnp.asarray(np.stack([photo(seed=seed) for seed in range(4)]))
+    boxes = np.array(
+        [[0, 0, 0.7, 0.7], [0.3, 0.3, 1, 1], [0.13, 0.07, 0.83, 0.77], [0.4, 0.1, 0.6, 0.3]],
+        np.float32,
+    )
+    result = regions.crop(images, jnp.asarray(boxes), size, largest=largest)
+    expected = regions.crop(images, jnp.asarray(boxes), size)
+    np.testing.assert_allclose(result, expected, atol=0.01)
