@@ -334,7 +334,7 @@ async def _uploaded(request: Request) -> bytes:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=8) as form:
+        async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
             file = form.get("photo")
             if not isinstance(file, UploadFile):
                 raise Refused(422, "The form has no file in its field 'photo'.")
@@ -366,17 +366,19 @@ _Item = Annotated[int, Path(ge=0, description="row of the database")]
 _ByItem = Annotated[int, Query(ge=0, description="row of the database")]
 _K = Annotated[int, Query(ge=1, le=200, description="how many images")]
 _Compare = Annotated[bool, Query(description="also search by the base model's single codes")]
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_MAX_FIELDS = 8  # of a form, besides the photo
+_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
 _PHOTO: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "a photo: JPEG, PNG, WebP, GIF, TIFF, BMP, PPM or JPEG 2000",
+        "description": "a photo: JPEG, PNG, WebP, GIF, TIFF, BMP, PPM or JPEG 2000; a form may "
+        f"have {_MAX_FIELDS} other fields, which are ignored",
         "content": {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": ["photo"],
-                    "properties": {"photo": {"type": "string", "format": "binary"}},
+                    "properties": {"photo": _BINARY["schema"]},
                 }
             },
             "image/*": _BINARY,

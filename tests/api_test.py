@@ -279,6 +279,19 @@ def test_page_and_counters(client):
     }  # fmt: skip
 
 
+def test_the_schema_says_what_a_form_may_hold(client):
+    described = client.get("/openapi.json").json()["paths"]["/search"]["post"]["requestBody"]
+    for content in described["content"].values():
+        schema = content["schema"].get("properties", {"photo": content["schema"]})["photo"]
+        assert schema["minLength"] == 1
+    assert "empty" in sentence(client.post("/search", files=form(b"")), 422)
+    assert "8 other fields" in described["description"]
+    others = {f"other{i}": "x" for i in range(8)}
+    assert client.post("/search", files=form(jpeg()), data=others).status_code == 200
+    more = client.post("/search", files=form(jpeg()), data={**others, "more": "x"})
+    assert "Too many fields" in sentence(more, 400)
+
+
 def test_an_upload_that_stalls_is_refused(service):
     hasty = api.Service(
         service.encoder, service.catalogue, "dch", LIMITS._replace(body_seconds=0.3)
