@@ -10,6 +10,7 @@ removed, and every replica is asked for its version. Exit status 1 if anything d
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -127,7 +128,8 @@ def kill_fullest(cluster):
         for pid in [process.process.pid for process in processes]:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             for victim in (pid, *map(int, children)):  # a raylet's children serve the replicas
-                os.kill(victim, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # a child that has ended by itself
+                    os.kill(victim, signal.SIGKILL)
     return replicas[node.node_id]
 
 

@@ -279,13 +279,15 @@ class Hedge:
     def ask(self, method: str, *arguments: Any) -> Any:
         """Returns the answer of the replica that is first to give one.
 
+        One at least is asked, however late it is by then.
+
         Raises:
           ConnectionError: no replica answered in time; the message holds the last failure.
         """
         deadline, failure = time.monotonic() + self._timeout, None
         calls: list[Call] = []
         order = self._order()
-        while time.monotonic() < deadline:
+        while True:
             if not order and not calls:  # all failed: they may be starting again
                 time.sleep(self._hedge_after)
                 order = self._order()
@@ -305,7 +307,10 @@ class Hedge:
                 if isinstance(failure, ValueError):  # of the question or the files, not the replica
                     raise failure
                 self._suspect(call.replica)
-        raise ConnectionError(f"no replica answered in {self._timeout:.0f} s; last: {failure}")
+            if time.monotonic() >= deadline:
+                raise ConnectionError(
+                    f"no replica answered in {self._timeout:.0f} s; last: {failure}"
+                )
 
     def _order(self) -> list[int]:
         """Returns the replicas, in turns; those that failed lately last."""
