@@ -127,6 +127,7 @@ def figure(record: dict, path: Path) -> None:
             axes.plot([least] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
+    axes.margins(y=0.01)
     axes.set_xlim(right=max([row["ratio"] for row in rows], default=1) * 12)
     axes.set_xlabel("times as fast as the peer; black: target; green met, red missed, blue none")
     plot.savefig(path, dpi=150)

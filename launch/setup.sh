@@ -30,5 +30,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" >"$stamp"
 fi
 
-# Large arrays in huge pages, where the C library is glibc: training on a CPU gains up to half.
+# Large arrays in huge pages, where the C library is glibc: training on a CPU gains up to a quarter.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
