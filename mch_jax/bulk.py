@@ -9,12 +9,14 @@ import hashlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from absl import logging
 
 from mch_jax import checkpoint, codes, codes_file, logs, parallel
 from mch_jax.data import photos, places
@@ -143,8 +145,11 @@ def encode_shards(
 
 def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Prepared]) -> None:
     shard, sizes, reasons, results = plan.shards[number], [], [], []
+    began, waited = time.monotonic(), 0.0
     for start in range(0, len(shard), plan.batch_size):
+        asked = time.monotonic()
         batch = list(itertools.islice(ready, min(plan.batch_size, len(shard) - start)))
+        waited += time.monotonic() - asked
         images = np.stack([photo.image for photo in batch])
         packed, keep_prob = encoder.encode_regions(
             parallel.pad_to_multiple(images, plan.batch_size)
@@ -153,6 +158,15 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
         sizes += [photo.size for photo in batch]
         reasons += [photo.reason for photo in batch]
     good = np.array([not reason for reason in reasons])
+    if good.any():
+        seconds = max(time.monotonic() - began, 1e-9)
+        logging.info(
+            "shard %d: %.0f photos/s, %.0f %% of the time in the network, %.0f %% waiting",
+            number,
+            len(shard) / seconds,
+            100 * (1 - waited / seconds),
+            100 * waited / seconds,
+        )
     packed, keep_prob = (np.concatenate(parts)[good] for parts in zip(*results, strict=True))
     ids = np.array([photo.id for photo, is_good in zip(shard, good, strict=True) if is_good], "U")
     code_set = encoder.code_set(packed, keep_prob, np.array(sizes, np.int32)[good])

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,7 @@ def test_the_command_writes_one_file_or_shards(small_run, place, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("12 photos encoded, 2 damaged")
     assert "left out: 'bad.jpg' does not decode" in result.stderr
+    assert re.search(r"shard 2: \d+ photos/s, \d+ % of the time in the network", result.stderr)
     assert len(codes_file.load(tmp_path / "codes.npz").ids) == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "codes.damaged.jsonl", "codes.npz", "place",
