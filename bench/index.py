@@ -404,7 +404,7 @@ def figure(records, path):
 
 
 def main():
-    """Measures, prints and writes results/index.json, .md and .png beside this file."""
+    """Measures, prints and writes index.json, .md and .png."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", default="117218,1000000,10000000", help="numbers of images")
     parser.add_argument(
@@ -412,9 +412,10 @@ def main():
         help="codes files of runs to measure too, by the queries beside them",
     )  # fmt: skip
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the results")
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
-    RESULTS.mkdir(exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     records, worst = [], worst_case()
     for size in map(int, arguments.sizes.split(",")):
         codes, item, queries = clustered_codes(size, 1000)
@@ -425,9 +426,9 @@ def main():
         title = path.absolute().parents[1].name
         records.append(measure(title, file.codes, file.item, queries, file.num_bits, arguments.k))
     results = json.dumps({"records": records, "worst_case": worst}, indent=1)
-    (RESULTS / "index.json").write_text(results + "\n")
-    (RESULTS / "index.md").write_text(markdown(records, worst))
-    figure(records, RESULTS / "index.png")
+    (arguments.out / "index.json").write_text(results + "\n")
+    (arguments.out / "index.md").write_text(markdown(records, worst))
+    figure(records, arguments.out / "index.png")
     print(markdown(records, worst))
 
 
