@@ -158,8 +158,8 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
         sizes += [photo.size for photo in batch]
         reasons += [photo.reason for photo in batch]
     good = np.array([not reason for reason in reasons])
-    if good.any():
-        seconds = max(time.monotonic() - began, 1e-9)
+    if good.any():  # a rate of damaged photos alone says nothing
+        seconds = time.monotonic() - began
         logging.info(
             "shard %d: %.0f photos/s, %.0f %% of the time in the network, %.0f %% waiting",
             number,

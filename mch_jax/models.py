@@ -34,7 +34,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b rows columns c"]:
     """Returns maxima over 3 x 3 windows of stride 2, without padding.
 
     As the maximum of shifted slices: XLA's own pool takes seven times as long on the CPU, and its
-    gradient too.
+    gradient too. Equal maxima share the gradient, where XLA's pool gives it to the first.
     """
 
     def pool(x: Array, axis: int) -> Array:
@@ -179,7 +179,7 @@ def encode_regions(
     count, num_regions = len(inputs), len(boxes)
     with jax.default_matmul_precision("highest"):
         if inputs.ndim == 4:
-            crops = regions.crop_same(jnp.asarray(inputs), np.asarray(boxes), input_size)
+            crops = regions.crop_same(jnp.asarray(inputs), boxes, input_size)
             encoding: Any = model.apply({"params": params}, crops.reshape(-1, *crops.shape[2:]))
         else:
             conv = inputs.reshape(count * num_regions, -1).astype(jnp.float32)

@@ -53,12 +53,13 @@ def crop(
         is left out.
     """
     length = np.array(images.shape[1:3])
-    window = np.minimum(np.ceil(largest * length) + 2 * _reach(size / (largest * length)), length)
+    reach = _reach(size / (largest * length))
+    window = np.minimum(np.ceil(largest * length) + 2 * reach, length)
 
     def one(image, box):
         origin, span = jnp.stack([box[1], box[0]]), jnp.stack([box[3] - box[1], box[2] - box[0]])
         scale = size / (span * length.astype(np.float32))
-        low = jnp.floor(origin * length) - _reach(size / (largest * length))
+        low = jnp.floor(origin * length) - reach
         low = jnp.clip(low, 0, length - window).astype(jnp.int32)
         part = jax.lax.dynamic_slice(image, (*low, 0), (*window.astype(int), 3))
         return jax.image.scale_and_translate(
@@ -88,14 +89,13 @@ def crop_same(
 
     Photos share a region's weights, and pixels far from it are left out.
     """
-    count, height, width = images.shape[:3]
-    length = np.array([height, width])
-    regions = []
+    count, length, regions = len(images), np.array(images.shape[1:3]), []
     for left, top, right, bottom in np.asarray(boxes, np.float64):
         start, end = np.array([top, left]) * length, np.array([bottom, right]) * length
         scale = size / (end - start)
-        low = np.maximum(np.floor(start - _reach(scale)), 0).astype(int)
-        high = np.minimum(np.ceil(end + _reach(scale)), length).astype(int)
+        reach = _reach(scale)
+        low = np.maximum(np.floor(start - reach), 0).astype(int)
+        high = np.minimum(np.ceil(end + reach), length).astype(int)
         part = images[:, low[0] : high[0], low[1] : high[1]].astype(jnp.float32)
         region = jax.image.scale_and_translate(
             part,
