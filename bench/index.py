@@ -27,9 +27,9 @@ import faiss
 import matplotlib as mpl
 import numpy as np
 
-from mch_jax import codes_file
-from mch_jax import index as index_module
+from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
+from mch_jax.index import bucket as index_module
 
 mpl.use("agg")
 import matplotlib.pyplot as plt

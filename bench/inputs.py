@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from mch_jax.codes_file import CodeFile
+from mch_jax.files.codes_file import CodeFile
 
 NUM_CLASSES = 80
 FLIPS, NOISE = 0.05, 0.1  # share of a code's bits that differ from its centre; of uniform codes

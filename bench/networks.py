@@ -11,8 +11,9 @@ import numpy as np
 
 from bench import inputs, measure, peers
 from configs import coco_dch
-from mch_jax import agent, codes, data, encode, parallel, regions, run, train_agent, train_base
+from mch_jax import agent, codes, data, regions
 from mch_jax.models import Policy
+from mch_jax.training import encode, parallel, run, train_agent, train_base
 
 NUM_BITS, SIZE, INPUT = 64, 256, 224
 # Multiply-adds of AlexNet at 224 pixels with a hash layer of 64 bits; an operation is half of one.

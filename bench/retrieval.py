@@ -5,8 +5,10 @@ import time
 import numpy as np
 
 from bench import inputs, measure
-from mch_jax import codes, evaluate, index_kernels, metric_kernels, metrics, pairs
+from mch_jax import codes, metrics, pairs
+from mch_jax.evaluation import evaluate
 from mch_jax.index import to_words
+from mch_jax.kernels import index_kernels, metric_kernels
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 

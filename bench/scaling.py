@@ -11,7 +11,8 @@ import numpy as np
 
 from bench import measure, networks, retrieval
 from bench.__main__ import RESULTS
-from mch_jax import codes, pairs, train_agent
+from mch_jax import codes, pairs
+from mch_jax.training import train_agent
 
 IMAGES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 QUERIES = (100, 300, 1000, 3000, 10_000)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mch_jax import catalogue
+from mch_jax.serving import catalogue
 
 
 def photos(run: Path, count: int) -> list[bytes]:

@@ -79,7 +79,9 @@ def start(config: Path, workdir: Path, log: Path) -> tuple[int, int]:
 
 def _announce(writer: int) -> None:
     """Makes each stage write its name into a pipe when it begins."""
-    from mch_jax import cross_fit, encode, evaluate, report, run, train_agent, train_base
+    from mch_jax.evaluation import evaluate
+    from mch_jax.report import page as report
+    from mch_jax.training import cross_fit, encode, run, train_agent, train_base
 
     said = set()
 
@@ -278,7 +280,7 @@ def main() -> int:
     import orbax.checkpoint  # noqa: F401
 
     from mch_jax import main as _  # noqa: F401
-    from mch_jax import report  # noqa: F401
+    from mch_jax.report import page as report  # noqa: F401
 
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,10 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mch_jax import codes_file, data, methods, objective, regions, run
+from mch_jax import data, methods, regions
+from mch_jax.files import codes_file
+from mch_jax.methods import base as method_losses
+from mch_jax.training import run
 
 INK, SOFT, BLUE, ORANGE, GREY = "#1f2328", "#5a616b", "#1f66ad", "#a8430d", "#dedbd4"
 plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.edgecolor": GREY})
@@ -128,7 +131,7 @@ def losses(path: Path, num_bits: int = 32) -> None:
     figure, axes = plt.subplots(1, len(methods.METHODS), figsize=(9.6, 2.1), dpi=125, sharey=True)
     for panel, name in zip(axes, methods.METHODS, strict=True):
         table = np.asarray(
-            objective.loss_table(methods.objective(name, num_bits), num_bits, 0.26), float
+            method_losses.loss_table(methods.objective(name, num_bits), num_bits, 0.26), float
         )
         for curve, color, text in ((1, BLUE, "similar"), (0, ORANGE, "dissimilar")):
             values = table[curve] if table.shape[0] == 2 else table[:, curve]

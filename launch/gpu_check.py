@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import inputs, measure, networks
-from mch_jax import agent, codes, encode, evaluate, evidence, metrics, models, pairs, regions
+from mch_jax import agent, codes, metrics, models, pairs, regions
+from mch_jax.agent import evidence
+from mch_jax.evaluation import evaluate
+from mch_jax.training import encode
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 ON_GPU = jax.default_backend() != "cpu"

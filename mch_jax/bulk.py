@@ -18,9 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from absl import logging
 
-from mch_jax import checkpoint, codes, codes_file, logs, parallel
+from mch_jax import codes
 from mch_jax.data import photos, places
-from mch_jax.encode import FILE, Encoder
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.training import logs, parallel
+from mch_jax.training.encode import FILE, Encoder
 
 FORMAT = "mch-export/1"
 _S = TypeVar("_S")

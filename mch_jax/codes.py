@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8, UInt32
 
-from mch_jax.codes_file import CodeFile
+from mch_jax.files.codes_file import CodeFile
 
 AnyArray = Array | np.ndarray  # on the device or on the host
 

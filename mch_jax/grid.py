@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from absl import flags, logging
 
-from mch_jax import checkpoint, methods
+from mch_jax import methods
+from mch_jax.files import checkpoint
 from mch_jax.main import run_command
 
 ALL = (*methods.PROJECTIONS, *methods.METHODS)  # in the order of the paper's Table 2

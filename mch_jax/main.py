@@ -111,7 +111,7 @@ def keep_compiled() -> None:
 
 def _is_for_people(record: Any) -> bool:
     """Returns whether a log line is ours or a warning; checkpoints alone write dozens of lines."""
-    return record.levelno > 20 or Path(record.pathname).parent.name == "mch_jax"
+    return record.levelno > 20 or "mch_jax" in Path(record.pathname).parts[:-1]
 
 
 def with_field_named(error: Exception) -> Exception:
@@ -155,18 +155,18 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     Returns:
       What results.json holds, once there is one; None in all processes but the first.
     """
-    from mch_jax import (
+    from mch_jax import report
+    from mch_jax.evaluation import evaluate
+    from mch_jax.methods import METHODS
+    from mch_jax.training import (
         cross_fit,
         encode,
-        evaluate,
         parallel,
-        report,
         run,
         train_agent,
         train_base,
         validation,
     )
-    from mch_jax.methods import METHODS
 
     validation.check(config)
     this = run.open_run(config, workdir)
@@ -191,7 +191,7 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
 
 def verify(workdir: Path) -> int:
     """Says whether a run's results follow from its codes; returns the exit status, 0 or 1."""
-    from mch_jax import evaluate, provenance
+    from mch_jax.evaluation import evaluate, provenance
 
     lines = evaluate.verify(workdir)
     for line in lines:
@@ -205,7 +205,8 @@ def verify(workdir: Path) -> int:
 
 def main(_: list[str]) -> int:
     """Runs what the flags say."""
-    from mch_jax import evaluate, run, termination
+    from mch_jax.evaluation import evaluate
+    from mch_jax.training import run, termination
 
     keep_compiled()
     if _VERIFY.value:
@@ -218,7 +219,7 @@ def main(_: list[str]) -> int:
         )
     termination.install()
     if _PROCESSES.value > 1 or _COORDINATOR.value:
-        from mch_jax import parallel
+        from mch_jax.training import parallel
 
         parallel.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value or run.default_workdir(config))

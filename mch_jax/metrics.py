@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8, UInt32
 
 from mch_jax import codes as codes_lib
-from mch_jax import metric_kernels, pairs
+from mch_jax import pairs
+from mch_jax.kernels import metric_kernels
 
 Histogram = Int[np.ndarray, "m distances 2"]
 AnyArray = Array | np.ndarray  # on the device or on the host

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mch_jax import codes_file
 from mch_jax.data import photos
-from mch_jax.encode import Encoder
+from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
+from mch_jax.training.encode import Encoder
 
 BATCH = 16  # photos encoded at a time; a single one has a shape of its own
 

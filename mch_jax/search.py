@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from mch_jax import codes_file
+from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex, Hits
 from mch_jax.main import keep_compiled, run_command
 
@@ -30,7 +30,7 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
       ValueError: the photo cannot be read or the run has no encoder.
     """
     from mch_jax.data import photos  # here only: a file of codes needs neither these nor JAX
-    from mch_jax.encode import Encoder
+    from mch_jax.training.encode import Encoder
 
     keep_compiled()
     try:

@@ -48,14 +48,14 @@ def main(_: list[str]) -> None:
     try:
         import uvicorn
 
-        from mch_jax import api
+        from mch_jax.serving import api
     except ImportError as error:
         raise ValueError(
             f"serving needs the package {error.name}; run pip install 'mch_jax[serve]'"
         ) from None
-    from mch_jax import catalogue
-    from mch_jax.encode import Encoder
-    from mch_jax.gate import Limits
+    from mch_jax.serving import catalogue
+    from mch_jax.serving.gate import Limits
+    from mch_jax.training.encode import Encoder
 
     keep_compiled()
     run = Path(_RUN.value)

@@ -12,9 +12,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
-from mch_jax import codes_file
-from mch_jax.checkpoint import whole_file
-from mch_jax.codes_file import CodeFile
+from mch_jax.files import codes_file
+from mch_jax.files.checkpoint import whole_file
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, to_words
 from mch_jax.main import run_command
 

@@ -18,8 +18,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mch_jax import checkpoint, codes, codes_file, encode, evaluate, run
+from mch_jax import codes
+from mch_jax.evaluation import evaluate
+from mch_jax.files import checkpoint, codes_file
 from mch_jax.main import run_command
+from mch_jax.training import encode, run
 
 FILE = "sweep.json"
 MEASURES = ("map", "p_at_h0", "r_at_h0", "anhc")

@@ -24,8 +24,12 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from scipy import stats
 
-from mch_jax import checkpoint, evaluate, methods, report, run, sweep
+from mch_jax import methods, sweep
+from mch_jax.evaluation import evaluate
+from mch_jax.files import checkpoint
 from mch_jax.main import run_command
+from mch_jax.report import page as report
+from mch_jax.training import run
 
 SCHEME = report.SCHEMES[0]
 LINES = (("base", SCHEME.base, "--", "s"), ("mch", SCHEME.mch, "-", "o"))

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import agent, codes, methods, pairs, parallel
+from mch_jax import agent, codes, methods, pairs
 from mch_jax.codes import Encoding
-from mch_jax.objective import loss_table
+from mch_jax.methods.base import loss_table
+from mch_jax.training import parallel
 
 NUM_BITS, NUM_TRAIN = 35, 90
 

@@ -19,9 +19,12 @@ import pytest
 from PIL import Image
 from tiny_run import changed, tiny
 
-from mch_jax import checkpoint, codes_file, data, evaluate, run, validation
+from mch_jax import data
+from mch_jax.evaluation import evaluate
+from mch_jax.files import checkpoint, codes_file
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
+from mch_jax.training import run, validation
 
 TABLE = pathlib.Path(__file__).parents[1] / "docs" / "bad-input.md"
 HEAD = "| kind | input | answer |\n| --- | --- | --- |\n"

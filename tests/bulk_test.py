@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import small_run as small
 
-from mch_jax import bulk, codes, codes_file
+from mch_jax import bulk, codes
 from mch_jax.data import places
-from mch_jax.encode import Encoder
+from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
+from mch_jax.training.encode import Encoder
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from damage import damage, damaged, read_or_refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import checkpoint
+from mch_jax.files import checkpoint
 from mch_jax.models import IMAGENET_MEAN, IMAGENET_STD, AlexNet
 
 # Files

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import cluster
 from mch_jax.cluster import Hedge, Replica, ShardedIndex, Shards, connect, shard_of
+from mch_jax.cluster import sharded as cluster
 from mch_jax.index import BucketIndex
 
 POOL = ThreadPoolExecutor(16)

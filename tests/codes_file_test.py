@@ -3,8 +3,8 @@ import pytest
 from damage import damage, damaged, read_or_refuse
 from hypothesis import given, settings
 
-from mch_jax import codes_file
-from mch_jax.codes_file import FORMAT, CodeFile
+from mch_jax.files import codes_file
+from mch_jax.files.codes_file import FORMAT, CodeFile
 
 
 def code_file() -> CodeFile:

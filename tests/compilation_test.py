@@ -4,7 +4,8 @@ import jax
 import pytest
 from tiny_run import tiny
 
-from mch_jax import loop, main
+from mch_jax import main
+from mch_jax.training import loop
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations: list[str] = []

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from tiny_run import shrunk
 
 from configs import default
-from mch_jax import data, main, methods, validation
+from mch_jax import data, main, methods
+from mch_jax.training import validation
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 DATASETS = ("scenes", "coco18", "coco", "nuswide", "mirflickr", "folder")

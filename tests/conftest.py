@@ -18,7 +18,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Annotations of shape and dtype are checked in tests only; this has to precede every import. The
 # index checks its arguments itself, and numba cannot cache a wrapped kernel.
 _SOURCES = pathlib.Path(__file__).parents[1].glob("mch_jax/*")
-_UNCHECKED = ("index", "metric_kernels")
+_UNCHECKED = ("index", "kernels")
 jaxtyping.install_import_hook(
     [f"mch_jax.{path.stem}" for path in _SOURCES if not path.stem.startswith(_UNCHECKED)],
     "beartype.beartype",

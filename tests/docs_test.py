@@ -89,7 +89,7 @@ def in_child(module, arguments, check_only, directory, out):
         if rest[1:]:
             raise SystemExit(f"not flags: {rest[1:]}")
         if module == "mch_jax.main" and flags.FLAGS.config:
-            from mch_jax import validation
+            from mch_jax.training import validation
 
             validation.check(flags.FLAGS.config)
 
@@ -98,7 +98,7 @@ def in_child(module, arguments, check_only, directory, out):
 def run_module(tmp_path_factory):
     """Runs commands in forks of one process that has imported what they all need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mch_jax.main", "mch_jax.run", "mch_jax.report"])
+    context.set_forkserver_preload(["mch_jax.main", "mch_jax.training.run", "mch_jax.report"])
     out = tmp_path_factory.mktemp("out") / "out.txt"
 
     def run(module, arguments, directory, check_only=False):

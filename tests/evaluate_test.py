@@ -2,8 +2,8 @@ import itertools
 
 import numpy as np
 
-from mch_jax import evaluate
-from mch_jax.codes_file import CodeFile
+from mch_jax.evaluation import evaluate
+from mch_jax.files.codes_file import CodeFile
 
 
 def code_file(words, item, labels):

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import codes, evidence, pairs
+from mch_jax import codes, pairs
+from mch_jax.agent import evidence
 
 NUM_BITS, NUM_CLASSES, NUM_REFERENCE = 9, 4, 30
 

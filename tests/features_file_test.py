@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 from tiny_run import tiny
 
-from mch_jax import codes, codes_file, data, encode, features_file, main, regions, run
+from mch_jax import codes, data, main, regions
+from mch_jax.files import codes_file
+from mch_jax.training import encode, features_file, run
 
 SCENES = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
 

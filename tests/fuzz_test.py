@@ -26,8 +26,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
-from mch_jax import checkpoint, codes_file, data, index
+from mch_jax import data
 from mch_jax.data import archives, lists, photos, tables
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.index import bucket as index
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 

@@ -22,7 +22,7 @@ NUM_BITS = 24  # more than index_kernels.DIRECT_BITS: a small index has a small 
 WRITER = """
 import sys
 import numpy as np
-from mch_jax import index as index_module
+from mch_jax.index import bucket as index_module
 from mch_jax.index import BucketIndex
 
 index_module.MERGE_FLOOR, index_module.MERGE_SHARE = 2, 0  # an add begins a merge beside the rest

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import codes_file
-from mch_jax import index as index_module
-from mch_jax.codes_file import CodeFile
+from mch_jax.files import codes_file
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, ball_size
+from mch_jax.index import bucket as index_module
 
 
 def pack(words, num_bits):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mch_jax import events, logs
+from mch_jax.training import events, logs
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):

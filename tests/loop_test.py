@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import logs, loop, termination
-from mch_jax.run import Run
+from mch_jax.training import logs, loop, termination
+from mch_jax.training.run import Run
 
 
 @pytest.fixture

@@ -10,21 +10,12 @@ import numpy as np
 import pytest
 from tiny_run import assert_same, read, tiny
 
-from mch_jax import (
-    checkpoint,
-    codes_file,
-    cross_fit,
-    encode,
-    evaluate,
-    evidence,
-    main,
-    metrics,
-    parallel,
-    run,
-    train_agent,
-    train_base,
-)
 from mch_jax import codes as code_lib
+from mch_jax import main, metrics
+from mch_jax.agent import evidence
+from mch_jax.evaluation import evaluate
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.training import cross_fit, encode, parallel, run, train_agent, train_base
 
 
 def cross_fit_config(method="dch", **changes):

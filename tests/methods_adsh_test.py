@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from mch_jax import run, termination, train_base
 from mch_jax.methods import adsh
+from mch_jax.training import run, termination, train_base
 
 GAMMA = 7.0
 

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from mch_jax import codes, methods, metrics, objective, pairs
+from mch_jax import codes, methods, metrics, pairs
+from mch_jax.methods import base as losses
 
 NAMES = list(methods.METHODS)
 PROGRESS = (0.0, 0.5, 1.0)
@@ -27,7 +28,7 @@ def test_loss_and_gradient_are_finite_at_every_distance(name, num_bits):
     assert loss.shape == distance.shape
     assert jnp.isfinite(loss).all()
     assert jnp.isfinite(pull(jnp.ones_like(loss))[0]).all()
-    assert jnp.isfinite(objective.loss_table(model, num_bits, 0.3)).all()
+    assert jnp.isfinite(losses.loss_table(model, num_bits, 0.3)).all()
 
 
 @pytest.mark.parametrize("num_bits", [11, 64])
@@ -75,7 +76,7 @@ def test_degenerate_logits_keep_the_loss_and_its_gradient_finite(name, logits):
     labels = jnp.array([[1], [1], [2], [0]], jnp.uint32)
     for progress in PROGRESS:
         loss, gradient = jax.value_and_grad(
-            lambda x, progress=progress: objective.base_loss(model, x, labels, progress, 0.2)[0]
+            lambda x, progress=progress: losses.base_loss(model, x, labels, progress, 0.2)[0]
         )(value)
         assert jnp.isfinite(loss)
         assert jnp.isfinite(gradient).all()
@@ -166,7 +167,7 @@ def test_mmhh_gains_nothing_by_one_code_for_all(num_bits):
     """The mean over balanced pairs is the sum of the table over both kinds, each by its share."""
 
     def at(distance: int, **settings: float) -> float:
-        table = objective.loss_table(methods.objective("mmhh", num_bits, **settings), num_bits, 0.3)
+        table = losses.loss_table(methods.objective("mmhh", num_bits, **settings), num_bits, 0.3)
         return float(0.7 * table[0, distance] + 0.3 * table[1, distance])
 
     assert at(0) > at(num_bits // 2)
@@ -233,7 +234,7 @@ def test_a_linear_model_learns(name, key):
         def step(carry, progress):
             kernel, state = carry
             loss, gradient = jax.value_and_grad(
-                lambda k: objective.base_loss(model, train @ k, packed, progress, fraction)[0]
+                lambda k: losses.base_loss(model, train @ k, packed, progress, fraction)[0]
             )(kernel)
             updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(kernel, updates), state), loss

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import codes, evaluate, index, metric_kernels, metrics, pairs
-from mch_jax.codes_file import CodeFile
+from mch_jax import codes, metrics, pairs
+from mch_jax.evaluation import evaluate
+from mch_jax.files.codes_file import CodeFile
+from mch_jax.index import bucket as index
+from mch_jax.kernels import metric_kernels
 
 NUM_BITS = 11
 

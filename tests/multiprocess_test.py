@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from mch_jax import checkpoint, logs, loop, main, parallel
+from mch_jax import main
+from mch_jax.files import checkpoint
+from mch_jax.training import logs, loop, parallel
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import methods, objective, pairs
+from mch_jax import methods, pairs
+from mch_jax.methods import base as losses
 
 NUM_BITS = 12
 FRACTION = 0.3
@@ -18,7 +19,7 @@ def batch() -> tuple[jax.Array, jax.Array]:
 
 def loss(kernel, features, labels, model, axis_name=None):
     logits = features @ kernel
-    return objective.base_loss(model, logits, labels, 0.5, FRACTION, axis_name=axis_name)
+    return losses.base_loss(model, logits, labels, 0.5, FRACTION, axis_name=axis_name)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -26,7 +27,7 @@ def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
     features, labels = batch
     model = methods.objective(name, NUM_BITS)
     logits = features @ jax.random.normal(key, (7, NUM_BITS))
-    found, parts = objective.base_loss(model, logits, labels, 0.5, FRACTION)
+    found, parts = losses.base_loss(model, logits, labels, 0.5, FRACTION)
     relaxed = np.asarray(model.relax(logits, 0.5), np.float64)
     terms = []
     for i in range(len(relaxed)):
@@ -66,7 +67,7 @@ def test_two_devices_give_what_one_gives(name, batch, key):
 
 
 def test_loss_table_is_weighted_and_dissimilar_first():
-    table = objective.loss_table(methods.objective("hashnet", 4), 4, 0.2)
+    table = losses.loss_table(methods.objective("hashnet", 4), 4, 0.2)
     exponent = 2.5 * (4 - 2 * np.arange(5))
     expected = [np.log1p(np.exp(exponent)) / 0.8, np.log1p(np.exp(-exponent)) / 0.2]
     np.testing.assert_allclose(table, expected, rtol=1e-5)
@@ -75,4 +76,4 @@ def test_loss_table_is_weighted_and_dissimilar_first():
 def test_vectors_go_to_the_sphere_and_zero_stays():
     vectors = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     expected = [[0.6 * np.sqrt(2), 0.8 * np.sqrt(2)], [0, 0]]
-    np.testing.assert_allclose(objective.to_sphere(vectors), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.to_sphere(vectors), expected, rtol=1e-5)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax import parallel
+from mch_jax.training import parallel
 
 
 def test_share_out_and_padding():

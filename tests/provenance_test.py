@@ -5,8 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from mch_jax import checkpoint, codes_file, main, provenance
+from mch_jax import main
 from mch_jax.codes import CodeFile
+from mch_jax.evaluation import provenance
+from mch_jax.files import checkpoint, codes_file
 
 
 def code_file(ids="ab", labels=((0, 1), (1, 1))):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mch_jax import checkpoint, codes, codes_file, data, metrics, regions, report
+from mch_jax import codes, data, metrics, regions
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.report import page as report
 
 NUM_BITS = 12
 

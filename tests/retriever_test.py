@@ -7,7 +7,8 @@ from PIL import Image
 from tiny_run import tiny
 
 import mch_jax
-from mch_jax import codes_file, run
+from mch_jax.files import codes_file
+from mch_jax.training import run
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mch_jax import data, scenes
+from mch_jax import data
+from mch_jax.data import scenes
 
 SMALL = {"num_train": 60, "num_database": 50, "num_query": 30}
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from mch_jax import codes_file
-from mch_jax.codes_file import CodeFile
+from mch_jax.files import codes_file
+from mch_jax.files.codes_file import CodeFile
 
 NUM_BITS = 12
 

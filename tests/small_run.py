@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mch_jax import codes, codes_file, data
+from mch_jax import codes, data
 from mch_jax.data import photos
-from mch_jax.encode import FILE, Encoder
+from mch_jax.files import codes_file
 from mch_jax.models import AlexNet, Policy
-from mch_jax.run import random_params
+from mch_jax.training.encode import FILE, Encoder
+from mch_jax.training.run import random_params
 
 NUM_BITS, SIDE, HIDDEN = 12, 64, 16
 CLASSES = ("red", "green", "blue")
@@ -71,7 +72,7 @@ def serving(service):
     """Serves on a free port in a thread; yields the address."""
     import uvicorn  # here only: encoding needs no server
 
-    from mch_jax import api
+    from mch_jax.serving import api
 
     server = uvicorn.Server(
         uvicorn.Config(api.create_app(service), log_level="warning", access_log=False)

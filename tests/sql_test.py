@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mch_jax import sql
-from mch_jax.codes_file import CodeFile
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mch_jax import termination
+from mch_jax.training import termination
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ import pytest
 from tiny_run import changed
 
 from configs import default
-from mch_jax import main, validation
+from mch_jax import main
+from mch_jax.training import validation
 
 # configs/methods.py is what the others share.
 CONFIGS = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "methods")

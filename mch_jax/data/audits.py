@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from mch_jax import checkpoint
 from mch_jax.data.dataset import SPLITS, Dataset
+from mch_jax.files import checkpoint
 
 
 def _check_splits(dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from mch_jax import scenes as scenes_lib
+from mch_jax.data import scenes as scenes_lib
 from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
 from mch_jax.data.photos import read_file, read_place
@@ -24,7 +24,7 @@ def scenes(
     num_database: int = 2500,
     num_query: int = 400,
 ) -> Dataset:
-    """Returns the built-in data set of composed scenes; see `mch_jax.scenes`.
+    """Returns the built-in data set of composed scenes; see `mch_jax.data.scenes`.
 
     Args:
       seed: every scene is a function of it and of its row.

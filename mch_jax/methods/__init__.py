@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mch_jax.methods import adsh, dch, hashnet, itq, ksh, lsh, mmhh
-from mch_jax.objective import Objective
+from mch_jax.methods.base import Objective
 
 METHODS: dict[str, Callable[..., Objective]] = {
     "ksh": ksh.ksh,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from mch_jax import pairs
-from mch_jax.objective import Objective, no_penalty
+from mch_jax.methods.base import Objective, no_penalty
 
 
 def adsh(num_bits: int) -> Objective:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from mch_jax import pairs
-from mch_jax.objective import Objective, no_penalty
+from mch_jax.methods.base import Objective, no_penalty
 
 
 def hashnet(num_bits: int, *, alpha: float | None = None, continuation: float = 50.0) -> Objective:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, ScalarLike, UInt32
 
 from mch_jax import models, pairs
-from mch_jax.objective import Objective, no_penalty
+from mch_jax.methods.base import Objective, no_penalty
 
 
 def ksh(num_bits: int) -> Objective:

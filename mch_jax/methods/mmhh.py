@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from mch_jax import pairs
-from mch_jax.objective import Objective, to_sphere
+from mch_jax.methods.base import Objective, to_sphere
 
 
 def mmhh(

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mch_jax import codes_file, regions
+from mch_jax import regions
 from mch_jax.data import places
+from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex, Hits
-from mch_jax.run import read_dataset
+from mch_jax.training.run import read_dataset
 
 THUMBNAIL_BYTES = 64 * 2**20
 Reader = Callable[[str], np.ndarray]

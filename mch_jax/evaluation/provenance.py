@@ -47,7 +47,7 @@ def commit() -> str | None:
 
     None where it runs from no checkout, or git is not there.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 

@@ -8,21 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from mch_jax import (
-    checkpoint,
-    codes,
-    codes_file,
-    index_kernels,
-    metric_kernels,
-    metrics,
-    pairs,
-    provenance,
-    run,
-)
-from mch_jax.codes_file import CodeFile
+from mch_jax import codes, metrics, pairs
+from mch_jax.evaluation import provenance
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BINOMIALS, to_words
+from mch_jax.kernels import index_kernels, metric_kernels
 from mch_jax.methods import METHODS
-from mch_jax.run import Run
+from mch_jax.training import run
+from mch_jax.training.run import Run
 
 
 def histogram(

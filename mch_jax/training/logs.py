@@ -12,8 +12,8 @@ from absl import logging
 from jaxtyping import ScalarLike
 from tqdm import tqdm
 
-from mch_jax.checkpoint import whole_file, writes_files
-from mch_jax.events import Events
+from mch_jax.files.checkpoint import whole_file, writes_files
+from mch_jax.training.events import Events
 
 T = TypeVar("T")
 

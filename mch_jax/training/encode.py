@@ -13,21 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8, UInt32
 
-from mch_jax import (
-    agent,
-    checkpoint,
-    codes,
-    codes_file,
-    evidence,
-    logs,
-    methods,
-    models,
-    objective,
-    parallel,
-    regions,
-)
+from mch_jax import agent, codes, methods, models, regions
+from mch_jax.agent import evidence
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.methods import base as losses
 from mch_jax.models import AlexNet, Policy
-from mch_jax.run import Run
+from mch_jax.training import logs, parallel
+from mch_jax.training.run import Run
 
 FILE = "encoder.npz"
 PART = 2048  # photos whose codes are lost at most when a run is killed
@@ -225,7 +217,7 @@ def true_rewards(run: Run, packed: np.ndarray, rows: np.ndarray, is_train: np.nd
     What an oracle would go by, and what the agent is compared with; 0 for the whole photo.
     """
     num_bits, num_train, labels = run.config.num_bits, int(is_train.sum()), run.labels[rows]
-    table = objective.loss_table(run.objective, num_bits, run.similar_fraction)
+    table = losses.loss_table(run.objective, num_bits, run.similar_fraction)
     train = (packed[is_train, 0].T, labels[is_train].T, np.ones(num_train, np.int32))
 
     @jax.jit

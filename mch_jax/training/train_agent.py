@@ -11,9 +11,11 @@ import optax
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Float, Key
 
-from mch_jax import agent, codes, data, loop, methods, objective, parallel, regions
+from mch_jax import agent, codes, data, methods, regions
+from mch_jax.methods import base as losses
 from mch_jax.models import Policy
-from mch_jax.run import Run
+from mch_jax.training import loop, parallel
+from mch_jax.training.run import Run
 
 STAGE = "agent"
 LOG_EVERY = 5
@@ -244,7 +246,7 @@ def reward_table(run: Run) -> np.ndarray:
     chosen, num_bits = run.objective, run.config.num_bits
     if run.config.agent.reward:
         chosen = methods.objective(run.config.agent.reward, num_bits)
-    return np.asarray(objective.loss_table(chosen, num_bits, run.similar_fraction))
+    return np.asarray(losses.loss_table(chosen, num_bits, run.similar_fraction))
 
 
 def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mch_jax.checkpoint import whole_file
+from mch_jax.files.checkpoint import whole_file
 
 FORMAT = "mch-codes/1"
 

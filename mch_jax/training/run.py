@@ -13,21 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mch_jax import (
-    checkpoint,
-    data,
-    events,
-    features,
-    features_file,
-    logs,
-    methods,
-    pairs,
-    parallel,
-    regions,
-)
+from mch_jax import data, methods, pairs, regions
 from mch_jax.codes import Encoding
+from mch_jax.files import checkpoint
+from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
-from mch_jax.objective import Objective
+from mch_jax.training import events, features, features_file, logs, parallel
 
 NUM_REGIONS = len(regions.NAMES)
 _resized = jax.jit(regions.crop, static_argnums=2)

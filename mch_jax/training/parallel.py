@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, Key
 
-from mch_jax import checkpoint
+from mch_jax.files import checkpoint
 
 AXIS = "devices"
 _alone = False  # whether this process goes on after the others have left

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8, UInt32
 
-from mch_jax import codes, evidence, loop, models, pairs, parallel, regions, train_agent, train_base
-from mch_jax.run import Run
+from mch_jax import codes, models, pairs, regions
+from mch_jax.agent import evidence
+from mch_jax.training import loop, parallel, train_agent, train_base
+from mch_jax.training.run import Run
 
 
 class Reading(NamedTuple):

@@ -33,11 +33,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from mch_jax import __version__, codes, regions
-from mch_jax.catalogue import Catalogue, Neighbour
 from mch_jax.data import photos
-from mch_jax.encode import Encoder
-from mch_jax.gate import Gate, Limits, Refused
-from mch_jax.workers import Workers
+from mch_jax.serving.catalogue import Catalogue, Neighbour
+from mch_jax.serving.gate import Gate, Limits, Refused
+from mch_jax.serving.workers import Workers
+from mch_jax.training.encode import Encoder
 
 FREE_PATHS = ("/", "/health", "/metrics", "/openapi.json")
 BOX = "left, top, right, bottom in pixels of the upright photo"
@@ -550,7 +550,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
-    page = (importlib.resources.files("mch_jax") / "serve.html").read_text("utf-8")
+    page = (importlib.resources.files("mch_jax.serving") / "serve.html").read_text("utf-8")
     policy = _policy(page)
 
     @app.get("/", include_in_schema=False)

@@ -5,8 +5,8 @@ from typing import Any
 
 from absl import logging
 
-from mch_jax import logs, parallel, termination
-from mch_jax.run import Run
+from mch_jax.training import logs, parallel, termination
+from mch_jax.training.run import Run
 
 
 def train(

@@ -17,9 +17,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
-from mch_jax import data, logs, parallel, regions
-from mch_jax.checkpoint import read_json, write_json
+from mch_jax import data, regions
+from mch_jax.files.checkpoint import read_json, write_json
 from mch_jax.models import AlexNet
+from mch_jax.training import logs, parallel
 
 
 def fingerprint(*parts: Any) -> str:

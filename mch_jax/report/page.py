@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from mch_jax import codes_file, logs
 from mch_jax.codes import from_bytes
-from mch_jax.codes_file import CodeFile
 from mch_jax.data import Dataset
+from mch_jax.files import codes_file
+from mch_jax.files.codes_file import CodeFile
+from mch_jax.training import logs
 
 NUM_QUERIES = 8
 NUM_NEAREST = 10
@@ -788,7 +789,7 @@ def _page(folder: Path, dataset: Dataset, audit: Mapping[str, Any], files: Files
         f"{_header(results)}<main>{''.join(main)}</main>"
         "<footer>Written by mch_jax. This page needs no network.</footer>"
     )
-    template = importlib.resources.files("mch_jax").joinpath("report.html").read_text("utf-8")
+    template = (importlib.resources.files("mch_jax.report") / "report.html").read_text("utf-8")
     title = html.escape(_title(results))
     return string.Template(template).substitute(title=title, body=body)
 

@@ -29,10 +29,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
-from mch_jax import codes_file, index_kernels
-from mch_jax.checkpoint import write_json
+from mch_jax.files import codes_file
+from mch_jax.files.checkpoint import write_json
 from mch_jax.index import BINOMIALS, Ball, BucketIndex, Hits, checked_items, joined, to_words
-from mch_jax.main import run_command
+from mch_jax.kernels import index_kernels
 
 FORMAT = "mch-shards/1"
 QUERIES_PER_CALL = 256
@@ -559,8 +559,3 @@ def main(_: list[str]) -> None:
     index = connect(flags.FLAGS.index, flags.FLAGS.replicas, flags.FLAGS.address)
     index.wait()
     print(f"{len(index):,} items, {index.num_codes:,} codes served")  # noqa: T201
-
-
-if __name__ == "__main__":
-    define_flags()
-    run_command(main)

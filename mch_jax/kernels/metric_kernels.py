@@ -7,7 +7,15 @@ turns into vector instructions; one scalar increment an item is left.
 
 import numpy as np
 
-from mch_jax.index_kernels import hamming, kernel, mask_rank, near, popcount, room, trailing_zeros
+from mch_jax.kernels.index_kernels import (
+    hamming,
+    kernel,
+    mask_rank,
+    near,
+    popcount,
+    room,
+    trailing_zeros,
+)
 
 BLOCK = 8192  # items that every query is compared with before the next ones: 384 KiB of six codes
 PIECE = 1024  # items whose distances and bins lie in the nearest cache; a multiple of 4

@@ -25,7 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mch_jax import checkpoint, data, features, regions
+from mch_jax import data, regions
+from mch_jax.files import checkpoint
+from mch_jax.training import features
 
 FORMAT = "mch-features/1"
 NUM_REGIONS = len(regions.NAMES)

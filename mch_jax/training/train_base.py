@@ -13,9 +13,11 @@ from absl import logging
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from mch_jax import data, logs, loop, objective, pairs, parallel, regions, termination
+from mch_jax import data, pairs, regions
 from mch_jax.methods import PROJECTIONS, adsh, ksh
-from mch_jax.run import Run
+from mch_jax.methods import base as losses
+from mch_jax.training import logs, loop, parallel, termination
+from mch_jax.training.run import Run
 
 STAGE = "base"
 CROP_OF_256 = 0.875  # a 224 pixel crop of a 256 pixel photo, the usual augmentation
@@ -135,7 +137,7 @@ def base_loss(params, batch, keys, progress, shared, *, run: Run):
     """Returns the base loss of a batch and its scalars (Sec. 3.1), with the label head's."""
     del shared
     encoding = run.apply(params, batch, keys if run.config.base.dropout else None)
-    loss, scalars = objective.base_loss(
+    loss, scalars = losses.base_loss(
         run.objective,
         encoding.logits,
         batch["labels"],

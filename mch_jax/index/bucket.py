@@ -32,8 +32,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
-from mch_jax import codes_file, index_kernels
-from mch_jax.index_kernels import Segment
+from mch_jax.files import codes_file
+from mch_jax.kernels import index_kernels
+from mch_jax.kernels.index_kernels import Segment
 
 INDEX_FORMAT = "mch-index/2"
 MAX_BITS = 64

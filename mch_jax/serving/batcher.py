@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax.parallel import pad_to_multiple
+from mch_jax.training.parallel import pad_to_multiple
 
 
 class Batcher:

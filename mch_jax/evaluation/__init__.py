@@ -1,0 +1,1 @@
+"""Measures of a finished run, and where its results come from."""

@@ -1,0 +1,1 @@
+"""Files: whole files, codes files, checkpoints and weights."""

@@ -1,0 +1,1 @@
+"""Compiled kernels of the index and of the evaluator (numba)."""

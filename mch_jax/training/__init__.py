@@ -1,0 +1,1 @@
+"""Training: the run, its stages and what they share."""
