@@ -2,17 +2,21 @@
 
 python -m mch_jax.main --config=configs/coco18_dch.py --config.dataset.root=DIR
 
-The convolutions are ImageNet's and fixed; fc6 and fc7 are small and learned from nothing.
+The agent learns from cross-fitted base models (docs/agent.md).
+
+Measured with 32 bits, seeds 0 to 4 (RESULTS.md, which also has 16 and 64 bits at 30 epochs).
+Hardware: one core of a CPU for each run.
+Time: not recorded.
+Score: mAP of seed 0 .6275, with MCH .6404; MCH minus base +.0160 ± .0023 (95 % interval, paired by
+seed), chance .384.
 """
 
-from configs import scenes_dch
+from configs import cpu
 
 
 def get_config():
-    config = scenes_dch.get_config()
+    config = cpu.get_config()
     config.dataset.name = "coco18"
-    config.dataset.image_size = 256
-    config.model.input_size = 224
     config.base.num_epochs = 60
     config.base.label_weight = 0.2
     config.agent.recipe = "cross_fit"

@@ -2,7 +2,12 @@
 
 python -m mch_jax.main --config=configs/coco18_lsh.py --config.dataset.root=DIR
 
-Settings are those of coco18_dch.py, but for what methods.py changes. Not run.
+The settings of coco18_dch.py with the changes of methods.py.
+
+Measured in the grid of RESULTS.md: 32 bits, seeds 0 to 2, --config.base.num_epochs=30.
+Hardware: one core of a CPU for each run.
+Time: not recorded for one run; 38 runs of the grid took 77 minutes, two at a time.
+Score: mAP .4033 ± .0036, without an agent; mean and 95 % interval, chance .384.
 """
 
 from configs import coco18_dch, methods

@@ -2,7 +2,9 @@
 
 python -m mch_jax.main --config=configs/coco_adsh.py --config.dataset.root=DIR
 
-Settings are those of coco_dch.py, but for what methods.py changes. Not run.
+The settings of coco_dch.py with the changes of methods.py.
+
+Not run.
 """
 
 from configs import coco_dch, methods

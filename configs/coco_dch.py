@@ -3,9 +3,10 @@
 python -m mch_jax.main --config=configs/coco_dch.py --config.dataset.root=DIR \
     --config.model.weights=alexnet-owt-7be5be79.pth
 
-DIR holds the archives or the records made of them (docs/datasets.md). The weights are torchvision's
-AlexNet with its fc6 and fc7, which are yours to bring. The agent's settings are the paper's (Sec.
-5.2.2). The authors' rate of 5e-3 belongs to their own loss, on distances that are not normalised.
+DIR holds the archives, or the records that mch_jax.prepare makes of them (docs/datasets.md). The
+weights are torchvision's AlexNet with fc6 and fc7; download them yourself. The agent's settings are
+those of the paper (Sec. 5.2.2). The learning rate is not the 5e-3 of DCH's authors, whose loss uses
+distances that are not normalised.
 
 Not run.
 """

@@ -1,6 +1,10 @@
 """DCH on a folder of your own photos, for a CPU.
 
 python -m mch_jax.main --config=configs/folder_dch.py --config.dataset.root=DIR
+
+The settings of coco18_dch.py; photos that cannot be decoded are skipped.
+
+Not run.
 """
 
 from configs import coco18_dch

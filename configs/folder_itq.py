@@ -2,7 +2,9 @@
 
 python -m mch_jax.main --config=configs/folder_itq.py --config.dataset.root=DIR
 
-Settings are those of folder_dch.py, but for what methods.py changes. Not run.
+The settings of folder_dch.py with the changes of methods.py.
+
+Not run.
 """
 
 from configs import folder_dch, methods

@@ -1,14 +1,14 @@
-"""What each method changes in the DCH config of a data set, which says everything else.
+"""What each method changes in the DCH config of a data set.
 
-Rates, batches and epochs of end-to-end training are those of each method's authors, where their
-loss is ours; the sources are named beside them. On fixed convolutions the data set's own stay.
+In end-to-end training, learning rate, batch size and number of epochs are those of each method's
+authors if they use the same loss. With fixed convolutions the settings of the data set stay.
 """
 
 from ml_collections import ConfigDict
 
 
 def _changed(config: ConfigDict, method: str, **base: object) -> ConfigDict:
-    """Returns the config with another method and, where it trains end to end, changes in base."""
+    """Returns the config with another method, and with `base` if training is end to end."""
     config = ConfigDict(config)
     config.method = method
     if config.base.train_conv:
@@ -19,35 +19,35 @@ def _changed(config: ConfigDict, method: str, **base: object) -> ConfigDict:
 def _closed_form(config: ConfigDict, method: str) -> ConfigDict:
     config = _changed(config, method)
     if not config.base.train_conv:
-        config.model.hidden = 0  # fc6 and fc7 would be random: the convolutions' own features
+        config.model.hidden = 0  # untrained fc6 and fc7 would be random
     return config
 
 
 def lsh(config: ConfigDict) -> ConfigDict:
-    """Random projections; nothing is learned."""
+    """Random projections, without training."""
     return _closed_form(config, "lsh")
 
 
 def itq(config: ConfigDict) -> ConfigDict:
-    """Principal components, rotated; 50 turns, as the authors."""
+    """Principal components and a learned rotation; 50 iterations, as the authors use."""
     return _closed_form(config, "itq")
 
 
 def ksh(config: ConfigDict) -> ConfigDict:
-    """300 anchors and 2,000 labelled photos, as the authors."""
+    """300 anchors and 2,000 labelled photos, as the authors use."""
     return _closed_form(config, "ksh")
 
 
 def hashnet(config: ConfigDict) -> ConfigDict:
-    """With AlexNet on MS-COCO a re-implementation in Paddle reports these and mAP@5000 .734."""
+    """The settings of a re-implementation in Paddle, which reports mAP@5000 .734 on MS-COCO."""
     return _changed(config, "hashnet", num_epochs=150, batch_size=64, learning_rate=1e-3)
 
 
 def adsh(config: ConfigDict) -> ConfigDict:
-    """50 turns of 3 epochs over 2,000 photos, all layers at one rate, as the authors."""
+    """50 iterations of 3 epochs over 2,000 photos, one learning rate, as the authors use."""
     return _changed(config, "adsh", num_epochs=30, batch_size=64, learning_rate=1e-4, hash_rate=1.0)
 
 
 def mmhh(config: ConfigDict) -> ConfigDict:
-    """The authors' rate and batch, for another loss than the printed one, and more epochs."""
+    """Learning rate and batch of the authors, whose program has another loss; more epochs."""
     return _changed(config, "mmhh", num_epochs=30, batch_size=48, learning_rate=1e-4)

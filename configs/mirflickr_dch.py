@@ -3,8 +3,8 @@
 python -m mch_jax.main --config=configs/mirflickr_dch.py --config.dataset.root=DIR \
     --config.model.weights=alexnet-owt-7be5be79.pth
 
-Photos without a label are left out; the reader's setting keep_unlabelled keeps all 25,000.
-Weights and settings are those of coco_dch.py; docs/datasets.md says what DIR holds.
+Photos without a label are left out; keep_unlabelled in config.dataset.settings keeps all 25,000.
+Weights and settings are those of coco_dch.py; docs/datasets.md describes DIR.
 
 Not run.
 """

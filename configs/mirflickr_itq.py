@@ -2,7 +2,9 @@
 
 python -m mch_jax.main --config=configs/mirflickr_itq.py --config.dataset.root=DIR
 
-Settings are those of mirflickr_dch.py, but for what methods.py changes. Not run.
+The settings of mirflickr_dch.py with the changes of methods.py.
+
+Not run.
 """
 
 from configs import methods, mirflickr_dch

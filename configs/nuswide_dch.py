@@ -3,8 +3,8 @@
 python -m mch_jax.main --config=configs/nuswide_dch.py --config.dataset.root=DIR \
     --config.model.weights=alexnet-owt-7be5be79.pth
 
-100 queries and 500 training photos a class, 193,734 photos in the database. Weights and settings
-are those of coco_dch.py; docs/datasets.md says what DIR holds.
+100 queries and 500 training photos per class; the database has 193,734 photos. Weights and settings
+are those of coco_dch.py; docs/datasets.md describes DIR.
 
 Not run.
 """

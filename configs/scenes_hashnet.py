@@ -2,7 +2,9 @@
 
 python -m mch_jax.main --config=configs/scenes_hashnet.py
 
-Settings are those of scenes_dch.py, but for what methods.py changes. Not run.
+The settings of scenes_dch.py with the changes of methods.py.
+
+Not run.
 """
 
 from configs import methods, scenes_dch

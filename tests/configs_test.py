@@ -1,10 +1,11 @@
-"""Every config loads and is valid; each data set and each method runs for a step from its own."""
+"""Every config loads and is valid, its header is complete, and one per data set runs."""
 
 import ast
 import importlib.util
 import inspect
 import io
 import pathlib
+import re
 import tarfile
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ FILES = sorted(FOLDER.glob("*_*.py"))
 
 
 def load(path):
-    """Executes a file, as the command's flag does."""
+    """Returns the config of a file, loaded as --config loads it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,6 +54,27 @@ def test_a_config_is_what_its_name_says(path):
     header = ast.get_docstring(ast.parse(path.read_text()))
     assert f"--config=configs/{path.stem}.py" in header
     assert ("--config.dataset.root=DIR" in header) == (name != "scenes")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_header_says_what_was_measured(path):
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    measured = path.stem.startswith("coco18_") or path.stem == "scenes_dch"
+    if not measured:
+        assert header.endswith("\nNot run.")
+        return
+    for part in ("Measured ", "Hardware: ", "Time: ", "Score: "):
+        assert f"\n{part}" in header
+    source = (FOLDER.parent / ("README.md" if "README" in header else "RESULTS.md")).read_text()
+    numbers = re.findall(r"\.\d+(?: ± \.\d+)?", header[header.index("Score: ") :])
+    assert len(numbers) >= 2
+    assert all(number in source for number in numbers)
+
+
+def test_a_config_of_photos_does_not_inherit_from_the_demo():
+    for path in FILES:
+        if not path.stem.startswith("scenes_"):
+            assert "scenes" not in path.read_text()
 
 
 def test_settings_are_those_of_all_methods():
