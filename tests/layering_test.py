@@ -5,23 +5,25 @@
 
 import ast
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-FLOORS = (
-    ("codes", "regions", "pairs", "metrics", "models", "kernels"),
-    ("methods", "agent", "index", "files", "data"),
-    ("encoder",),
-    ("training",),
-    ("evaluation", "report", "retriever", "bulk", "sql", "serving", "cluster"),
-    ("command",),
-)  # every other module is a command, above them all
 TRAINING = 3  # the lowest floor that reads a config
-FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-COMMAND = len(FLOORS)
 
-# What is still to be undone; a test fails when an entry is no longer needed.
+
+def layout():
+    """Returns the floor of each package or module, as CONTRIBUTING's layout has it."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("##")[0]
+    rows = re.findall(r"^\| (\d) \| (`[^|]+`) \|", section, re.M)
+    return {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+FLOOR = layout()
+COMMAND = max(FLOOR.values())
+
+# What is still to be undone.
 STILL_UPWARD = {
     ("cluster.__main__", "main"),
     ("codes", "files.codes_file"),
@@ -46,6 +48,7 @@ STILL_LONG = {
     "tests/data_test.py",
 }
 STILL_WIDE = set()
+STILL_MISSING = {"encoder", "command"}
 MAX_LINES = 500
 MAX_PARAMETERS = 12
 
@@ -93,7 +96,7 @@ def unit(name):
 
 
 def floor(name):
-    return COMMAND if name.endswith(".__main__") else FLOOR.get(unit(name), COMMAND)
+    return COMMAND if name.endswith(".__main__") else FLOOR[unit(name)]
 
 
 def cycles(edges):
@@ -146,13 +149,17 @@ def short(name):
     return name.removeprefix("mch_jax.")
 
 
+def test_the_written_layout_is_the_real_one():
+    assert set(FLOOR) - {unit(name) for name in modules(ROOT)} <= STILL_MISSING
+    assert {unit(name) for name in modules(ROOT)} <= set(FLOOR)
+
+
 def test_imports_go_downward():
     found = upward(ROOT)
     pairs = {(short(name), short(target)) for name, _, target in found}
     new = pairs - STILL_UPWARD
     wrong = [where(*arrow) for arrow in found if (short(arrow[0]), short(arrow[2])) in new]
     assert not wrong, "\n".join(["imports that go upward:", *wrong])
-    assert pairs == STILL_UPWARD, "no longer needed"
 
 
 def test_no_cycles():
@@ -182,7 +189,7 @@ def sources():
 def test_files_are_short():
     lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources()}
     long = {path: count for path, count in lines.items() if count > MAX_LINES}
-    assert set(long) == STILL_LONG, long
+    assert set(long) <= STILL_LONG, long
 
 
 def test_functions_have_few_parameters():
@@ -197,7 +204,7 @@ def test_functions_have_few_parameters():
             is_kernel = path.parent.name == "kernels" and ast.get_docstring(node)
             if count > MAX_PARAMETERS and not is_kernel:
                 wide[f"{path.relative_to(ROOT)}:{node.name}"] = count
-    assert set(wide) == STILL_WIDE, wide
+    assert set(wide) <= STILL_WIDE, wide
 
 
 if __name__ == "__main__":
