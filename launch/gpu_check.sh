@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Checks the kernels, measures and trains on a machine with a GPU, JAX and Flax, and no network.
+# Checks correctness, measures speed and trains on a GPU machine that has JAX and Flax but no network.
 #
-#   bash launch/gpu_check.sh --carry WHEELS   # with a network, same Python: what else is needed
+#   bash launch/gpu_check.sh --carry WHEELS   # with a network and the same Python: collect packages
 #   bash launch/gpu_check.sh [WHEELS]         # on the GPU machine; PYTHON names its interpreter
 #
-# Installs from WHEELS, into build/gpu_check, only what that Python lacks. Results go to
-# bench/results/gpu-<device>.json. Without a GPU it runs to its end and says what it left out.
+# Packages that this Python lacks are installed from WHEELS into build/gpu_check. Results are written to
+# bench/results/gpu-<device>.json. Without a GPU the script still finishes and lists what it left out.
 set -e
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-python3}"
 
 if [ "$1" = --carry ]; then
-  [ -n "$2" ] || { echo "error: --carry needs a folder" >&2; exit 2; }
+  [ -n "$2" ] || { echo "error: --carry needs a directory" >&2; exit 2; }
   mkdir -p "$2"
   grep -Ev '^(#|jax==|jaxlib==|lpips)' launch/constraints.txt >"$2/needed.txt"
   "$python" -m pip wheel --quiet --no-deps --wheel-dir "$2" --requirement "$2/needed.txt"

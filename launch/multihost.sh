@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on several hosts. On every host, with its own number:
+# Trains on several hosts. Run on each host, with its own number:
 #
 #   bash launch/multihost.sh COORDINATOR PROCESSES PROCESS --config=configs/coco_dch.py --workdir=DIR
 #
-# COORDINATOR is HOST:PORT of process 0, a port that the others reach; PROCESSES how many there are;
-# PROCESS this one's number, from 0 on. DIR lies on storage that all of them share. On one host, to
-# try it out: two processes of four virtual devices each,
+# COORDINATOR is HOST:PORT of process 0, with a port that the other hosts can reach; PROCESSES is the
+# number of processes; PROCESS is the number of this one, from 0. DIR must be on storage that all hosts
+# share. To try it on one host, run two processes with four virtual devices each:
 #
 #   export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4
 #   bash launch/multihost.sh localhost:12345 2 0 --config=configs/scenes_dch.py --workdir=runs/two &
 #   bash launch/multihost.sh localhost:12345 2 1 --config=configs/scenes_dch.py --workdir=runs/two
 #
-# A run may go on with another number of processes or devices, one included.
+# A run can be resumed with another number of processes or devices, including one.
 set -e
 cd "$(dirname "$0")/.."
 if [ $# -lt 4 ]; then

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Serves an index of several machines with Ray (docs/cluster.md). INDEX lies on storage that all
-# nodes see under the same path.
+# Serves an index on several machines with Ray (docs/cluster.md). INDEX is a directory on storage that
+# all nodes mount under the same path.
 #
-#   bash launch/ray_index.sh head INDEX [CODES [SHARDS]]   # the first host: Ray's head and the index
-#   bash launch/ray_index.sh node HOST:6379                # every other host
-#   bash launch/ray_index.sh local INDEX [CODES [SHARDS]]  # one host alone: a single replica a shard
-#   bash launch/ray_index.sh stop                          # this host's part
+#   bash launch/ray_index.sh head INDEX [CODES [SHARDS]]   # on the first host: Ray's head and the index
+#   bash launch/ray_index.sh node HOST:6379                # on every other host
+#   bash launch/ray_index.sh local INDEX [CODES [SHARDS]]  # on a single host: one replica per shard
+#   bash launch/ray_index.sh stop                          # stops Ray on this host
 #
-# With CODES, a run's codes/database.npz, the shards are written first.
+# With CODES, the codes/database.npz of a run, the shards are written first.
 set -e
 usage() { sed -n '5,8s/^# *//p' "$0" >&2; exit 2; }
 case "$1" in head | local | node | stop) ;; *) usage ;; esac

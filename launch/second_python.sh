@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests that need neither torch nor a server on a second Python, 3.12 or newer.
 #
-# SECOND_PYTHON names it; otherwise it is python3.13 or python3.12, whichever is there and is not
-# .venv's. Its environment is .venv-second. Where there is none, it says so.
+# The interpreter is SECOND_PYTHON, or else python3.13 or python3.12, whichever exists and is not the
+# version in .venv. Its environment is .venv-second. Without a second Python the script does nothing.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 own="$(.venv/bin/python -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null)"
@@ -12,7 +12,7 @@ for python in ${SECOND_PYTHON:-python3.13 python3.12}; do
   python=""
 done
 if [ -z "$python" ]; then
-  echo "No second Python: no 3.12 or newer on the PATH but that of .venv"
+  echo "No second Python: the PATH has no 3.12 or newer other than that of .venv"
   exit 0
 fi
 set -e

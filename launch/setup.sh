@@ -1,8 +1,8 @@
-# Sourced by the other scripts: makes .venv with the extras named in $1 and changes to the project.
+# Sourced by other scripts: changes to the project's root and makes .venv with the extras in $1.
 #
 #   . "$(dirname "$0")/setup.sh" scenes,pretrained
 #
-# A second call reuses .venv; changed pins install anew.
+# A second call reuses .venv. It is updated when setup.cfg or pyproject.toml has changed.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -14,7 +14,7 @@ if [ ! -x .venv/bin/python ]; then
     python=""
   done
   if [ -z "$python" ]; then
-    echo "error: no Python 3.11 to 3.13 found; install one and start again" >&2
+    echo "error: no Python 3.11 to 3.13 found; install one and run the script again" >&2
     exit 2
   fi
   echo "Setting up .venv with $("$python" --version)"
@@ -25,10 +25,10 @@ fi
 wanted="$(cat setup.cfg pyproject.toml | cksum)"
 stamp=".venv/installed-$1"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-  echo "Installing mch_jax[$1] into .venv, a few minutes the first time"
+  echo "Installing mch_jax[$1] into .venv; this takes a few minutes the first time"
   PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable ".[$1]" || exit 1
   echo "$wanted" >"$stamp"
 fi
 
-# Large arrays in huge pages, where the C library is glibc: training on a CPU gains up to a quarter.
+# glibc puts large arrays in huge pages: training on a CPU is up to a quarter faster.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

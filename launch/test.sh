@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs lint, types and every test; the closing line is pytest's. Arguments go to pytest.
+# Runs lint, type checks and all tests; the last line is pytest's. Arguments are passed to pytest.
 . "$(dirname "$0")/setup.sh" dev,scenes,pretrained,serve,docs
 . launch/chromium.sh
 set -e
