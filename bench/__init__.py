@@ -1,1 +1,1 @@
-"""Speed and memory, each beside a peer and a limit of the machine: `python -m bench --help`."""
+"""Benchmarks of speed and memory against peers and the machine's limits: `python -m bench`."""

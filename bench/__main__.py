@@ -1,12 +1,12 @@
-"""Runs the benches and writes one table: JSON, Markdown, PNG and a line of history.
+"""Runs benchmarks and writes their results as JSON, Markdown, PNG and a line of history.
 
 python -m bench [--only=forward,train,...] [--threads=1,2] [--quick] [--out=bench/results]
 
-Every bench runs in a process of its own with so many cores, its peer in turns with it. Rows that
-were not run this time stay in the table as they were. With --quick inputs are small, nothing is
-written unless --out is given, and the exit status is 1 where a ratio is far from what it has to be:
-a check that nothing broke, not a measurement. Benches that a package or device is missing for say
-so in their row.
+Each benchmark runs in a process of its own with the given number of cores, and alternates with its
+peer. Rows of benchmarks that do not run keep their previous values. With --quick the inputs are
+small, nothing is written unless --out is given, and the exit status is 1 if a ratio is far below
+its target; this checks that nothing is broken and is no measurement. If a benchmark lacks a package
+or a device, its row says so.
 """
 
 import argparse
@@ -28,13 +28,13 @@ BENCHES = {
     "whole": "retrieval", "million": "retrieval", "startup": "startup", "scaling": "scaling",
     "index": "bucket_index",
 }  # fmt: skip
-ONCE = {"million": 1, "startup": 2, "scaling": 2, "index": 1}  # at this number of threads only
+ONCE = {"million": 1, "startup": 2, "scaling": 2, "index": 1}  # the only number of threads to run
 QUICK = ("reward", "evaluator", "average_precision", "whole")
 FLOORS = {"agent's reward": 1.2, "evaluator: relevance and distance histogram": 1.0}
 
 
 def child(name: str, threads: int, quick: bool, out: Path) -> None:
-    """Runs one bench in this process and writes its rows."""
+    """Runs one benchmark in this process and writes its rows."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.sched_setaffinity(0, cores)
     os.environ |= {x: str(threads) for x in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -47,7 +47,7 @@ def child(name: str, threads: int, quick: bool, out: Path) -> None:
 
 
 def run(name: str, threads: int, quick: bool) -> dict:
-    """Runs one bench in another process and returns what it wrote."""
+    """Runs one benchmark in another process and returns its rows."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "rows.json"
         command = [sys.executable, "-m", "bench", f"--child={out}", f"--only={name}"]
@@ -61,12 +61,12 @@ def run(name: str, threads: int, quick: bool) -> dict:
 
 
 def number(value: float | None, form: str = ",.3g") -> str:
-    """Returns a number for the table, or nothing."""
+    """Returns a number as text for the table; an empty string for None."""
     return "" if value is None else format(value, form)
 
 
 def markdown(record: dict) -> str:
-    """Returns the table."""
+    """Returns the table of results as Markdown."""
     lines = ["# Speed and memory", ""]
     for threads, machine in sorted(record["machines"].items()):
         versions = ", ".join(f"{x} {machine[x]}" for x in ("jax", "numpy", "torch", "faiss"))
@@ -77,9 +77,9 @@ def markdown(record: dict) -> str:
         ]
     lines += [
         "",
-        "Rates are medians by the clock, in brackets the slowest and fastest round. The ratio to "
-        "the peer, which took turns with ours, is by CPU time on one thread and by the clock on "
-        "two. `python -m bench` makes this table; limits are measured in the same process.",
+        "Rates are medians of wall-clock time, with the slowest and fastest round in brackets. The "
+        "ratio to the peer, which alternates with ours, uses CPU time on one thread and wall-clock "
+        "time on two. Limits are measured in the same process. `python -m bench` makes this table.",
         "",
         "| bench | threads | rate | peer, its rate | ratio | target | limit, share | MB, peer's |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -93,7 +93,7 @@ def markdown(record: dict) -> str:
         if row["peer_memory_mb"] is not None:
             memory += f", {number(row['peer_memory_mb'], ',.1f')}"
         load = row.get("load", 0)
-        busy = f" (others were at work: load {load:.0f})" if load > row["threads"] + 2 else ""
+        busy = f" (machine busy: load {load:.0f})" if load > row["threads"] + 2 else ""
         notes.append(f"- {row['bench']} ({row['threads']}){busy}: {row['note']}")
         lines.append(
             f"| {row['bench']} | {row['threads']} | {number(row['rate'])} {row['unit']} "
@@ -108,7 +108,7 @@ def markdown(record: dict) -> str:
 
 
 def figure(record: dict, path: Path) -> None:
-    """Draws the ratios to the peers, with targets, and the shares of the limits."""
+    """Draws the ratios to the peers, with their targets."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -119,23 +119,25 @@ def figure(record: dict, path: Path) -> None:
     names = [f"{row['bench']}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows]
     colours = {True: "#2a7f62", False: "#c1440e", None: "#5b6c8f"}
     axes.barh(names, [row["ratio"] for row in rows], color=[colours[row["met"]] for row in rows])
-    for place, row in enumerate(rows):
-        axes.text(row["ratio"] * 1.05, place, f"{row['ratio']:.2f} x {row['peer']}", va="center",
+    for y, row in enumerate(rows):
+        axes.text(row["ratio"] * 1.05, y, f"{row['ratio']:.2f} x {row['peer']}", va="center",
                   fontsize=8)  # fmt: skip
         if row["target"].startswith(">=") and row["target"].endswith(" x"):
             least = float(row["target"][3:-2])
-            axes.plot([least] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
+            axes.plot([least] * 2, [y - 0.4, y + 0.4], color="black", linewidth=2)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
     axes.margins(y=0.01)
     axes.set_xlim(right=max([row["ratio"] for row in rows], default=1) * 12)
-    axes.set_xlabel("times as fast as the peer; black: target; green met, red missed, blue none")
+    axes.set_xlabel(
+        "speed relative to the peer; black: target; green: met, red: missed, blue: no target"
+    )
     plot.savefig(path, dpi=150)
     plt.close(plot)
 
 
 def merge(out: Path, records: list[dict]) -> dict:
-    """Returns the results with this time's rows in place of older ones of the same benches."""
+    """Returns the stored results, with new rows in place of those of the same benchmarks."""
     path = out / "bench.json"
     old = json.loads(path.read_text()) if path.exists() else {"rows": [], "machines": {}}
     rows = [row for record in records for row in record["rows"]]
@@ -151,7 +153,7 @@ def merge(out: Path, records: list[dict]) -> dict:
 
 
 def remember(path: Path, rows: list[dict]) -> None:
-    """Appends a line to the history, by which a regression shows."""
+    """Appends a line to the history, in which regressions can be seen."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
@@ -166,15 +168,17 @@ def remember(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> int:
-    """Runs what the arguments say."""
+    """Runs the benchmarks that the arguments name; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--only", help=f"of {', '.join(BENCHES)}")
-    parser.add_argument("--threads", default="1,2", help="numbers of cores, 1,2 by default")
-    parser.add_argument("--quick", action="store_true", help="small inputs, a check alone")
-    parser.add_argument("--out", type=Path, help="directory of the results")
+    parser.add_argument("--only", help=f"benchmarks to run: {', '.join(BENCHES)}")
+    parser.add_argument("--threads", default="1,2", help="numbers of cores; default: 1,2")
+    parser.add_argument(
+        "--quick", action="store_true", help="small inputs, only to check that nothing is broken"
+    )
+    parser.add_argument("--out", type=Path, help="directory for the results")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     names = (arguments.only or ",".join(QUICK if arguments.quick else BENCHES)).split(",")

@@ -1,4 +1,4 @@
-"""The bucket index's own bench, `bench/index.py`, as rows of the table."""
+"""Rows of the table from `bench/index.py`, the benchmark of the bucket index."""
 
 import json
 import os
@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 
 
 def index(quick: bool) -> list[measure.Row]:
-    """Building and searching the bucket index at COCO's size, against FAISS's exhaustive one.
+    """Measures building and searching the bucket index at COCO's size, against FAISS's flat index.
 
-    The full tables in results/ are of more sizes and stay as they are.
+    The tables of more sizes in results/ are not changed.
     """
     sizes = "20000" if quick else "117218,1000000"
     with tempfile.TemporaryDirectory() as out:
@@ -37,7 +37,7 @@ def index(quick: bool) -> list[measure.Row]:
                 peer="FAISS IndexBinaryFlat", peer_rate=1e6 / flat["us"],
                 ratio=flat["us"] / ours["us"],
                 note=f"k = {record['k']}, exact answers {ours['exact']:.0%}; built in "
-                f"{ours['build']:.2f} s, {ours['bytes']:.1f} bytes a code; the rest is in index.md",
+                f"{ours['build']:.2f} s, {ours['bytes']:.1f} bytes per code; index.md has the rest",
             )
         )  # fmt: skip
     return rows

@@ -1,12 +1,13 @@
-"""The sharded index on Ray under load while one of its nodes is killed.
+"""Puts load on a sharded index on Ray, and kills one of its nodes meanwhile.
 
 python bench/cluster.py [--images=666667] [--seconds=30] [--out=bench/results/cluster.json]
 
-Starts a Ray cluster of three nodes on this host (three raylets, each with processes of its own),
-writes shards of synthetic clustered codes of 64 bits, 1.5 an image, serves each from two nodes, and
-compares every answer with a `BucketIndex` that holds all the codes: items, distances and both
-counts. A third of the way in, the processes of one node are killed. Then codes are added and items
-removed, and every replica is asked for its version. Exit status 1 if anything differed.
+Starts a Ray cluster of three nodes on this host (three raylets with processes of their own),
+writes shards of synthetic clustered codes with 64 bits, 1.5 per item, and serves each shard from
+two nodes. Every answer is compared with that of a `BucketIndex` of all codes: items, distances and
+both counts. After a third of the time, the processes of one node are killed. Then codes are added,
+items are removed, and every replica is asked for its version. The exit status is 1 if anything
+differs.
 """
 
 import argparse
@@ -46,16 +47,16 @@ def clustered_codes(num_images, num_queries, rng):
 
 
 def same(found, expected):
-    """Returns whether two answers are equal, array by array."""
+    """Returns True if all arrays of two answers are equal."""
     return all(np.array_equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
 class Load:
-    """Clients that search without pause, one query at a time and in batches."""
+    """Two clients that search continuously, one with single queries and one with batches."""
 
     def __init__(self, index, queries, expected):
         self.index, self.queries, self.expected = index, queries, expected
-        self.calls = []  # when it ended, how long it took, how many queries, whether all was right
+        self.calls = []  # end, duration, number of queries, and whether the answer was right
         self.failures, self._stop = [], threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(size,)) for size in (1, BATCH)]
 
@@ -70,7 +71,7 @@ class Load:
             thread.join()
 
     def last(self, seconds, fewest=5):
-        """Lets the load last, longer where a busy machine has not answered both clients yet."""
+        """Waits until `seconds` have passed and each client has had `fewest` answers."""
         done, end = len(self.calls), time.monotonic() + seconds
         while time.monotonic() < end or any(
             sum(call[2] == size for call in self.calls[done:]) < fewest for size in (1, BATCH)
@@ -82,27 +83,27 @@ class Load:
     def _run(self, size):
         first = 0
         while not self._stop.is_set():
-            part = slice(first, first + size)
+            batch = slice(first, first + size)
             start = time.monotonic()
             try:
-                hits = self.index.search(self.queries[part], K)
-            except Exception as error:  # noqa: BLE001  # counted, shown, and the status is 1
+                hits = self.index.search(self.queries[batch], K)
+            except Exception as error:  # noqa: BLE001  # recorded as a failure
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
             end = time.monotonic()
-            right = same(hits, [array[part] for array in self.expected])
+            right = same(hits, [array[batch] for array in self.expected])
             self.calls.append((end, end - start, size, right))
             first = (first + size) % (len(self.queries) - BATCH)
 
 
 def percentiles(calls, size):
-    """Returns milliseconds of calls of one batch size: median, 99th percentile, longest."""
+    """Returns median, 99th percentile and maximum of the times for one batch size, in ms."""
     took = np.array([seconds for _, seconds, count, _ in calls if count == size])
     return [round(1e3 * float(value), 1) for value in (*np.percentile(took, [50, 99]), took.max())]
 
 
 def version(replica, wanted, patience=120.0):
-    """Returns the version that a replica reports; one that was lost may be starting yet."""
+    """Returns the version that a replica reports; waits for a lost replica to restart."""
     from ray.exceptions import RayError
 
     deadline = time.monotonic() + patience
@@ -116,7 +117,7 @@ def version(replica, wanted, patience=120.0):
 
 
 def kill_fullest(cluster):
-    """Kills all processes of the node, not the head, with most replicas; returns how many."""
+    """Kills the processes of the worker node with most replicas; returns their number."""
     from ray.util import placement_group_table
 
     replicas = Counter(
@@ -127,14 +128,14 @@ def kill_fullest(cluster):
     for processes in list(node.all_processes.values()):
         for pid in [process.process.pid for process in processes]:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for victim in (pid, *map(int, children)):  # a raylet's children serve the replicas
-                with contextlib.suppress(ProcessLookupError):  # a child that has ended by itself
+            for victim in (pid, *map(int, children)):  # the replicas are children of the raylet
+                with contextlib.suppress(ProcessLookupError):  # the process has already ended
                     os.kill(victim, signal.SIGKILL)
     return replicas[node.node_id]
 
 
 def measure(cluster, directory, images, shards, seconds):
-    """Returns what was seen."""
+    """Runs the whole measurement and returns its record."""
     rng = np.random.default_rng(0)
     codes, item, queries = clustered_codes(images, 1024, rng)
     whole = BucketIndex.build(codes, item, NUM_BITS)
@@ -179,7 +180,7 @@ def measure(cluster, directory, images, shards, seconds):
 
 
 def main():
-    """Measures, prints, and writes the record."""
+    """Measures, prints the record and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=666_667)
     parser.add_argument("--shards", type=int, default=3)
@@ -190,11 +191,11 @@ def main():
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory() as directory:
-        room = {"num_cpus": arguments.shards, "object_store_memory": 100_000_000}
-        cluster = Cluster(initialize_head=True, head_node_args=room)
+        resources = {"num_cpus": arguments.shards, "object_store_memory": 100_000_000}
+        cluster = Cluster(initialize_head=True, head_node_args=resources)
         try:
             for _ in range(2):
-                cluster.add_node(**room)
+                cluster.add_node(**resources)
             ray.init(
                 address=cluster.address, namespace="mch_jax", log_to_driver=False,
                 logging_level="ERROR",

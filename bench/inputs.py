@@ -1,4 +1,4 @@
-"""Inputs of the benches, made from a seed: codes around the centres of classes, labels, photos."""
+"""Synthetic inputs of the benchmarks: labels, codes around the centres of classes, and photos."""
 
 import io
 
@@ -8,11 +8,12 @@ from PIL import Image
 from mch_jax.files.codes_file import CodeFile
 
 NUM_CLASSES = 80
-FLIPS, NOISE = 0.05, 0.1  # share of a code's bits that differ from its centre; of uniform codes
+FLIPS = 0.05  # fraction of a code's bits that differ from its centre
+NOISE = 0.1  # fraction of uniformly random codes
 
 
 def labels(rng, count):
-    """Returns multi-hot labels uint8 [n, 80], 1 to 5 an image, some classes commoner."""
+    """Returns multi-hot labels uint8 [n, 80] of 1 to 5 classes, some more frequent than others."""
     popularity = np.arange(1, NUM_CLASSES + 1) ** -0.7
     chosen = np.zeros((count, NUM_CLASSES), np.uint8)
     numbers = rng.integers(1, 6, count)
@@ -24,11 +25,11 @@ def labels(rng, count):
 
 
 def code_file(rng, labels, codes_per_image, num_bits):
-    """Returns a codes file: each code lies around the centre of one of its image's classes."""
+    """Returns a codes file with each code near the centre of one class of its item."""
     num_items = len(labels)
     centres = np.random.default_rng(7).random((NUM_CLASSES, num_bits)) < 0.5
     item = np.repeat(np.arange(num_items), codes_per_image)
-    # One of the image's classes at random: the largest of random numbers where there is a label.
+    # The largest of random numbers, 0 for other classes, selects one of the item's classes.
     codes = np.empty((len(item), -(-num_bits // 8)), np.uint8)
     for start in range(0, len(item), 1 << 16):
         own = item[start : start + (1 << 16)]
@@ -50,14 +51,14 @@ def code_file(rng, labels, codes_per_image, num_bits):
 
 
 def retrieval(num_queries, num_items, codes_per_image, num_bits=64, seed=0):
-    """Returns query and database codes files."""
+    """Returns the codes files of queries and of a database."""
     rng = np.random.default_rng(seed)
     query = code_file(rng, labels(rng, num_queries), 1, num_bits)
     return query, code_file(rng, labels(rng, num_items), codes_per_image, num_bits)
 
 
 def jpeg(rng, width=640, height=480, quality=90):
-    """Returns the bytes of a photo-like JPEG: smooth patches with some grain."""
+    """Returns the bytes of a photo-like JPEG, with smooth patches and some noise."""
     coarse = rng.integers(0, 256, (15, 20, 3), np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     grain = rng.normal(0, 12, (height, width, 3))

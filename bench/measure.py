@@ -1,4 +1,4 @@
-"""How a bench measures: calls in turns, peaks of memory, limits of the machine, rows."""
+"""Measures times of alternating calls, peak memory and limits of the machine; makes rows."""
 
 import contextlib
 import ctypes
@@ -24,23 +24,23 @@ class Row:
     """One line of the table.
 
     Attributes:
-      bench: what was measured.
-      threads: how many cores the process had.
-      unit: of `rate`.
-      rate: work a second by the clock, median over rounds.
-      low: slowest round's rate.
-      high: fastest round's.
-      peer: what it is compared with; empty for none.
-      peer_rate: the peer's, measured in turns with ours.
-      ratio: rate / peer_rate, by CPU time on one thread, by the clock on several.
-      target: of `ratio` or of `rate`, with its value first; empty for none.
-      met: whether the target is met; None without one.
-      limit: the physical limit, in words.
-      share: rate as a share of the limit.
-      memory_mb: peak beyond the inputs.
-      peer_memory_mb: the peer's.
-      note: what a reader has to know, such as why a target is missed.
-      load: load average of the machine at the end; above `threads` others were at work.
+      bench: What is measured.
+      threads: Number of cores that the process may use.
+      unit: Unit of `rate`.
+      rate: Work per second of wall-clock time, the median over rounds.
+      low: Rate of the slowest round.
+      high: Rate of the fastest round.
+      peer: What it is compared with; empty without a peer.
+      peer_rate: Rate of the peer, measured in alternation with ours.
+      ratio: rate / peer_rate, by CPU time on one thread, by wall-clock time on several.
+      target: Target of `ratio` or `rate`; empty without a target.
+      met: Whether the target is met; None without a target.
+      limit: The limit of the machine, as text.
+      share: `rate` as a fraction of the limit.
+      memory_mb: Peak memory in addition to the inputs.
+      peer_memory_mb: The same for the peer.
+      note: Remarks, such as why a target is missed.
+      load: Load average of the machine at the end. Above `threads`, other processes were running.
     """
 
     bench: str
@@ -64,19 +64,19 @@ class Row:
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds of each round: by the clock, and of CPU over all threads."""
+    """Seconds of each round, of wall-clock time and of CPU time over all threads."""
 
     wall: list[float]
     cpu: list[float]
 
     @property
     def seconds(self) -> float:
-        """The median by the clock."""
+        """The median of the wall-clock times."""
         return statistics.median(self.wall)
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    """Returns the time of calls that take turns; each is called once before."""
+    """Returns the times of calls that alternate, after one call of each to warm up."""
     spent = {name: Timing([], []) for name in calls}
     for call in calls.values():
         ready(call())
@@ -90,7 +90,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def ready(result: Any) -> None:
-    """Waits until a result is there."""
+    """Waits until a result is computed."""
     import jax
 
     jax.block_until_ready(result)
@@ -109,19 +109,19 @@ def row(
     limit: tuple[str, float] | None = None,
     **rest: Any,
 ) -> Row:
-    """Returns a row from what `interleaved` measured.
+    """Returns a row from the times that `interleaved` returned.
 
     Args:
-      bench: what was measured.
-      work: of one call, in units.
-      unit: of the rate.
-      timings: by name; `ours` and `peer` are two of them.
-      ours: our timing's name.
-      peer: the peer's; left out where it was not measured.
-      peer_work: of one call of the peer, where it is another amount.
-      least: target of the ratio.
-      limit: in words, and the rate that it allows.
-      rest: further fields of the row.
+      bench: What is measured.
+      work: Work of one call, in units.
+      unit: Unit of the rate.
+      timings: Times by name; must contain `ours`.
+      ours: Name of our call.
+      peer: Name of the peer's call. Without times of this name, the row has no ratio.
+      peer_work: Work of one call of the peer. Defaults to `work`.
+      least: Target of the ratio.
+      limit: Name of a limit of the machine, and the rate that it allows.
+      rest: Further fields of the row.
     """
     mine = timings[ours]
     result = Row(
@@ -151,19 +151,19 @@ def num_threads() -> int:
 
 
 def resident(field: str = "VmRSS") -> float:
-    """Returns a line of /proc/self/status in MB (10^6 bytes)."""
+    """Returns a field of /proc/self/status in MB (10^6 bytes)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) * 1024e-6 for x in lines if x.startswith(field + ":"))
 
 
 def peak_memory(call: Callable[[], Any]) -> float:
-    """Returns by how many MB the process grows at most while it calls, after a call before."""
+    """Returns the peak growth of the process in MB during a call, after one call to warm up."""
     ready(call())
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory back, or the call finds it there
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory, which the call could reuse
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident()
     ready(call())
     return max(resident("VmHWM") - before, 0.0)
@@ -191,7 +191,7 @@ def _read(words):
 
 
 def _together(call: Callable[[], Any]) -> float:
-    """Returns the least seconds in which each core makes the call once."""
+    """Returns the shortest time in which every core makes the call once."""
     from concurrent.futures import ThreadPoolExecutor
 
     count, best = num_threads(), np.inf
@@ -205,7 +205,7 @@ def _together(call: Callable[[], Any]) -> float:
 
 @functools.cache
 def popcounts_per_second() -> float:
-    """Returns the most 64-bit words whose XOR with another is counted a second, from the L2."""
+    """Returns how many 64-bit words in the L2 cache can be XORed and counted per second."""
     words = np.arange(1 << 15, dtype=np.uint64)  # 256 KiB
     _count_bits(words, np.uint64(1), 1)
     return (
@@ -215,7 +215,7 @@ def popcounts_per_second() -> float:
 
 @functools.cache
 def bytes_per_second() -> float:
-    """Returns the most bytes read from memory a second."""
+    """Returns how many bytes can be read from memory per second."""
     words = np.ones(1 << 26, np.uint64)  # 512 MiB
     _read(words)
     return num_threads() * words.nbytes / _together(lambda: _read(words))
@@ -223,7 +223,7 @@ def bytes_per_second() -> float:
 
 @functools.cache
 def flops_per_second() -> float:
-    """Returns the most float32 operations a second, the best of three libraries' products."""
+    """Returns how many float32 operations are possible per second, the best of three libraries."""
     import jax
     import jax.numpy as jnp
 
@@ -243,7 +243,7 @@ def flops_per_second() -> float:
 
 
 def torch_or_none() -> Any:
-    """Returns PyTorch at this process's number of threads, or None where it is not installed."""
+    """Returns PyTorch, set to this process's number of threads, or None if it is not installed."""
     try:
         import torch
     except ImportError:
@@ -253,7 +253,7 @@ def torch_or_none() -> Any:
 
 
 def faiss_or_none() -> Any:
-    """Returns FAISS at this process's number of threads, or None where it is not installed."""
+    """Returns FAISS, set to this process's number of threads, or None if it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -263,7 +263,7 @@ def faiss_or_none() -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what is measured on: processor, memory, versions and limits."""
+    """Returns a description of the machine: processor, device, versions and limits."""
     import jax
 
     names = [

@@ -1,4 +1,4 @@
-"""AlexNet's passes and training steps, the agent's step and reward, encoding, reading photos."""
+"""Benchmarks of AlexNet, training steps, the agent's reward and step, encoding, reading photos."""
 
 import functools
 import tempfile
@@ -16,7 +16,7 @@ from mch_jax.models import Policy
 from mch_jax.training import encode, parallel, run, train_agent, train_base
 
 NUM_BITS, SIZE, INPUT = 64, 256, 224
-# Multiply-adds of AlexNet at 224 pixels with a hash layer of 64 bits; an operation is half of one.
+# Operations of AlexNet at 224 pixels with 64 bits; a multiply-add is two operations.
 CONV_FLOPS = 2 * 655_566_528
 HEAD_FLOPS = 2 * (9216 * 4096 + 4096 * 4096 + 4096 * NUM_BITS)
 FLOPS = CONV_FLOPS + HEAD_FLOPS
@@ -24,7 +24,7 @@ FLOPS = CONV_FLOPS + HEAD_FLOPS
 
 @functools.cache
 def a_run(num_train: int, train_conv: bool = True) -> run.Run:
-    """Returns a run on made-up labels; its photos are never read."""
+    """Returns a run with synthetic labels, whose photos are never read."""
     config: Any = coco_dch.get_config()
     config.num_bits, config.base.train_conv = NUM_BITS, train_conv
     labels = inputs.labels(np.random.default_rng(0), num_train)
@@ -45,18 +45,18 @@ def base_params():
 
 
 def pixels(count: int, size: int) -> np.ndarray:
-    """Returns random photos uint8."""
+    """Returns random images uint8 [b, h, w, 3]."""
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 def torch_inputs(torch, count, channels_last):
-    """Returns the same photos as PyTorch wants them."""
+    """Returns the same images as a float tensor [b, 3, h, w] of PyTorch."""
     x = torch.from_numpy(pixels(count, INPUT).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous()
 
 
 def by_flops(per_item: float):
-    """Returns the limit of arithmetic, in words and items a second."""
+    """Returns the limit of float32 arithmetic: its name and the items per second it allows."""
     return "float32 operations, items/s", measure.flops_per_second() / per_item
 
 
@@ -67,12 +67,12 @@ def best_layout(timings):
 
 
 def forward(quick: bool) -> list[measure.Row]:
-    """AlexNet's forward pass on ready inputs: a query, a batch of encoding, one of training."""
+    """Measures AlexNet's forward pass on one query, a batch of encoding and one of training."""
     return [forward_row(count, quick) for count in ((1, 4) if quick else (1, 16, 32))]
 
 
 def forward_row(count: int, quick: bool) -> measure.Row:
-    """Returns the row of a forward pass of so many images."""
+    """Returns the row of a forward pass on `count` images."""
     model: Any = a_run(1000).model
     params = base_params()
     images = jnp.asarray(pixels(count, INPUT), jnp.float32)
@@ -95,7 +95,7 @@ def forward_row(count: int, quick: bool) -> measure.Row:
 
 
 def stepping(step, state):
-    """Returns a call that makes one step after the other: a step uses its state up."""
+    """Returns a call that makes one step after another, since a step consumes its state."""
     state = jax.tree.map(jnp.copy, state)
 
     def call(*rest):
@@ -107,7 +107,7 @@ def stepping(step, state):
 
 
 def dch_step(run_, num_steps=1000):
-    """Returns the training step on ready inputs."""
+    """Returns a call that makes a training step of DCH on a prepared batch."""
     tx = train_base.optimizer(run_, num_steps)
     params = run_.needed_params(base_params())
     state = train_base.BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
@@ -121,7 +121,7 @@ def dch_step(run_, num_steps=1000):
 
 
 def step_rows(title, run_, count, batch, flops, torch_network, torch_batch, quick, least):
-    """Returns the row of a training step against PyTorch's layouts."""
+    """Returns the row of a training step, compared with PyTorch's layouts of memory."""
     labels = run_.labels[:count]
     batch = {**batch, "labels": labels, "row": np.arange(count)}
     step = dch_step(run_)
@@ -152,7 +152,7 @@ def step_rows(title, run_, count, batch, flops, torch_network, torch_batch, quic
 
 
 def train(quick: bool) -> list[measure.Row]:
-    """The base training step on ready inputs, all layers."""
+    """Measures a training step of the base model that trains all layers."""
     count = 4 if quick else 32
     batch = {"image": pixels(count, INPUT).astype(np.float32)}
     return step_rows(
@@ -167,13 +167,13 @@ def conv_inputs(torch, count, _):
 
 
 def conv_features(count):
-    """Returns made-up features of fixed convolutions, as the cache holds them."""
+    """Returns random features of fixed convolutions, in the form in which they are cached."""
     x = np.random.default_rng(2).normal(0, 1, (count, 9216))
     return np.maximum(x, 0).astype(np.float16)
 
 
 def cached_step(quick: bool) -> list[measure.Row]:
-    """The training step on cached convolutions: fc6, fc7 and the hash layer."""
+    """Measures a training step of fc6, fc7 and the hash layer on cached features."""
     count = 16 if quick else 128
     return step_rows(
         "train step, cached convolutions", a_run(1000, False), count,
@@ -186,7 +186,7 @@ def cached_step(quick: bool) -> list[measure.Row]:
 
 
 def reward_inputs(batch_size, num_train, num_bits=NUM_BITS):
-    """Returns codes of photos, of a region of each and of the training set, and labels."""
+    """Returns codes of the training set, of a region of each of its first items, and labels."""
     rng = np.random.default_rng(3)
     labels = inputs.labels(rng, num_train)
     train = inputs.code_file(rng, labels, 1, num_bits)
@@ -195,13 +195,13 @@ def reward_inputs(batch_size, num_train, num_bits=NUM_BITS):
 
 
 def signs(torch, file):
-    """Returns codes as floats -1 and +1."""
+    """Returns the codes of a file as a float tensor of -1 and +1."""
     bits = np.unpackbits(file.codes, axis=1, bitorder="little")[:, : file.num_bits]
     return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
 
 
 def compiled_reward(num_train, table, num_bits=NUM_BITS):
-    """Returns the compiled reward."""
+    """Returns a compiled function that computes the reward from packed codes and labels."""
 
     @jax.jit
     def rewards(own, region, labels, train, train_labels, count):
@@ -214,7 +214,7 @@ def compiled_reward(num_train, table, num_bits=NUM_BITS):
 
 
 def reward(quick: bool) -> list[measure.Row]:
-    """The reward alone (Eq. 6): B = 256 photos, N = 117,218 training photos, 64 bits."""
+    """Measures the reward (Eq. 6) for B = 256 photos, N = 117,218 training photos and 64 bits."""
     batch_size, num_train = (32, 20_000) if quick else (256, 117_218)
     train, region, labels = reward_inputs(batch_size, num_train)
     run_ = a_run(1000)
@@ -260,7 +260,7 @@ def reward(quick: bool) -> list[measure.Row]:
 
 
 def agent_setup(train_conv, batch_size, num_train):
-    """Returns our whole step and its parts, by name."""
+    """Returns our training step of the agent, its parts by name, and the run."""
     run_ = a_run(num_train, train_conv)
     config = run_.config.agent
     train, _, labels = reward_inputs(batch_size, num_train)
@@ -322,7 +322,7 @@ def agent_setup(train_conv, batch_size, num_train):
 
 
 def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
-    """Returns the peer's whole step."""
+    """Returns the peer's training step of the agent."""
     train, _, labels = reward_inputs(batch_size, num_train)
     multi_hot = torch.from_numpy(labels.astype(np.float32))
     if train_conv:
@@ -346,7 +346,7 @@ def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
 
 
 def agent_rows(title, train_conv, quick, rounds):
-    """Returns the rows of the whole step, with the shares of its parts."""
+    """Returns the row of a training step of the agent, with the shares of its parts."""
     batch_size, num_train = (16, 10_000) if quick else (256, 117_218)
     step, parts, run_ = agent_setup(train_conv, batch_size, num_train)
     calls, peer = {"ours": step}, "PyTorch, plain"
@@ -363,19 +363,19 @@ def agent_rows(title, train_conv, quick, rounds):
             title, batch_size, "images/s", timings, peer=peer, least=3,
             limit=by_flops(flops / batch_size),
             note=f"B = {batch_size}, N = {num_train:,}, {NUM_BITS} bits. Alone: {shares}. The peer "
-            "runs the base on the whole photo and the region, and compares whole matrices of "
-            "pairs; ours keeps what the base says of whole photos",
+            "runs the base model on the whole photo and the region, and computes matrices of all "
+            "pairs; ours reuses the base model's outputs for whole photos",
         )
     ]  # fmt: skip
 
 
 def agent_photos(quick: bool) -> list[measure.Row]:
-    """The agent's whole step on photos: crops, the base model, the reward, the policy."""
+    """Measures a training step of the agent on photos: crops, base model, reward and policy."""
     return agent_rows("agent step, photos", True, quick, 3)
 
 
 def agent_cached(quick: bool) -> list[measure.Row]:
-    """The agent's whole step on cached convolutions."""
+    """Measures a training step of the agent on cached features."""
     return agent_rows("agent step, cached convolutions", False, quick, 5)
 
 
@@ -383,7 +383,7 @@ def agent_cached(quick: bool) -> list[measure.Row]:
 
 
 def encoding(quick: bool) -> list[measure.Row]:
-    """Six regions of each photo to codes and keep probabilities, and the network alone."""
+    """Measures encoding of six regions per photo to codes and keep probabilities."""
     count = 2 if quick else 16
     run_ = a_run(1000)
     network: Any = run_.model
@@ -413,7 +413,7 @@ def encoding(quick: bool) -> list[measure.Row]:
 
 
 def reading(quick: bool) -> list[measure.Row]:
-    """Photos from JPEG files' bytes to batches of 256 x 256, ahead in threads."""
+    """Measures reading: JPEGs are decoded and resized to batches of 256 x 256 in threads."""
     from PIL import Image
 
     from mch_jax.data import loader, photos

@@ -1,4 +1,4 @@
-"""The same work in plain PyTorch: AlexNet, a training step of DCH, the agent's reward and step."""
+"""The peers in plain PyTorch: AlexNet, a training step of DCH, the agent's reward and step."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ GAMMA, FLOOR = 20.0, 0.005
 
 
 def alexnet(torch: Any, num_bits: int, hidden: int = 4096) -> Any:
-    """Returns torchvision's AlexNet with a hash layer in place of its classifier's last."""
+    """Returns torchvision's AlexNet with a hash layer as its last layer."""
     nn = torch.nn
     return nn.Sequential(
         nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(True), nn.MaxPool2d(3, 2),
@@ -44,7 +44,7 @@ def dch_loss(torch: Any, logits: Any, similar: Any, fraction: float) -> Any:
 
 
 def train_step(torch: Any, network: Any, optimizer: Any, inputs: Any, similar: Any) -> Any:
-    """Makes one step of training."""
+    """Makes one training step and returns the loss."""
     optimizer.zero_grad(set_to_none=True)
     loss = dch_loss(torch, network(inputs), similar, 0.2)
     loss.backward()
@@ -58,16 +58,16 @@ def sgd(torch: Any, network: Any) -> Any:
 
 
 def reward(torch: Any, codes, region_codes, labels, train_codes, train_labels, fraction) -> Any:
-    """Returns the reward of Eq. 6 as one writes it down: whole matrices of pairs, codes as floats.
+    """Returns the reward of Eq. 6, computed directly from matrices of all pairs.
 
     Args:
-      torch: PyTorch.
-      codes: float [b, q] of -1 and +1.
-      region_codes: the same of a region of each.
-      labels: float [b, c].
-      train_codes: float [n, q].
-      train_labels: float [n, c].
-      fraction: share of similar pairs.
+      torch: The module PyTorch.
+      codes: Codes of the whole photos, float [b, q] of -1 and +1.
+      region_codes: Codes of a region of each photo, float [b, q].
+      labels: Multi-hot labels of the photos, float [b, c].
+      train_codes: Codes of the training set, float [n, q].
+      train_labels: Multi-hot labels of the training set, float [n, c].
+      fraction: Fraction of similar pairs.
     """
     num_bits = codes.shape[1]
     distance = (num_bits - codes @ train_codes.T) / 2
@@ -92,7 +92,7 @@ def policy(torch: Any, width: int, widths: tuple[int, ...]) -> Any:
 
 
 def crops(torch: Any, images: Any, size: int) -> Any:
-    """Returns a random quarter of each photo [b 3 s s], resized with antialiasing."""
+    """Returns a random quarter of each image [b 3 s s], resized with antialiasing."""
     half = images.shape[2] // 2
     corner = torch.randint(0, half + 1, (len(images), 2)).tolist()
     regions = torch.stack(
@@ -105,18 +105,18 @@ def crops(torch: Any, images: Any, size: int) -> Any:
 
 
 def agent_step(torch, base, agent, optimizer, whole, region, labels, train_codes, train_labels):
-    """Makes one step of REINFORCE: two forwards, the reward, the policy.
+    """Makes one step of REINFORCE: two forward passes, the reward, an update of the policy.
 
     Args:
-      torch: PyTorch.
-      base: network up to fc7, and the hash layer.
-      agent: the policy.
-      optimizer: its optimizer.
-      whole: inputs of the whole photos.
-      region: inputs of a region of each, or a function that makes them.
-      labels: float [b, c].
-      train_codes: float [n, q] of -1 and +1.
-      train_labels: float [n, c].
+      torch: The module PyTorch.
+      base: The base network up to fc7, and its hash layer.
+      agent: The policy.
+      optimizer: Optimizer of the policy.
+      whole: Inputs of the base network for whole photos.
+      region: Inputs for a region of each photo, or a function that returns them.
+      labels: Multi-hot labels of the photos, float [b, c].
+      train_codes: Codes of the training set, float [n, q] of -1 and +1.
+      train_labels: Multi-hot labels of the training set, float [n, c].
     """
     to_features, to_logits = base
     with torch.no_grad():

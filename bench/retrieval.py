@@ -1,4 +1,4 @@
-"""Evaluation: the histogram against FAISS, mAP, all measures of a database of COCO's size."""
+"""Benchmarks of evaluation: the histogram against FAISS, mAP, and all measures at COCO's size."""
 
 import time
 
@@ -15,7 +15,7 @@ KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 @index_kernels.kernel
 def distances_alone(queries, codes, near_all):
-    """Least distances of each item to each query, thrown away: the histogram's distance part."""
+    """Computes the distance of each item to each query, and discards it."""
     size = near_all.size
     for start in range(0, codes.shape[1], metric_kernels.BLOCK):
         end = min(start + metric_kernels.BLOCK, codes.shape[1])
@@ -29,7 +29,7 @@ def distances_alone(queries, codes, near_all):
 
 
 def evaluator(quick: bool) -> list[measure.Row]:
-    """The histogram of 1,000 x 120,000 x 6 codes of 64 bits, and FAISS over the same codes."""
+    """Measures the histogram of 1,000 queries x 120,000 items x 6 codes, and FAISS on them."""
     num_queries, num_items = (100, 20_000) if quick else (1000, 120_000)
     query, database = inputs.retrieval(num_queries, num_items, 6)
     threads = measure.num_threads()
@@ -48,7 +48,7 @@ def evaluator(quick: bool) -> list[measure.Row]:
             peer=peer, least=2.5, limit=limit,
             memory_mb=measure.peak_memory(calls["ours"]),
             note=f"{num_queries:,} queries x {num_items:,} images x 6 codes, 64 bits; under 50 MB. "
-            "FAISS returns 100 codes a query, still to be deduplicated by image.",
+            "FAISS returns 100 codes per query, which are not yet deduplicated by image.",
         )
     ]  # fmt: skip
     words = to_words(query.codes, 64)
@@ -67,7 +67,7 @@ def evaluator(quick: bool) -> list[measure.Row]:
 
 
 def argsort_ap(query, database, rows):
-    """Returns average precision by sorting, the usual way: NumPy, stable order of ties."""
+    """Returns average precision by sorting with NumPy, where ties keep their order."""
     words, items = to_words(query.codes, 64), to_words(database.codes, 64).reshape(-1, 6)
     scores = []
     for row in rows:
@@ -80,7 +80,7 @@ def argsort_ap(query, database, rows):
 
 
 def average_precision(quick: bool) -> list[measure.Row]:
-    """MAP from codes: histogram and closed form, against NumPy's sort of each query."""
+    """Measures mAP by histogram and closed form, against sorting each query with NumPy."""
     num_queries, num_items = (100, 20_000) if quick else (1000, 117_218)
     query, database = inputs.retrieval(num_queries, num_items, 6)
     few = range(5 if quick else 20)
@@ -106,7 +106,7 @@ def average_precision(quick: bool) -> list[measure.Row]:
 
 
 def whole(quick: bool) -> list[measure.Row]:
-    """Every measure of results.json for one set of codes, at COCO's size."""
+    """Measures the computation of all measures in results.json at COCO's size."""
     num_queries, num_items = (200, 20_000) if quick else (5000, 117_218)
     query, database = inputs.retrieval(num_queries, num_items, 6)
     few = range(5 if quick else 20)
@@ -133,7 +133,7 @@ def whole(quick: bool) -> list[measure.Row]:
 
 
 def million(quick: bool) -> list[measure.Row]:
-    """Every measure of a million images of six codes: the peak of the process's memory."""
+    """Measures the peak memory of computing all measures for a million items of six codes."""
     num_queries, num_items = (100, 50_000) if quick else (1000, 1_000_000)
     query, database = inputs.retrieval(num_queries, num_items, 6)
     held = measure.resident()
@@ -145,7 +145,7 @@ def million(quick: bool) -> list[measure.Row]:
         "a million images x 6 codes, all measures", num_queries, "queries/s", {"ours": timing},
         memory_mb=peak - held,
         note=f"{num_queries:,} x {num_items:,} x 6: {timing.seconds:.1f} s; the whole process "
-        f"holds {peak / 1e3:.2f} GB at most, inputs and libraries included",
+        f"uses {peak / 1e3:.2f} GB at most, including inputs and libraries",
     )  # fmt: skip
     if not quick:
         result.target, result.met = "< 4 GB", peak < 4000
@@ -162,7 +162,7 @@ def histogram_seconds(num_queries, num_items, codes_per_image, num_bits) -> floa
 
 
 def flat_seconds(num_queries, num_items, codes_per_image, num_bits) -> float | None:
-    """Returns FAISS's seconds for the 100 nearest codes, over 100 queries, times the rest."""
+    """Returns FAISS's seconds for the 100 nearest codes, extrapolated from 100 queries."""
     faiss = measure.faiss_or_none()
     if faiss is None:
         return None
@@ -174,7 +174,7 @@ def flat_seconds(num_queries, num_items, codes_per_image, num_bits) -> float | N
 
 
 def device_histogram(quick: bool) -> list[measure.Row]:
-    """The form of the histogram for accelerators, on whatever JAX runs on."""
+    """Measures the histogram in the form for accelerators, on JAX's default device."""
     num_queries, num_items = (16, 5_000) if quick else (256, 120_000)
     query, database = inputs.retrieval(num_queries, num_items, 6)
     ((_, packed),) = codes.by_number(database)

@@ -1,4 +1,4 @@
-"""How costs grow: with images, queries, codes per image, bits and devices. Writes scaling.png."""
+"""Measures how time grows with images, queries, codes per image, bits and devices."""
 
 import functools
 import json
@@ -40,7 +40,7 @@ import json, sys, jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import functools, numpy as np
 from bench import measure, networks
-from mch_jax import parallel, train_agent, train_base
+from mch_jax.training import parallel, train_agent
 run = networks.a_run(20_000, False)
 count = int(sys.argv[1])
 from mch_jax.models import Policy
@@ -65,7 +65,7 @@ print(min(measure.interleaved({"": call}, 3)[""].wall))
 
 
 def device_seconds(count: int) -> float:
-    """Returns the seconds of an agent's step on so many virtual devices of the same cores."""
+    """Returns the seconds of an agent's step on `count` virtual devices that share the cores."""
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, str(count)], capture_output=True, text=True, check=True
     )
@@ -73,7 +73,7 @@ def device_seconds(count: int) -> float:
 
 
 def curves(quick: bool) -> dict[str, list[dict]]:
-    """Returns points (x, seconds) of each panel's curves."""
+    """Returns the points of the curves in each panel."""
     few = slice(0, 2) if quick else slice(None)
     ours, theirs = retrieval.histogram_seconds, retrieval.flat_seconds
 
@@ -107,7 +107,7 @@ def curves(quick: bool) -> dict[str, list[dict]]:
 
 
 def draw(panels, path) -> None:
-    """Draws a panel for each cost."""
+    """Draws the panels to a file."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -135,13 +135,13 @@ def draw(panels, path) -> None:
         axes.set_ylabel("seconds")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    plot.suptitle(f"How costs grow, {measure.num_threads()} cores, best of three")
+    plot.suptitle(f"Time by size of the input, {measure.num_threads()} cores, best of three")
     plot.savefig(path, dpi=130)
     plt.close(plot)
 
 
 def scaling(quick: bool) -> list[measure.Row]:
-    """The curves; the row is the seconds of a million images against those of 10,000."""
+    """Measures the curves; the row compares the largest number of images with the smallest."""
     panels = curves(quick)
     if not quick:
         RESULTS.mkdir(exist_ok=True)

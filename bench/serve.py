@@ -1,10 +1,10 @@
-"""Load on a served run: 64 clients, then ten times as many.
+"""Puts load on a served run: 64 clients, then ten times as many.
 
 python bench/serve.py --run=runs/demo [--seconds=60] [--out=bench/results/serve.json]
 
-Each client posts photos, one after another, over a connection of its own; one that is refused
-waits for as long as it is told and tries again. Server and clients share this machine, and the
-clients are one process.
+Each client posts photos one after another over its own connection. A refused client waits for as
+long as the answer says, and tries again. The server and the clients, which are one process, share
+this machine.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mch_jax.serving import catalogue
 
 
 def photos(run: Path, count: int) -> list[bytes]:
-    """Returns JPEGs of the run's database."""
+    """Returns JPEGs of the first photos of the run's database."""
     database = catalogue.of_run(run)
     return [database.thumbnail(item, 640) for item in range(count)]
 
@@ -35,7 +35,7 @@ def memory(pid: int) -> int:
 
 
 async def ask(reader, writer, body: bytes) -> tuple[int, float]:
-    """Posts a photo; returns the answer's status and how long it asks to wait."""
+    """Posts a photo; returns the status of the answer and the seconds that it asks to wait."""
     head = f"POST /search?k=24 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     writer.write(f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + body)
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
@@ -45,7 +45,7 @@ async def ask(reader, writer, body: bytes) -> tuple[int, float]:
 
 
 async def client(host: str, port: int, bodies: list[bytes], number: int, end: float, results: list):
-    """Posts photos until the time is up; appends status and seconds of each answer."""
+    """Posts photos until `end`; appends the status and the seconds of each answer."""
     turn, link = number, None
     while time.monotonic() < end:
         begin, wait = time.monotonic(), 0.0
@@ -66,7 +66,7 @@ async def client(host: str, port: int, bodies: list[bytes], number: int, end: fl
 async def load(
     host: str, port: int, bodies: list[bytes], clients: int, seconds: float, pid: int
 ) -> dict:
-    """Returns what so many clients saw in so many seconds."""
+    """Returns the record of a number of clients during a number of seconds."""
     results: list[tuple[int | str, float]] = []
     begin, used = time.monotonic(), []
     tasks = [
@@ -89,13 +89,13 @@ async def load(
         "p99_ms": round(1000 * float(np.quantile(good, 0.99))),
         "slowest_ms": round(1000 * float(good.max())),
         "refused_p99_ms": round(1000 * float(np.quantile(refused, 0.99))) if len(refused) else None,
-        "memory_mb": [round(used[len(used) * part // 4] / 1e6) for part in range(4)]
+        "memory_mb": [round(used[len(used) * quarter // 4] / 1e6) for quarter in range(4)]
         + [round(memory(pid) / 1e6)],
     }
 
 
 def main() -> None:
-    """Starts a server, loads it twice, and prints what came of it."""
+    """Starts a server, puts load on it twice, and prints the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="workdir of a finished run")
     parser.add_argument("--seconds", type=float, default=60)

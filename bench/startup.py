@@ -1,4 +1,4 @@
-"""How long `main` takes from its start to the end of the first step, cache cold and warm."""
+"""Measures the time from the start of `main` to the end of its first step."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import measure
 
-# The whole network trains, so that everything is compiled; few scenes are made.
+# All layers are trained, so that everything is compiled; few scenes are made.
 FLAGS = (
     "--config.base.train_conv=True", "--config.model.weights=",
     "--config.model.hidden=4096", "--config.base.batch_size=16",
@@ -17,7 +17,7 @@ FIRST_STEP = """
 import os, runpy, sys, time
 from pathlib import Path
 began, out = float(sys.argv[1]), sys.argv[2]
-from mch_jax import train_base
+from mch_jax.training import train_base
 make_step = train_base.make_step
 def timed(*arguments):
     step = make_step(*arguments)
@@ -58,7 +58,7 @@ def first_step(directory: Path, cache: Path) -> float:
 
 
 def startup(quick: bool) -> list[measure.Row]:
-    """Start to first step of AlexNet's training, all layers, 16 scenes a batch."""
+    """Measures the start of training all layers of AlexNet, with a cold and a warm cache."""
     rounds, seconds = 1 if quick else 3, {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as name:
         for turn in range(rounds):

@@ -2,8 +2,7 @@
 
 .venv/bin/python launch/constraints.py > launch/constraints.txt
 
-Of the packages installed here, those that mch_jax[scenes,pretrained] asks for, and what they ask
-for in turn.
+These are the installed packages that mch_jax[scenes,pretrained] depends on, directly or indirectly.
 """
 
 import re
@@ -14,7 +13,7 @@ EXTRAS = {"scenes", "pretrained"}
 
 
 def needs(name: str, extras: set[str]) -> list[tuple[str, set[str]]]:
-    """Returns the packages, and their extras, that a package asks for on this machine."""
+    """Returns the packages, with their extras, that a package requires on this machine."""
     from packaging.requirements import Requirement
 
     found = []

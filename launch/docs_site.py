@@ -1,12 +1,12 @@
-"""What the documentation site holds beside docs/: pages of the root, the config's fields, links.
+"""A hook of mkdocs that adds pages from outside docs/ to the site, and adapts links to them.
 
-A hook of mkdocs (mkdocs.yml names it):
+mkdocs.yml names this file. To build the site:
 
     .venv/bin/python -m pip install -e '.[docs]'
     .venv/bin/mkdocs build --strict
 
-Pages link to files of the repository as they lie in it, so that they work there too. Here those
-links are led to the page that the file became, or to a copy of it.
+In the repository, pages link to files by their relative paths. On the site, such a link leads to
+the page made from the file, or to a copy of it.
 """
 
 import ast
@@ -24,26 +24,27 @@ PAGES = {
     "bench/results/index.md": "bench.md",
 }
 CONFIG = "configs/default.py"
-_LINK = re.compile(r"(\]\()([^)#\s]+)")  # a section after it stays
+_LINK = re.compile(r"(\]\()([^)#\s]+)")  # without the section
 _FIELD = re.compile(r" {4}config\.([\w.]+) = (.*)")
 _HEAD = """# Config
 
-A config file `configs/{data set}_{method}.py` changes some of these fields; the command line any
-of them, as in `--config.num_bits=16`. Section numbers are those of the paper. A value out of range
-ends the run before it begins, with one line. Made from `configs/default.py`.
+A config file `configs/{dataset}_{method}.py` changes some of these fields. The command line can
+change any of them, as in `--config.num_bits=16`. A run with a value out of range ends with a
+one-line error before it begins. Section numbers are those of the paper. This page is made from
+`configs/default.py`.
 
-| field | by default | what |
+| field | default | meaning |
 | --- | --- | --- |
 """
 
 
 def config_page(source: str) -> str:
-    """Returns the page of the config's fields.
+    """Returns a page with all fields of the config.
 
     Args:
-      source: of configs/default.py.
+      source: The text of configs/default.py.
     """
-    # A value in brackets on lines of its own becomes one line, its comment behind it.
+    # A value that the formatter put in brackets on lines of its own becomes one line again.
     source = re.sub(r"\(\n\s+(\S+)(  # [^\n]*)\n\s+\)", r"\1\2", source)
     rows = []
     for line in source.splitlines():
@@ -61,15 +62,15 @@ def config_page(source: str) -> str:
     return _HEAD + "".join(rows)
 
 
-def place(source: str, target: str) -> str | None:
-    """Returns what a link to a file of the repository becomes on the site.
+def site_path(source: str, target: str) -> str | None:
+    """Returns the path on the site of a file that a page of the repository links to.
 
     Args:
-      source: the page that links, below the root.
-      target: the link, relative to the page.
+      source: Path of the page below the repository's root.
+      target: The link, relative to the page.
 
     Returns:
-      The place below the site's root; None where the link is to something else.
+      A path below the site's root, or None if the link is not to a file of the repository.
     """
     path = os.path.normpath(PurePosixPath(source).parent / target)
     if ":" in target or not (ROOT / path).is_file():
@@ -80,7 +81,7 @@ def place(source: str, target: str) -> str | None:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages of the root, the config's fields, and the files that pages link to."""
+    """Adds pages of the repository's root, the config's page, and files that pages link to."""
     from mkdocs.structure.files import File
 
     made = {"config.md": config_page((ROOT / CONFIG).read_text())}
@@ -90,7 +91,7 @@ def on_files(files: Any, config: Any) -> Any:
     sources = [*PAGES, *(f"docs/{x.name}" for x in (ROOT / "docs").glob("*.md"))]
     for source in sources:
         for _, target in _LINK.findall((ROOT / source).read_text()):
-            linked = place(source, target)
+            linked = site_path(source, target)
             if linked and linked.startswith("files/") and not files.get_file_from_path(linked):
                 path = ROOT / linked.removeprefix("files/")
                 files.append(File.generated(config, linked, abs_src_path=str(path)))
@@ -98,11 +99,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Leads links to files of the repository to their places on the site."""
+    """Replaces links to files of the repository by links to their copies on the site."""
     sources = {page: path for path, page in PAGES.items()}
     source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
-    def led(match: re.Match[str]) -> str:
-        return match[1] + (place(source, match[2]) or match[2])
+    def replaced(match: re.Match[str]) -> str:
+        return match[1] + (site_path(source, match[2]) or match[2])
 
-    return _LINK.sub(led, markdown)
+    return _LINK.sub(replaced, markdown)

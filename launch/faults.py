@@ -1,14 +1,15 @@
-"""Disturbs tiny runs at random moments, and compares what they end with to an undisturbed one.
+"""Interrupts tiny runs at random moments, resumes them, and compares the results bit for bit.
 
 python launch/faults.py --trials=100 --out=faults.json      # as root, since it mounts a tmpfs
 
-A trial starts the main job, waits for a random moment of a random stage, and does one of: SIGKILL,
-SIGTERM, a full disk, a read-only disk. Then it mends the disk and gives the same command again.
-Runs are of DCH with the paper's agent, of DCH with a cross-fitted one, and of ADSH, which has a
-training loop of its own.
-What has to hold: the disturbed run ends by itself, with one line and no traceback; nothing that was
-complete is lost; the second start ends with the codes, measures, encoder and log of the
-undisturbed run, bit for bit.
+A trial starts the main job, waits for a random moment of a random stage, and causes one of these
+faults: SIGKILL, SIGTERM, a full disk, a read-only disk. It then repairs the disk and runs the same
+command again. The runs are DCH with the paper's agent, DCH with a cross-fitted agent, and ADSH,
+which has a training loop of its own.
+
+The interrupted run must end by itself, with one line and without a traceback, and must not lose a
+complete file. The second command must end with the same codes, measures, encoder and log as a run
+without a fault.
 """
 
 import argparse
@@ -34,7 +35,7 @@ RUNS = {
     "cross_fit": 'tiny(base__label_weight=0.2, agent__recipe="cross_fit", agent__num_folds=2)',
     "adsh": 'tiny("adsh")',
 }
-GRACE = 30.0  # seconds between SIGTERM and SIGKILL that most pre-emptible machines give
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL on most preemptible machines
 SIZE = 48  # MiB of the small disk
 
 CONFIG = """
@@ -48,7 +49,7 @@ def get_config():
 
 
 def start(config: Path, workdir: Path, log: Path) -> tuple[int, int]:
-    """Forks a process that runs the main job; returns its number and a pipe with stage names."""
+    """Forks a process that runs the main job; returns its id and a pipe with the stage names."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -106,7 +107,7 @@ def _announce(writer: int) -> None:
 
 
 def wait(pid: int, seconds: float) -> int | None:
-    """Returns the exit status; None where the process did not end in time and was killed."""
+    """Returns the exit status, or None if the process did not end in time and was killed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -119,7 +120,7 @@ def wait(pid: int, seconds: float) -> int | None:
 
 
 def follow(reader: int) -> list[tuple[str, float]]:
-    """Returns the stages of a run and when they began, once the run has ended."""
+    """Waits for the end of a run; returns its stages and when each began."""
     begun = []
     with open(reader) as lines:
         for line in lines:
@@ -128,7 +129,7 @@ def follow(reader: int) -> list[tuple[str, float]]:
 
 
 def fill(directory: Path) -> Path:
-    """Takes all the space of the disk that a directory is on; returns the file that does."""
+    """Fills the disk of a directory; returns the file that takes the space."""
     path, size = directory / "filler", 2**22
     with open(path, "wb") as file:
         while size:
@@ -141,7 +142,7 @@ def fill(directory: Path) -> Path:
 
 
 def mount(*arguments: str) -> bool:
-    """Returns whether mounting worked."""
+    """Runs `mount`; returns whether it succeeded."""
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
@@ -150,7 +151,7 @@ def disk(directory: Path):
     """Yields a new small disk."""
     directory.mkdir()
     if not mount("-t", "tmpfs", "-o", f"size={SIZE}m", "tmpfs", str(directory)):
-        raise SystemExit("error: cannot mount a tmpfs; start this as root")
+        raise SystemExit("error: cannot mount a tmpfs; run this as root")
     try:
         yield directory
     finally:
@@ -160,7 +161,7 @@ def disk(directory: Path):
 
 
 def ending(workdir: Path) -> dict:
-    """Returns all that a finished run is compared by."""
+    """Returns everything in which two finished runs are compared."""
     found: dict = {
         "results": json.loads((workdir / "results.json").read_text()),
         "metrics": (workdir / "metrics.jsonl").read_text().splitlines(),
@@ -174,7 +175,7 @@ def ending(workdir: Path) -> dict:
 
 
 def disturb(kind: str, pid: int, workdir: Path) -> tuple[str | None, Path | None]:
-    """Does what the kind says; returns what went wrong with that, and the file in the way."""
+    """Causes a fault; returns a problem in causing it, if any, and the file that fills the disk."""
     if kind in ("sigkill", "sigterm"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL if kind == "sigkill" else signal.SIGTERM)
@@ -190,7 +191,7 @@ def disturb(kind: str, pid: int, workdir: Path) -> tuple[str | None, Path | None
 
 
 def trial(kind: str, stage: str, fraction: float, spent: dict, reference: dict, config: Path):
-    """Returns what happened in one trial, and what was wrong, if anything."""
+    """Returns the outcome of one trial, with a list of what went wrong."""
     scratch = config.parent
     log = scratch / "log.txt"
     wrong = []
@@ -246,9 +247,9 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, reference: dict, 
 
 
 def measure(config: Path) -> tuple[dict[str, float], dict]:
-    """Returns the seconds that each stage of an undisturbed run takes, and what it ends with."""
+    """Returns the seconds that each stage of a run without a fault takes, and its results."""
     begun, reference = [], {}
-    for _ in range(2):  # the first fills the cache of compiled functions
+    for _ in range(2):  # the first run fills the compilation cache
         with disk(config.parent / "disk") as mounted:
             pid, reader = start(config, mounted / "run", config.parent / "log.txt")
             begun = follow(reader)
@@ -260,7 +261,7 @@ def measure(config: Path) -> tuple[dict[str, float], dict]:
 
 
 def main() -> int:
-    """Runs the trials and prints a table; the exit status is 1 if anything went wrong."""
+    """Runs the trials and prints a table; returns 1 if anything went wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--runs", default=",".join(RUNS))
@@ -276,7 +277,7 @@ def main() -> int:
     )
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    # Imported once, before the forks; none of them starts a device or a thread of its own.
+    # Imported once, before forking; importing starts neither a device nor a thread.
     import orbax.checkpoint  # noqa: F401
 
     from mch_jax import main as _  # noqa: F401

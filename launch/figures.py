@@ -2,8 +2,8 @@
 
 bash launch/demo.sh && .venv/bin/python launch/figures.py --run=runs/demo --out=docs/figures
 
-idea.png: a photo of the database, its codes, and what lies nearest to each of them.
-losses.png: what each method's loss charges a pair at each distance; the reward is made of it.
+idea.png: a photo of the database, its codes, and the photos nearest to each code.
+losses.png: each method's pair loss by distance, which also defines the reward.
 regions.png: the six regions of encoding.
 """
 
@@ -30,25 +30,25 @@ plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.edgecolor": GREY})
 
 
 def bits(packed: np.ndarray, num_bits: int) -> np.ndarray:
-    """Returns the bits of one code, first one first."""
+    """Returns the bits of one packed code."""
     return np.unpackbits(packed, bitorder="little")[:num_bits]
 
 
 def apart(file: codes_file.CodeFile, code: np.ndarray) -> np.ndarray:
-    """Returns the distance from a code to each photo's nearest code."""
+    """Returns the distance from a code to the nearest code of each item."""
     distance = np.bitwise_count(file.codes ^ code).sum(1)
     return np.minimum.reduceat(distance, np.searchsorted(file.item, np.arange(len(file.ids))))
 
 
 def neighbours(file: codes_file.CodeFile, row: int, count: int) -> np.ndarray:
-    """Returns the photos nearest to one code of the file, without the photo it belongs to."""
+    """Returns the items nearest to one code of the file, without the code's own item."""
     distance = apart(file, file.codes[row])
     order = np.argsort(distance, kind="stable")
     return order[order != file.item[row]][:count]
 
 
 def choose(file: codes_file.CodeFile, count: int) -> int:
-    """Returns the photo whose codes lead to the most different classes, each of them its own."""
+    """Returns the item whose codes find the largest number of its classes."""
     rng = np.random.default_rng(0)
     best, best_score = 0, -1.0
     several = np.flatnonzero(np.bincount(file.item) >= 3)
@@ -68,14 +68,14 @@ def choose(file: codes_file.CodeFile, count: int) -> int:
 
 
 def idea(dataset: data.Dataset, file: codes_file.CodeFile, path: Path, count: int = 7) -> None:
-    """Draws one photo, its kept codes, and the photos nearest to each."""
+    """Draws a photo, its codes, and the photos nearest to each code."""
     item = choose(file, count)
     first, last = np.searchsorted(file.item, [item, item + 1])
     rows = list(range(first, last))
-    place = {str(name): i for i, name in enumerate(dataset.ids)}
+    rows_of = {str(name): i for i, name in enumerate(dataset.ids)}
 
     def photo(i: int) -> np.ndarray:
-        return dataset.read(place[str(file.ids[i])])
+        return dataset.read(rows_of[str(file.ids[i])])
 
     def names(i: int) -> str:
         return " + ".join(np.array(dataset.classes)[file.labels[i] > 0])
@@ -127,7 +127,7 @@ def idea(dataset: data.Dataset, file: codes_file.CodeFile, path: Path, count: in
 
 
 def losses(path: Path, num_bits: int = 32) -> None:
-    """Draws each method's loss of similar and of dissimilar pairs, at most 1."""
+    """Draws each method's loss of similar and of dissimilar pairs, scaled to a maximum of 1."""
     figure, axes = plt.subplots(1, len(methods.METHODS), figsize=(9.6, 2.1), dpi=125, sharey=True)
     for panel, name in zip(axes, methods.METHODS, strict=True):
         table = np.asarray(
@@ -146,7 +146,7 @@ def losses(path: Path, num_bits: int = 32) -> None:
 
 
 def crops(dataset: data.Dataset, crop_ratio: float, path: Path) -> None:
-    """Draws the regions of encoding on one photo."""
+    """Draws the six regions of encoding on one photo."""
     image = dataset.read(int(dataset.query[0]))
     height, width = image.shape[:2]
     boxes = regions.region_boxes(crop_ratio)
@@ -164,7 +164,7 @@ def crops(dataset: data.Dataset, crop_ratio: float, path: Path) -> None:
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    """Writes a figure as a small PNG of 255 colours."""
+    """Writes a figure as a small PNG with 255 colours."""
     stream = io.BytesIO()
     figure.savefig(stream, facecolor="white")
     plt.close(figure)
@@ -174,7 +174,7 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 
 def main() -> None:
-    """Draws all of them."""
+    """Draws all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))

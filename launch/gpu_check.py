@@ -1,6 +1,6 @@
-"""What launch/gpu_check.sh runs: kernels against NumPy, the bench table, a small real training.
+"""The program of launch/gpu_check.sh: correctness against NumPy, speed, and a small training.
 
-Each part stands alone: one that fails is written down with its error, and the next one runs.
+The parts are independent: if one fails, its error is recorded and the next one runs.
 """
 
 import json
@@ -32,7 +32,7 @@ BITS = 64
 
 
 def packing() -> str:
-    """Codes packed and unpacked, and distances, against NumPy's bits."""
+    """Checks packing, unpacking and distances of codes against NumPy."""
     rng = np.random.default_rng(0)
     signs = rng.choice(np.array([-1, 1], np.int8), (500, 77))
     packed = np.asarray(jax.jit(codes.pack)(signs))
@@ -45,7 +45,7 @@ def packing() -> str:
 
 
 def histogram() -> str:
-    """Items per distance and relevance: the device's form, the host's, and NumPy."""
+    """Checks the histograms of distances made on the device and on the host against NumPy."""
     query, database = inputs.retrieval(20, 5000, 6)
     relevant = (query.labels.astype(int) @ database.labels.T) > 0
     plain = metrics.histogram(query.codes, database.codes, database.item, relevant, BITS)
@@ -62,7 +62,7 @@ def histogram() -> str:
 
 
 def reward() -> str:
-    """The reward's histogram, both forms of its counts, against NumPy."""
+    """Checks the histogram of the reward, and each way to count, against NumPy."""
     train, region, labels = networks.reward_inputs(30, 4000)
     own, other = (codes.from_bytes(x.codes, BITS) for x in (train, region))
     packed = pairs.pack_labels(labels)
@@ -88,7 +88,7 @@ def reward() -> str:
 
 
 def products() -> str:
-    """Products in full precision against float64; what the device does by default beside it."""
+    """Checks matrix products against float64, and reports the error of the default precision."""
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(512, 512)).astype(np.float32) for _ in range(2))
     exact = a.astype(np.float64) @ b.astype(np.float64)
@@ -105,7 +105,7 @@ def products() -> str:
 
 
 def network() -> str:
-    """Codes of six regions of photos, as they are exported, against the host's."""
+    """Checks codes of six regions of images, made on the device, against those of the host."""
     run = networks.a_run(1000)
     encoder = encode.encoder(run, jax.device_get(networks.base_params()), {})
     photos = networks.pixels(4, networks.SIZE)
@@ -120,7 +120,7 @@ def network() -> str:
 
 
 def crops() -> str:
-    """Regions of photos against Pillow's antialiased resize."""
+    """Checks crops of images against Pillow's antialiased resizing."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def crops() -> str:
 
 
 def expectations() -> str:
-    """The evidence that the agent sees, on the device and on the host."""
+    """Checks the evidence that the agent sees, made on the device, against that of the host."""
     rng = np.random.default_rng(0)
     packed = rng.integers(0, 2**32, (5, 6, 2), np.uint32)
     reference = evidence.reference(
@@ -154,7 +154,7 @@ def expectations() -> str:
 
 
 def roofline() -> dict[str, float]:
-    """Products and copies of the device at their largest, a second."""
+    """Returns the device's highest rates of matrix products and of copies."""
     size = 8192 if ON_GPU else 1024
     result = {}
     for name, dtype in (("float32", jnp.float32), ("bfloat16", jnp.bfloat16)):
@@ -170,7 +170,7 @@ def roofline() -> dict[str, float]:
 
 
 def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
-    """AlexNet's passes, the evaluator and the reward, with shares of the limits."""
+    """Measures AlexNet, the evaluator and the reward, also as shares of the device's limits."""
     run, rows = networks.a_run(1000), []
     model: Any = run.model
     count = 256 if ON_GPU else 4
@@ -209,7 +209,7 @@ def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def training() -> dict[str, Any]:
-    """Base, agent, codes and measures of a few scenes."""
+    """Runs all stages on a few scenes and returns the measures."""
     from configs import scenes_dch
     from mch_jax import main
 
@@ -227,7 +227,7 @@ def training() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Runs every part, writes the results and returns how many parts failed, at most 1."""
+    """Runs every part and writes the results; returns 1 if a part failed, else 0."""
     began, record, failed = time.perf_counter(), {}, []
 
     def part(name: str, call: Any, *arguments: Any) -> Any:
