@@ -59,13 +59,12 @@ def start(config: Path, workdir: Path, log: Path) -> tuple[int, int]:
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["mch_jax.main", f"--config={config}", f"--workdir={workdir}"]
     status = 1
     try:
         _announce(writer)
-        from mch_jax import main
+        from mch_jax import command, main
 
-        main.run_command(main.main)
+        command.run(main.main, [f"--config={config}", f"--workdir={workdir}"])
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:  # noqa: BLE001  the trial reads the traceback in the log

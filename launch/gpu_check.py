@@ -211,7 +211,7 @@ def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
 def training() -> dict[str, Any]:
     """Runs all stages on a few scenes and returns the measures."""
     from configs import scenes_dch
-    from mch_jax import main
+    from mch_jax import pipeline
 
     config: Any = scenes_dch.get_config()
     config.model.weights = ""
@@ -220,7 +220,7 @@ def training() -> dict[str, Any]:
     config.agent.update(num_steps=30, batch_size=32)
     config.model.update(width=1.0 if ON_GPU else 0.25)
     with tempfile.TemporaryDirectory() as workdir:
-        results = main.run_stages(config, Path(workdir))
+        results = pipeline.run_stages(config, Path(workdir))
     assert results is not None
     return {"chance_map": results["chance_map"], "base": results["base"]["map"],
             "mch": results["mch"]["map"], "anhc": results["mch"]["anhc"]}  # fmt: skip

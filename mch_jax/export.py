@@ -1,70 +1,81 @@
-"""Encodes one's own photos with a run's encoder.
+"""Encodes photos of one's own with the encoder of a run.
 
 python -m mch_jax.export --run=DIR --images=FOLDER --out=codes.npz
 python -m mch_jax.export --run=DIR --images=photos.tar --out=SHARDS --shard_size=1000
 
-The photos are those of a folder, of tars, or of a list of paths. What a killed export has finished
-is kept: give the same arguments again. Damaged photos are listed beside the codes and left out.
+The photos come from a folder, from tars, or from a list of paths. Rerun the same command to resume
+an export that was stopped. Damaged photos are left out and listed beside the codes.
 """
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags, logging
 
-from mch_jax.main import keep_compiled, run_command
-
-_RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
-_IMAGES = flags.DEFINE_string(
-    "images", None, "A folder of photos or tars, a .tar, or a text file with a path a line."
-)
-_OUT = flags.DEFINE_string(
-    "out", None, "A codes file that ends in .npz; else a directory, which gets one codes file a "
-    "shard.",
-)  # fmt: skip
-_ENGINE = flags.DEFINE_enum("engine", "local", ("local", "ray"), "Where to encode.")
-_WORKERS = flags.DEFINE_integer(
-    "workers", None, "Threads that decode (local) or actors (ray); as many as there are cores or "
-    "accelerators by default.", lower_bound=1,
-)  # fmt: skip
-_SHARD_SIZE = flags.DEFINE_integer(
-    "shard_size", 4096, "Photos a shard: what is lost at most when killed.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 64, "Photos that the network sees at once.", lower_bound=1
-)
+from mch_jax import command
 
 
-def main(_: list[str]) -> None:
-    """Encodes the photos and says how many."""
-    for flag, what in ((_RUN, "the workdir of a finished run"), (_IMAGES, "a folder of photos"),
-                       (_OUT, "a codes file to write, such as codes.npz")):  # fmt: skip
-        if not flag.value:
-            raise ValueError(f"--{flag.name} is missing; expected {what}")
-    from mch_jax import bulk  # JAX takes a second, which a wrong argument need not wait for
-    from mch_jax.data import places
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("run", None, "Workdir of a finished run.", flag_values=values)
+    flags.DEFINE_string(
+        "images", None, "A folder of photos or tars, a .tar, or a text file of one path per line.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "out", None, "A codes file, which ends in .npz, or a directory for one codes file per "
+        "shard.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum("engine", "local", ("local", "ray"), "Where to encode.", flag_values=values)
+    flags.DEFINE_integer(
+        "workers", None, "Number of threads that decode (local) or of actors (ray); by default one "
+        "per core or per accelerator.", lower_bound=1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "shard_size", 4096, "Photos per shard; finished shards are kept when the export stops.",
+        lower_bound=1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "batch_size", 64, "Photos per batch of the network.", lower_bound=1, flag_values=values
+    )
 
-    keep_compiled()
-    begin, out = time.monotonic(), Path(_OUT.value)
+
+def main(arguments: Sequence[str]) -> None:
+    """Encodes the photos and prints their number."""
+    options = command.parse(arguments, define_flags, __doc__)
+    command.require(
+        options,
+        run="the workdir of a finished run",
+        images="a folder of photos",
+        out="a codes file to write, such as codes.npz",
+    )
+    begin, out = time.monotonic(), Path(options.out)
     is_file = out.suffix == ".npz"
     if out.is_dir() if is_file else out.is_file():
         raise ValueError(
             f"--out={out} is a {'directory' if is_file else 'file'}; expected a name that ends in "
             ".npz for one file, another name for a directory of shards"
         )
+    from mch_jax import bulk
+    from mch_jax.data import places
+
+    command.keep_compiled()
     directory = out.with_name(out.name + ".parts") if is_file else out
-    found = places.find(_IMAGES.value)
-    plan = bulk.make_plan(Path(_RUN.value), found, directory, _SHARD_SIZE.value, _BATCH_SIZE.value)
-    old = len(plan.shards) - len(plan.pending())
-    if old:
-        logging.info("%d of %d shards are there already", old, len(plan.shards))
-    bulk.ENGINES[_ENGINE.value](plan, _WORKERS.value)
+    found = places.find(options.images)
+    plan = bulk.make_plan(
+        Path(options.run), found, directory, options.shard_size, options.batch_size
+    )
+    num_done = len(plan.shards) - len(plan.pending())
+    if num_done:
+        logging.info("%d of %d shards were encoded before", num_done, len(plan.shards))
+    bulk.ENGINES[options.engine](plan, options.workers)
     damaged = bulk.read_damaged(plan)
     if len(damaged) == len(found):
         shutil.rmtree(directory)
         raise ValueError(
-            f"--images={_IMAGES.value}: none of {len(found):,} photos can be read, first: "
+            f"--images={options.images}: none of {len(found):,} photos can be read, first: "
             f"{damaged[0]['reason']}"
         )
     if is_file:
@@ -79,4 +90,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -1,11 +1,11 @@
-"""Runs a grid of methods, code lengths and seeds; `tables` turns it into tables and figures.
+"""Runs a grid of methods, code lengths and seeds.
 
 python -m mch_jax.grid --dataset=coco18 --bits=16,32,64 --seeds=0,1,2 --root=runs/coco18
 python -m mch_jax.grid --dataset=scenes --methods=dch,mmhh --set=base.num_epochs=10 --jobs=2
 
-Each cell is one run of `mch_jax.main` in its own folder, {data set}_{method}_{bits}_{seed}, whose
-agent, codes and controls share one base model. Cells share the features of fixed convolutions. The
-same command goes on where it stopped.
+Each cell of the grid is one run of mch_jax.main in the folder {data set}_{method}_{bits}_{seed}.
+The cells share the features of fixed convolutions. Rerun the same command to resume, and see
+mch_jax.tables for tables and figures of the runs.
 """
 
 import itertools
@@ -22,15 +22,12 @@ from typing import Any, NamedTuple
 
 from absl import flags, logging
 
-from mch_jax import methods
+from mch_jax import command
 from mch_jax.files import checkpoint
-from mch_jax.main import run_command
-
-ALL = (*methods.PROJECTIONS, *methods.METHODS)  # in the order of the paper's Table 2
 
 
 class Cell(NamedTuple):
-    """One run of the grid."""
+    """A method, code length and seed of the grid, which is one run."""
 
     dataset: str
     method: str
@@ -39,49 +36,54 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Folder of the run."""
+        """Name of the run's folder, below the folder of the grid."""
         return "_".join(map(str, self))
 
 
 def cells(
-    dataset: str, names: Sequence[str], bits: Sequence[int], seeds: Sequence[int]
+    dataset: str, methods: Sequence[str], bits: Sequence[int], seeds: Sequence[int]
 ) -> list[Cell]:
-    """Returns every cell, one seed of everything before the next.
+    """Returns all cells of a grid, ordered by seed, then code length, then method.
 
     Raises:
-      ValueError: a method is unknown or has no config for the data set.
+      ValueError: A method is unknown or has no config for the data set.
     """
-    for method in names:
+    for method in methods:
         path = Path("configs") / f"{dataset}_{method}.py"
         if not path.is_file():
-            raise ValueError(
-                f"{path} does not exist; expected a data set with configs here and methods among "
-                f"{', '.join(ALL)}"
-            )
-    product = itertools.product(seeds, bits, names)
+            known = ", ".join(sorted(x.stem for x in path.parent.glob("*_*.py"))) or "none here"
+            raise ValueError(f"{path} does not exist; expected one of these configs: {known}")
+    product = itertools.product(seeds, bits, methods)
     return [Cell(dataset, method, num_bits, seed) for seed, num_bits, method in product]
 
 
+def all_methods() -> list[str]:
+    """Returns the names of all methods, in the order of the paper's Table 2."""
+    from mch_jax import methods  # imports JAX, which the help need not wait for
+
+    return [*methods.PROJECTIONS, *methods.METHODS]
+
+
 def claim(root: Path, settings: dict[str, Any]) -> None:
-    """Writes down what every cell of a grid has in common, or checks it.
+    """Writes the settings that all cells of a grid share to grid.json, or compares them with it.
 
     Raises:
-      ValueError: the folder is of a grid with other settings.
+      ValueError: The folder belongs to a grid with other settings.
     """
     path = root / "grid.json"
     if path.exists():
         before = checkpoint.read_json(path, "choose another --root")
         if before != settings:
             raise ValueError(
-                f"--root={root} is of a grid with {json.dumps(before)}, this one has "
+                f"--root={root} holds a grid with {json.dumps(before)}, this one has "
                 f"{json.dumps(settings)}; use the same, or another --root"
             )
     root.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(path, settings)
 
 
-def command(cell: Cell, root: Path, changes: Sequence[str]) -> list[str]:
-    """Returns the command of a cell."""
+def run_command(cell: Cell, root: Path, changes: Sequence[str]) -> list[str]:
+    """Returns the command that runs a cell, as a list of arguments."""
     return [
         sys.executable,
         *("-m", "mch_jax.main"),
@@ -95,18 +97,21 @@ def command(cell: Cell, root: Path, changes: Sequence[str]) -> list[str]:
 
 
 def is_done(cell: Cell, root: Path) -> bool:
-    """Returns whether a cell's report, the last that a run writes, is there."""
+    """Returns True if a cell's run has a report, which is the last file that a run writes."""
     return (root / cell.name / "report" / "index.html").is_file()
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Returns what a run found, in a few words."""
+    """Returns the main measures of a run in a few words."""
     base, mch = results["base"], results["mch"]
     return f"mAP {base['map']:.3f}, MCH {mch['map']:.3f} at {mch['anhc']:.2f} codes"
 
 
-def shares(jobs: int, gpus: Sequence[str]) -> list[tuple[list[int], dict[str, str]]]:
-    """Returns cores and environment of each job: cores are shared out, GPUs taken in turn."""
+def resources(jobs: int, gpus: Sequence[str]) -> list[tuple[list[int], dict[str, str]]]:
+    """Returns the cores and the environment variables of each job.
+
+    The cores are divided among the jobs; each job gets one of the GPUs in turn.
+    """
     cores = sorted(os.sched_getaffinity(0))
     environments = [
         {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {} for job in range(jobs)
@@ -117,29 +122,37 @@ def shares(jobs: int, gpus: Sequence[str]) -> list[tuple[list[int], dict[str, st
 def run_grid(
     grid: Sequence[Cell], root: Path, changes: Sequence[str], jobs: int, gpus: Sequence[str]
 ) -> list[str]:
-    """Runs the cells that are not done, so many at a time; returns a line for each that failed."""
+    """Runs the cells that are not done yet and returns one line for each that failed.
+
+    Args:
+      grid: Cells of the grid.
+      root: Folder of the grid.
+      changes: Changes of the config in all cells, as `field=value`.
+      jobs: Maximum number of runs at the same time.
+      gpus: Numbers of the GPUs that the jobs use; empty for all that are visible.
+    """
     waiting = [cell for cell in grid if not is_done(cell, root)]
     logging.info("%d of %d runs are done", len(grid) - len(waiting), len(grid))
-    places: queue.SimpleQueue = queue.SimpleQueue()
-    for share in shares(jobs, gpus):
-        places.put(share)
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for job in resources(jobs, gpus):
+        free.put(job)
     done = itertools.count(1)
 
-    def one(cell: Cell) -> str | None:
-        place = places.get()
-        cores, environment = place
+    def run(cell: Cell) -> str | None:
+        job = free.get()
+        cores, environment = job
         start = time.monotonic()
         try:
             with open(root / f"{cell.name}.log", "a") as log:
                 status = subprocess.run(
-                    ["taskset", "-c", ",".join(map(str, cores)), *command(cell, root, changes)],
+                    ["taskset", "-c", ",".join(map(str, cores)), *run_command(cell, root, changes)],
                     stdout=log,
                     stderr=log,
                     env=os.environ | environment,
                     check=False,
                 ).returncode
         finally:
-            places.put(place)
+            free.put(job)
         minutes = (time.monotonic() - start) / 60
         if status:
             lines = (root / f"{cell.name}.log").read_text(errors="replace").splitlines() or [""]
@@ -153,56 +166,71 @@ def run_grid(
         return None
 
     with ThreadPoolExecutor(jobs) as pool:
-        return [line for line in pool.map(one, waiting) if line]
+        return [line for line in pool.map(run, waiting) if line]
 
 
 def numbers(name: str, values: Sequence[str]) -> list[int]:
-    """Returns a flag's whole numbers.
+    """Returns the value of a flag as whole numbers.
 
     Raises:
-      ValueError: one is not a whole number.
+      ValueError: A value is not a whole number.
     """
     try:
         return [int(value) for value in values]
     except ValueError:
-        raise ValueError(f"--{name}={','.join(values)}; expected whole numbers, as 16,32") from None
+        raise ValueError(
+            f"--{name}={','.join(values)}; expected whole numbers, such as 16,32"
+        ) from None
 
 
-def define_flags() -> None:
-    """Defines the flags of the command; several commands have flags of one name."""
-    flags.DEFINE_string("dataset", None, "Data set, as in configs/{dataset}_{method}.py.")
-    flags.DEFINE_list("methods", list(ALL), "Methods, separated by commas.")
-    flags.DEFINE_list("bits", ["16", "32", "64"], "Code lengths.")
-    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-    flags.DEFINE_string("root", None, "Folder of the runs; runs/{dataset} by default.")
-    flags.DEFINE_integer("jobs", 1, "Runs at a time; they share the cores.", lower_bound=1)
-    flags.DEFINE_list("gpus", [], "Numbers of the GPUs that the jobs take in turn.")
-    flags.DEFINE_multi_string("set", [], "field=value of the config, in every run.")
-
-
-def main(_: list[str]) -> int:
-    """Runs what the flags say."""
-    dataset = flags.FLAGS.dataset
-    if not dataset:
-        raise ValueError("--dataset is missing; expected a name, such as coco18")
-    for change in flags.FLAGS.set:
-        if "=" not in change:
-            raise ValueError(f"--set={change}; expected field=value, as --set=base.num_epochs=30")
-    grid = cells(
-        dataset,
-        flags.FLAGS.methods,
-        numbers("bits", flags.FLAGS.bits),
-        numbers("seeds", flags.FLAGS.seeds),
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "dataset", None, "Data set, as in configs/{dataset}_{method}.py.", flag_values=values
     )
-    root = Path(flags.FLAGS.root or Path("runs") / dataset)
-    claim(root, {"dataset": dataset, "set": sorted(flags.FLAGS.set)})
-    failed = run_grid(grid, root, flags.FLAGS.set, flags.FLAGS.jobs, flags.FLAGS.gpus)
+    flags.DEFINE_list(
+        "methods", [], "Methods, separated by commas; all by default.", flag_values=values
+    )
+    flags.DEFINE_list("bits", ["16", "32", "64"], "Code lengths.", flag_values=values)
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.", flag_values=values)
+    flags.DEFINE_string(
+        "root", None, "Folder of the grid; runs/{dataset} by default.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "jobs", 1, "Number of runs at the same time, among which the cores are divided.",
+        lower_bound=1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_list(
+        "gpus", [], "Numbers of the GPUs; each job gets one in turn.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "set", [], "Change of the config in all cells, as field=value.", flag_values=values
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the cells that are not done yet, and prints how many are done and which failed."""
+    options = command.parse(arguments, define_flags, __doc__)
+    command.require(options, dataset="a name, such as coco18")
+    for change in options.set:
+        if "=" not in change:
+            raise ValueError(
+                f"--set={change}; expected field=value, such as --set=base.num_epochs=30"
+            )
+    grid = cells(
+        options.dataset,
+        options.methods or all_methods(),
+        numbers("bits", options.bits),
+        numbers("seeds", options.seeds),
+    )
+    root = Path(options.root or Path("runs") / options.dataset)
+    claim(root, {"dataset": options.dataset, "set": sorted(options.set)})
+    failed = run_grid(grid, root, options.set, options.jobs, options.gpus)
     print(f"{len(grid) - len(failed)} of {len(grid)} runs of {root} are done")  # noqa: T201
     if failed:
-        print("failed; the same command tries them again:", *failed, sep="\n")  # noqa: T201
+        print("failed; rerun the same command to try them again:", *failed, sep="\n")  # noqa: T201
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    run_command(main)
+    command.run(main)

@@ -5,6 +5,7 @@ python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,22 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
+from mch_jax import command
 from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex, Hits
-from mch_jax.main import keep_compiled, run_command
 
-_RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
-_IMAGE = flags.DEFINE_string("image", None, "A photo to search by.")
-_CODES = flags.DEFINE_string("codes", None, "A codes file to search by, one query an item.")
-_K = flags.DEFINE_integer("k", 10, "How many photos to find.", lower_bound=1)
-_JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("run", None, "Workdir of a finished run.", flag_values=values)
+    flags.DEFINE_string("image", None, "A photo to search by.", flag_values=values)
+    flags.DEFINE_string(
+        "codes", None, "A codes file to search by; each item is a query.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "k", 10, "Number of photos to find for each query.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
 
 def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
@@ -32,7 +40,7 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
     from mch_jax.data import photos  # here only: a file of codes needs neither these nor JAX
     from mch_jax.training.encode import Encoder
 
-    keep_compiled()
+    command.keep_compiled()
     try:
         photo = photos.decode(path.read_bytes(), str(path))
     except OSError as error:
@@ -82,22 +90,22 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines[:-1])
 
 
-def main(_: list[str]) -> None:
-    """Prints what is nearest to the queries."""
-    if not _RUN.value:
-        raise ValueError("--run is missing; expected the workdir of a finished run")
-    if bool(_IMAGE.value) == bool(_CODES.value):
+def main(arguments: Sequence[str]) -> None:
+    """Prints the photos of the database that are nearest to the queries."""
+    options = command.parse(arguments, define_flags, __doc__)
+    command.require(options, run="the workdir of a finished run")
+    if bool(options.image) == bool(options.codes):
         raise ValueError("expected one of --image and --codes: a photo, or a file of codes")
-    database = Path(_RUN.value) / "codes" / "database.npz"
-    file = codes_file.load(database)
-    if _CODES.value:
-        names, queries = queries_of(Path(_CODES.value), file.num_bits)
+    run = Path(options.run)
+    file = codes_file.load(run / "codes" / "database.npz")
+    if options.codes:
+        names, queries = queries_of(Path(options.codes), file.num_bits)
     else:
-        names, queries = [_IMAGE.value], encode_image(Path(_RUN.value), Path(_IMAGE.value))
+        names, queries = [options.image], encode_image(run, Path(options.image))
     index = BucketIndex.build(file.codes, file.item, file.num_bits)
-    found = records(names, index.search(queries, _K.value), file.ids)
-    print(json.dumps(found) if _JSON.value else table(found))  # noqa: T201
+    found = records(names, index.search(queries, options.k), file.ids)
+    print(json.dumps(found) if options.json else table(found))  # noqa: T201
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

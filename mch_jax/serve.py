@@ -1,31 +1,50 @@
-"""Serves a run: a web page and a JSON API.
+"""Serves a run as a web page and a JSON API.
 
 python -m mch_jax.serve --run=DIR --port=8000
 python -m mch_jax.serve --run=DIR --codes=codes.npz --images=FOLDER
 
-The second form serves photos of one's own, as `mch_jax.export` encoded them.
+The second form serves photos of one's own, which mch_jax.export has encoded.
 """
 
 import contextlib
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from mch_jax.main import keep_compiled, run_command
+from mch_jax import command
 
-_RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for every one.")
-_PORT = flags.DEFINE_integer("port", 8000, "Port; 0 for any that is free.", 0, 65535)
-_CODES = flags.DEFINE_string("codes", None, "A codes file of mch_jax.export instead of the run's.")
-_IMAGES = flags.DEFINE_string("images", None, "The photos that were exported, to show them.")
-_MAX_PENDING = flags.DEFINE_integer(
-    "max_pending", 128, "Requests at one time; further ones are refused.", lower_bound=1
-)
-_MAX_UPLOAD = flags.DEFINE_integer("max_upload", 16, "MiB of a photo's file.", lower_bound=1)
-_MAX_PIXELS = flags.DEFINE_integer(
-    "max_pixels", 50, "Millions of pixels of a photo, at most 80.", 1, 80
-)
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("run", None, "Workdir of a finished run.", flag_values=values)
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all addresses of this machine.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "port", 8000, "Port to listen on; 0 for any free port.", 0, 65535, flag_values=values
+    )
+    flags.DEFINE_string(
+        "codes", None, "A codes file of mch_jax.export to serve instead of the run's.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "images", None, "The exported photos, which the page shows.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "max_pending", 128, "Requests in progress, beyond which further ones are refused.",
+        lower_bound=1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "max_upload", 16, "Largest size of an uploaded photo, in MiB.", lower_bound=1,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "max_pixels", 50, "Largest number of pixels of a photo, in millions, at most 80.", 1, 80,
+        flag_values=values,
+    )  # fmt: skip
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -39,12 +58,12 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def main(_: list[str]) -> None:
-    """Serves until it is told to stop, then answers what it has accepted."""
-    if not _RUN.value:
-        raise ValueError("--run is missing; expected the workdir of a finished run")
-    if _IMAGES.value and not _CODES.value:
-        raise ValueError("--images goes with --codes, the file that mch_jax.export made of them")
+def main(arguments: Sequence[str]) -> None:
+    """Serves until the process is told to stop, then answers the requests that it has accepted."""
+    options = command.parse(arguments, define_flags, __doc__)
+    command.require(options, run="the workdir of a finished run")
+    if options.images and not options.codes:
+        raise ValueError("--images needs --codes, the file that mch_jax.export wrote for them")
     try:
         import uvicorn
 
@@ -57,24 +76,24 @@ def main(_: list[str]) -> None:
     from mch_jax.serving.gate import Limits
     from mch_jax.training.encode import Encoder
 
-    keep_compiled()
-    run = Path(_RUN.value)
+    command.keep_compiled()
+    run = Path(options.run)
     encoder = Encoder.from_run(run)
-    if _CODES.value:
-        database = catalogue.of_files(Path(_CODES.value), _IMAGES.value)
+    if options.codes:
+        database = catalogue.of_files(Path(options.codes), options.images)
     else:
         database = catalogue.of_run(run)
     if database.file.num_bits != encoder.model.num_bits:
         raise ValueError(
-            f"--codes={_CODES.value} has codes of {database.file.num_bits} bits, the run's have "
+            f"--codes={options.codes} has codes of {database.file.num_bits} bits, the run's have "
             f"{encoder.model.num_bits}; export the photos with this run"
         )
     limits = Limits(
-        pending=_MAX_PENDING.value, upload=_MAX_UPLOAD.value * 2**20,
-        pixels=_MAX_PIXELS.value * 10**6,
+        pending=options.max_pending, upload=options.max_upload * 2**20,
+        pixels=options.max_pixels * 10**6,
     )  # fmt: skip
     service = api.Service(encoder, database, catalogue.method_of(run), limits)
-    listener = _listen(_HOST.value, _PORT.value)
+    listener = _listen(options.host, options.port)
     service.warm_up()
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
@@ -88,4 +107,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -24,10 +24,9 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from scipy import stats
 
-from mch_jax import methods, sweep
-from mch_jax.evaluation import evaluate
+from mch_jax import command, methods
+from mch_jax.evaluation import evaluate, sweep
 from mch_jax.files import checkpoint
-from mch_jax.main import run_command
 from mch_jax.report import page as report
 from mch_jax.training import run
 
@@ -442,21 +441,24 @@ def write(root: Path, out: Path) -> list[Path]:
     return written
 
 
-def define_flags() -> None:
-    """Defines the flags of the command; several commands have flags of one name."""
-    flags.DEFINE_string("root", None, "Folder of the runs, as mch_jax.grid was given it.")
-    flags.DEFINE_string("out", None, "Where to write; {root}/tables by default.")
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "root", None, "Folder of the runs, as given to mch_jax.grid.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "out", None, "Folder to write to; {root}/tables by default.", flag_values=values
+    )
 
 
-def main(_: list[str]) -> None:
-    """Writes what the flags say."""
-    if not flags.FLAGS.root:
-        raise ValueError("--root is missing; expected the folder of a grid's runs")
-    root = Path(flags.FLAGS.root)
-    written = write(root, Path(flags.FLAGS.out) if flags.FLAGS.out else root / "tables")
+def main(arguments: Sequence[str]) -> None:
+    """Writes the tables and figures, and prints the tables."""
+    options = command.parse(arguments, define_flags, __doc__)
+    command.require(options, root="the folder of a grid's runs")
+    root = Path(options.root)
+    written = write(root, Path(options.out) if options.out else root / "tables")
     print(written[0].read_text("utf-8"), *written, sep="\n")  # noqa: T201
 
 
 if __name__ == "__main__":
-    define_flags()
-    run_command(main)
+    command.run(main)

@@ -4,7 +4,7 @@ import jax
 import pytest
 from tiny_run import tiny
 
-from mch_jax import main
+from mch_jax import pipeline
 from mch_jax.training import loop
 
 EVENT = "/jax/core/compile/backend_compile_duration"
@@ -39,7 +39,7 @@ def per_step(monkeypatch):
 @pytest.mark.parametrize("train_conv", [False, True])
 def test_steps_of_base_and_agent_compile_once(per_step, tmp_path, train_conv):
     config = tiny(base__train_conv=train_conv, base__num_epochs=1)
-    main.run_stages(config, tmp_path, "agent")
+    pipeline.run_stages(config, tmp_path, "agent")
     assert per_step.keys() == {"base", "agent"}
     for stage, (first, *later) in per_step.items():
         assert first > 0, "the listener hears nothing"

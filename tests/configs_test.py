@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tiny_run import shrunk
 
 from configs import default
-from mch_jax import data, main, methods
+from mch_jax import data, methods, pipeline
 from mch_jax.training import validation
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
@@ -154,7 +154,7 @@ def test_a_step_from_its_config(name, method, tmp_path):
         WRITERS[name](root)
         config.dataset.root = str(root)
         config.dataset.settings.update(published.SETTINGS.get(name, {}))
-    results = main.run_stages(config, tmp_path / "run")
+    results = pipeline.run_stages(config, tmp_path / "run")
     assert 0 < results["base"]["map"] <= 1
     assert results["dataset"]["queries"] == {"coco": 5, "nuswide": 4, "mirflickr": 5}.get(
         name, 8 if name == "scenes" else 4

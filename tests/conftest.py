@@ -35,10 +35,10 @@ def finished(tmp_path_factory) -> pathlib.Path:
     """The workdir of a finished tiny run; tests that change files copy it."""
     from tiny_run import tiny
 
-    from mch_jax import main
+    from mch_jax import pipeline
 
     workdir = tmp_path_factory.mktemp("finished")
-    main.run_stages(tiny(), workdir)
+    pipeline.run_stages(tiny(), workdir)
     return workdir
 
 

@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -74,24 +75,24 @@ def extras(argument):
 
 
 def in_child(module, arguments, check_only, directory, out):
-    """Runs a command as `python -m` does, or only has its flags and config checked."""
-    from absl import flags
+    """Runs a command as `python -m` does, or checks only its flags and its config."""
+    from mch_jax import command
 
     os.chdir(directory)
-    sys.argv = [module, *arguments]
     with open(out, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         loaded = importlib.import_module(module)
-        if hasattr(loaded, "define_flags"):
-            loaded.define_flags()
+        if hasattr(loaded, "__path__"):
+            loaded = importlib.import_module(f"{module}.__main__")
         if not check_only:
-            loaded.run_command(loaded.main)
-        rest = flags.FLAGS(sys.argv)
-        if rest[1:]:
-            raise SystemExit(f"not flags: {rest[1:]}")
-        if module == "mch_jax.main" and flags.FLAGS.config:
+            command.run(loaded.main, arguments)
+        define = loaded.define_flags
+        if module == "mch_jax.main":
+            define = functools.partial(define, arguments=arguments)
+        options = command.parse(arguments, define, loaded.__doc__)
+        if module == "mch_jax.main" and options.config:
             from mch_jax.training import validation
 
-            validation.check(flags.FLAGS.config)
+            validation.check(options.config)
 
 
 @pytest.fixture(scope="session")

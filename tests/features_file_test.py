@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny_run import tiny
 
-from mch_jax import codes, data, main, regions
+from mch_jax import codes, data, pipeline, regions
 from mch_jax.files import codes_file
 from mch_jax.training import encode, features_file, run
 
@@ -123,7 +123,7 @@ def test_no_file_and_damaged_file(scenes, tmp_path):
 @pytest.mark.parametrize(("method", "hidden"), [("dch", 16), ("itq", 0)])
 def test_a_whole_run_on_given_features(path, tmp_path, method, hidden):
     config = tiny(method, model__features=str(path), model__hidden=hidden)
-    results = main.run_stages(config, tmp_path)
+    results = pipeline.run_stages(config, tmp_path)
     assert results["base"]["map"] > 0.9 * results["chance_map"]
     assert not (tmp_path / "features").exists()  # nothing was made of AlexNet
     encoder = encode.Encoder.from_run(tmp_path)
@@ -140,4 +140,4 @@ def test_a_whole_run_on_given_features(path, tmp_path, method, hidden):
 def test_given_features_are_not_trained(path, tmp_path):
     config = tiny(model__features=str(path), base__train_conv=True)
     with pytest.raises(ValueError, match="train_conv is True, expected False where model.features"):
-        main.run_stages(config, tmp_path)
+        pipeline.run_stages(config, tmp_path)

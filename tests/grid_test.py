@@ -37,7 +37,7 @@ def test_a_cell_without_a_config_is_refused(dataset, method):
 
 
 def test_the_command_is_a_run_of_main(tmp_path):
-    command = grid.command(Cell("coco18", "dch", 16, 3), tmp_path, ["base.num_epochs=2"])
+    command = grid.run_command(Cell("coco18", "dch", 16, 3), tmp_path, ["base.num_epochs=2"])
     assert command[1:] == [
         "-m",
         "mch_jax.main",
@@ -53,11 +53,11 @@ def test_the_command_is_a_run_of_main(tmp_path):
 def test_a_failed_cell_is_named_and_the_rest_is_run_once(tmp_path, monkeypatch):
     started = []
 
-    def command(cell, root, changes):
+    def run_command(cell, root, changes):
         started.append(cell.name)
         return [sys.executable, "-c", STAND_IN, cell.method, str(root / cell.name)]
 
-    monkeypatch.setattr(grid, "command", command)
+    monkeypatch.setattr(grid, "run_command", run_command)
     cells = grid.cells("scenes", ["lsh", "itq", "dch"], [16], [0])
     failed = grid.run_grid(cells, tmp_path, [], 2, [])
     assert failed == ["scenes_itq_16_0: exit status 1: error: no such thing"]
@@ -77,7 +77,7 @@ def test_a_grid_keeps_to_its_settings(tmp_path):
 
 def test_cores_are_shared_out_and_gpus_taken_in_turn(monkeypatch):
     monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    first, second, third = grid.shares(3, ["0", "1"])
+    first, second, third = grid.resources(3, ["0", "1"])
     assert (first[0], second[0], third[0]) == ([0, 3], [1], [2])
     assert [share[1]["CUDA_VISIBLE_DEVICES"] for share in (first, second, third)] == ["0", "1", "0"]
-    assert grid.shares(1, []) == [([0, 1, 2, 3], {})]
+    assert grid.resources(1, []) == [([0, 1, 2, 3], {})]

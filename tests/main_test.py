@@ -2,8 +2,6 @@
 
 import functools
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 from tiny_run import assert_same, read, tiny
 
 from mch_jax import codes as code_lib
-from mch_jax import main, metrics
+from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
 from mch_jax.evaluation import evaluate
 from mch_jax.files import checkpoint, codes_file
@@ -66,7 +64,7 @@ def test_results_agree_with_the_public_histogram(finished):
 
 
 def test_a_second_run_is_the_same_bit_for_bit(finished, tmp_path):
-    main.run_stages(tiny(), tmp_path)
+    pipeline.run_stages(tiny(), tmp_path)
     assert_same(read(finished), read(tmp_path))
 
 
@@ -86,9 +84,9 @@ def cut_off_and_go_on(config, workdir, monkeypatch, after):
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
     with pytest.raises(Killed):
-        main.run_stages(config, workdir)
+        pipeline.run_stages(config, workdir)
     monkeypatch.undo()
-    main.run_stages(config, workdir)
+    pipeline.run_stages(config, workdir)
     return read(workdir)
 
 
@@ -98,8 +96,8 @@ def test_a_run_cut_off_after_a_checkpoint_goes_on(finished, tmp_path, monkeypatc
 
 
 def test_the_stages_one_by_one_give_what_all_give(finished, tmp_path):
-    for stage in main.STAGES:
-        main.run_stages(tiny(), tmp_path, stage)
+    for stage in pipeline.STAGES:
+        pipeline.run_stages(tiny(), tmp_path, stage)
     assert_same(read(finished), read(tmp_path))
 
 
@@ -119,7 +117,7 @@ def test_the_encoder_reads_photos_as_the_run_did(finished):
 @pytest.fixture(scope="module")
 def cross_fitted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("cross_fitted")
-    main.run_stages(cross_fit_config(), workdir)
+    pipeline.run_stages(cross_fit_config(), workdir)
     return workdir
 
 
@@ -150,26 +148,26 @@ def test_folds_leave_their_photos_out(cross_fitted):
 
 @pytest.mark.parametrize("method", ["ksh", "adsh"])
 def test_methods_of_their_own_kind_cross_fit(method, tmp_path):
-    results = main.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
+    results = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
     assert results["mch"]["anhc"] >= 1
 
 
 @pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "hashnet", "adsh", "mmhh"])
 def test_every_method_runs(method, tmp_path):
     config = tiny(method, agent__num_steps=2)
-    results = main.run_stages(config, tmp_path)
+    results = pipeline.run_stages(config, tmp_path)
     assert 0 < results["base"]["map"] <= 1
     assert ("controls" in results) == (method not in ("lsh", "itq"))
 
 
 def test_photos_end_to_end(tmp_path):
     config = tiny(base__train_conv=True, base__num_epochs=1, agent__num_steps=2)
-    results = main.run_stages(config, tmp_path)
+    results = pipeline.run_stages(config, tmp_path)
     assert results["mch"]["anhc"] >= 1
 
 
 def test_a_closed_form_needs_no_batch(tmp_path):
-    results = main.run_stages(tiny("lsh", base__batch_size=41), tmp_path)
+    results = pipeline.run_stages(tiny("lsh", base__batch_size=41), tmp_path)
     assert 0 < results["base"]["map"] <= 1
 
 
@@ -187,57 +185,15 @@ def test_one_device_equals_several(finished, tmp_path, monkeypatch, num_devices)
     jax.tree.map(compare, one, several)
 
 
-def command(*arguments, module="mch_jax.main"):
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
-    )
-
-
-def test_bad_arguments_get_one_line_and_status_2(tmp_path):
-    config = "--config=configs/scenes_dch.py"
-    cases = {
-        (config, "--config.bass.num_epochs=3"): "bass",
-        (config, "--config.num_bits=many"): "num_bits",
-        (config, "--stage=bake"): "stage",
-        ("--config=configs/none.py",): "none.py",
-        (): "--config",
-        ("--config=configs/coco18_dch.py", f"--config.dataset.root={tmp_path / 'no'}"): "no",
-    }
-    for arguments, named in cases.items():
-        result = command(*arguments, f"--workdir={tmp_path / 'run'}")
-        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert result.returncode == 2, (arguments, result.stderr)
-        assert len(lines) == 1, result.stderr
-        assert named in lines[0]
-        assert "Traceback" not in result.stderr
-
-
 def test_a_workdir_of_another_config_is_refused(finished):
     config = tiny()
     config.num_bits = 16
     with pytest.raises(ValueError, match=r"num_bits = 12, this one has 16"):
-        main.run_stages(config, finished)
+        pipeline.run_stages(config, finished)
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"base.batch_size is 41, expected 2 to 40"):
-        main.run_stages(tiny(base__batch_size=41), tmp_path / "base")
+        pipeline.run_stages(tiny(base__batch_size=41), tmp_path / "base")
     with pytest.raises(ValueError, match=r"agent.batch_size is 41, expected 2 to 40"):
-        main.run_stages(tiny(agent__batch_size=41), tmp_path / "agent")
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        (
-            "'\\'num_step\\'\\nDid you mean \"num_steps\" instead of \"num_step\"?'",
-            "the config has no field 'num_step'; did you mean \"num_steps\"?",
-        ),
-        ("\"'zzz'\"", "the config has no field 'zzz'; configs/default.py has them all"),
-        ("'a.jpg' does not decode", "'a.jpg' does not decode"),
-    ],
-)
-def test_a_field_that_is_not_there_is_named_plainly(text, line, capsys):
-    with pytest.raises(SystemExit):
-        main.fail(main.with_field_named(ValueError(text)))
-    assert capsys.readouterr().err == f"error: {line}\n"
+        pipeline.run_stages(tiny(agent__batch_size=41), tmp_path / "agent")

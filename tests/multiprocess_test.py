@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from mch_jax import main
+from mch_jax import pipeline
 from mch_jax.files import checkpoint
 from mch_jax.training import logs, loop, parallel
 
@@ -29,7 +29,7 @@ import jax
 
 devices, workdir, count, process, port = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", int(devices))
-from mch_jax import parallel
+from mch_jax.training import parallel
 
 if int(count) > 1:
     parallel.start(f"localhost:{port}", int(count), int(process))
@@ -47,7 +47,7 @@ def run_all_steps(workdir):
         return train_loop(*arguments[:6], log_every=1)
 
     with mock.patch.object(loop, "train", log_each):
-        main.run_stages(tiny(**CHANGES), workdir, "agent")
+        pipeline.run_stages(tiny(**CHANGES), workdir, "agent")
     return logs.read_metrics(workdir / "metrics.jsonl")
 
 

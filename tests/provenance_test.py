@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mch_jax import main
+from mch_jax import pipeline
 from mch_jax.codes import CodeFile
 from mch_jax.evaluation import provenance
 from mch_jax.files import checkpoint, codes_file
@@ -71,25 +71,25 @@ def test_differences_name_the_place():
 
 def test_a_run_verifies_and_changed_files_do_not(finished, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "run")
-    assert main.verify(workdir) == 0
+    assert pipeline.verify(workdir) == 0
     assert re.search(r"agrees in \d\d+ values", capsys.readouterr().out)
 
     results = json.loads((workdir / "results.json").read_text())
     right = results["mch"]["map"]
     results["mch"]["map"] = right + 0.01
     checkpoint.write_json(workdir / "results.json", results)
-    assert main.verify(workdir) == 1
+    assert pipeline.verify(workdir) == 1
     assert "mch.map: " in capsys.readouterr().out
 
     results["mch"]["map"] = right
     checkpoint.write_json(workdir / "results.json", results)
     query = codes_file.load(workdir / "codes" / "query.npz")
     codes_file.save(workdir / "codes" / "query.npz", query._replace(labels=1 - query.labels))
-    assert main.verify(workdir) == 1
+    assert pipeline.verify(workdir) == 1
     assert "provenance.split_hash" in capsys.readouterr().out
 
 
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "results.json").write_text('{"base": ')
     with pytest.raises(ValueError, match=r"results.json is damaged .*run the evaluate stage"):
-        main.verify(tmp_path)
+        pipeline.verify(tmp_path)

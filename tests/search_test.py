@@ -76,11 +76,10 @@ def test_codes_to_table_with_fewer_photos_than_asked_for(run):
 
 def test_codes_need_no_jax(run):
     script = (
-        "import sys; sys.argv = sys.argv[1:]\n"
-        "from absl import flags; from mch_jax import search\n"
-        "flags.FLAGS(sys.argv); search.main([]); assert 'jax' not in sys.modules"
+        "import sys; from mch_jax import search\n"
+        "search.main(sys.argv[1:]); assert 'jax' not in sys.modules"
     )
-    arguments = ["search", f"--run={run}", f"--codes={run / 'query.npz'}"]
+    arguments = [f"--run={run}", f"--codes={run / 'query.npz'}"]
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True
     )

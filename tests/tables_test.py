@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mch_jax import sweep, tables
+from mch_jax import tables
+from mch_jax.evaluation import sweep
 
 
 def test_interval_of_three_seeds():

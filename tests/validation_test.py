@@ -5,7 +5,7 @@ import pytest
 from tiny_run import changed
 
 from configs import default
-from mch_jax import main
+from mch_jax import pipeline
 from mch_jax.training import validation
 
 # configs/methods.py is what the others share.
@@ -87,5 +87,5 @@ def test_further_fields_pass_and_missing_ones_do_not():
 
 def test_a_run_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"config\.num_bits is 0"):
-        main.run_stages(changed(num_bits=0), tmp_path / "run")
+        pipeline.run_stages(changed(num_bits=0), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,8 +1,5 @@
 """The bucket index over several machines: shards by hash of the image, replicas on Ray.
 
-python -m mch_jax.cluster --index=PLACE --codes=RUN/codes/database.npz --shards=4   # writes shards
-python -m mch_jax.cluster --index=PLACE --replicas=2                                # serves them
-
 All codes of an image lie in one shard, so that a shard answers for its images alone and the answers
 of all shards are merged into those of one index, counts included. The files of the shards, on
 storage that every machine sees, are the truth: changes are written there, and a replica holds no
@@ -26,10 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from jaxtyping import Int, UInt8
 
-from mch_jax.files import codes_file
 from mch_jax.files.checkpoint import write_json
 from mch_jax.index import BINOMIALS, Ball, BucketIndex, Hits, checked_items, joined, to_words
 from mch_jax.kernels import index_kernels
@@ -534,28 +529,3 @@ def stop(directory: str | os.PathLike, replicas: int = 2) -> None:
                 ray.kill(ray.get_actor(name, "mch_jax"), no_restart=True)
         with contextlib.suppress(ValueError):
             remove_placement_group(get_placement_group(f"{shards.place(shard)} x {replicas}"))
-
-
-def define_flags() -> None:
-    """Defines the flags of the command line."""
-    flags.DEFINE_string("index", None, "Directory of the shards, on storage all nodes see.")
-    flags.DEFINE_string("codes", None, "A codes file to make shards of.")
-    flags.DEFINE_integer("shards", 4, "How many shards to make.", lower_bound=1)
-    flags.DEFINE_integer("replicas", 2, "How many nodes serve each shard.", lower_bound=1)
-    flags.DEFINE_string("address", "auto", "Address of the Ray cluster.")
-
-
-def main(_: list[str]) -> None:
-    """Writes the shards, or starts their replicas and waits until all of them answer."""
-    if not flags.FLAGS.index:
-        raise ValueError("--index is missing; expected the directory of the shards")
-    if flags.FLAGS.codes:
-        file = codes_file.load(flags.FLAGS.codes)
-        shards = Shards.build(
-            file.codes, file.item, file.num_bits, flags.FLAGS.index, flags.FLAGS.shards
-        )
-        print(f"{len(file.codes):,} codes in {shards.num_shards} shards")  # noqa: T201
-        return
-    index = connect(flags.FLAGS.index, flags.FLAGS.replicas, flags.FLAGS.address)
-    index.wait()
-    print(f"{len(index):,} items, {index.num_codes:,} codes served")  # noqa: T201

@@ -1,22 +1,15 @@
-"""Writes a codes file as SQL for PostgreSQL 14 or newer, with functions that search it exactly.
-
-python -m mch_jax.sql --codes=RUN/codes/database.npz --out=codes.sql
-psql DATABASE -f codes.sql
-"""
+"""A codes file as SQL for PostgreSQL 14 or newer: tables, and functions that search them."""
 
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from jaxtyping import Int, UInt8
 
-from mch_jax.files import codes_file
 from mch_jax.files.checkpoint import whole_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, to_words
-from mch_jax.main import run_command
 
 HEAD = """\
 -- {codes} codes of {num_bits} bits of {images} images; load with psql -f. See docs/sql.md.
@@ -29,8 +22,9 @@ CREATE TABLE mch_codes (
 );
 """
 
-# By the triangle inequality a code within a radius lies in a ring around its pivot between
-# delta - radius and delta + radius, and no farther from its pivot than the nearest one + radius.
+# Let delta be the distance from the query to a pivot. By the triangle inequality, a code within the
+# radius lies in a ring around its pivot between delta - radius and delta + radius. Its pivot is the
+# nearest one, so that the ring is also at most the smallest delta plus the radius.
 TAIL = """\
 CREATE INDEX ON mch_codes (pivot, ring) INCLUDE (code, image);
 CREATE FUNCTION mch_within(query bigint, radius integer)
@@ -64,12 +58,19 @@ ANALYZE mch_codes;
 
 
 def signed(codes: UInt8[np.ndarray, "c bytes"], num_bits: int) -> Int[np.ndarray, " c"]:
-    """Returns codes as bigint has them: 64 bits in two's complement, bit i of a code bit i."""
+    """Returns codes as values of the type bigint.
+
+    Bit i of a code is bit i of the 64-bit integer in two's complement.
+
+    Args:
+      codes: Packed codes of at most 64 bits.
+      num_bits: Code length.
+    """
     return to_words(codes, num_bits).view(np.int64)
 
 
 def statements(file: CodeFile) -> Iterator[str]:
-    """Yields the parts of the SQL file: tables, rows, functions."""
+    """Yields the SQL file in parts: definitions of the tables, their rows, and the functions."""
     index = BucketIndex.build(file.codes, file.item, file.num_bits)
     pivot, ring = index.rings(file.codes)
     code = signed(file.codes, file.num_bits)
@@ -89,40 +90,23 @@ def _copy(table: str, rows) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Returns a text as COPY reads it."""
+    """Returns a text with the characters escaped that have a meaning in the COPY format."""
     for character, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(character, escape)
     return text
 
 
 def export(file: CodeFile, path: Path) -> None:
-    """Writes a codes file as SQL, whole or not at all.
+    """Writes a codes file as SQL. The file appears complete or not at all.
+
+    Args:
+      file: Content of the codes file.
+      path: Path of the SQL file.
 
     Raises:
-      ValueError: the codes have more than 64 bits.
+      ValueError: The codes have more than 64 bits.
     """
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         parts = statements(file)
         while chunk := "".join(itertools.islice(parts, 10_000)):
             stream.write(chunk)
-
-
-def define_flags() -> None:
-    """Defines the flags of the command line."""
-    flags.DEFINE_string("codes", None, "The codes file to write.")
-    flags.DEFINE_string("out", None, "The SQL file.")
-
-
-def main(_: list[str]) -> None:
-    """Writes what the flags say."""
-    if not flags.FLAGS.codes or not flags.FLAGS.out:
-        raise ValueError("--codes or --out is missing; expected a codes file, and a place for SQL")
-    file = codes_file.load(flags.FLAGS.codes)
-    export(file, Path(flags.FLAGS.out))
-    codes, images = len(file.codes), len(file.ids)
-    print(f"{codes:,} codes of {images:,} images: psql DATABASE -f {flags.FLAGS.out}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    define_flags()
-    run_command(main)

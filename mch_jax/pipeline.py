@@ -1,0 +1,82 @@
+"""The stages of a run in their order, and the check of a finished run.
+
+Imports of what the stages need are inside the functions: they take seconds, which commands that
+only print their help or refuse an argument need not wait for.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+STAGES = ("base", "agent", "encode", "evaluate", "report")
+
+
+def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any] | None:
+    """Runs one stage or all of them; each resumes where an earlier call stopped.
+
+    Args:
+      config: Config of the run.
+      workdir: Directory of the run's files.
+      stage: One of STAGES, or "all".
+
+    Returns:
+      The content of results.json where the stages include `evaluate`, else None. With several
+      processes, all but the first return None.
+
+    Raises:
+      ValueError: The config or its data cannot be used, or the workdir belongs to another config.
+    """
+    from mch_jax import report
+    from mch_jax.evaluation import evaluate
+    from mch_jax.methods import METHODS
+    from mch_jax.training import (
+        cross_fit,
+        encode,
+        parallel,
+        run,
+        train_agent,
+        train_base,
+        validation,
+    )
+
+    validation.check(config)
+    this = run.open_run(config, workdir)
+    chosen = STAGES if stage == "all" else (stage,)
+    logging.info("data set %s", {k: v for k, v in this.audit.items() if k != "per_class"})
+    params: Any = None
+    variables: dict[str, Any] = {}
+    if {"base", "agent", "encode"} & set(chosen) and not (stage == "all" and encode.is_done(this)):
+        params = train_base.train(this)
+        if config.method in METHODS and {"agent", "encode"} & set(chosen):
+            recipe = {"paper": train_agent, "cross_fit": cross_fit}[config.agent.recipe]
+            variables = recipe.train(this, params)
+    if not parallel.part():
+        return None
+    if params is not None and "encode" in chosen:
+        encode.encode(this, encode.encoder(this, params, variables))
+    results = evaluate.evaluate(this) if "evaluate" in chosen else None
+    if "report" in chosen:
+        report.write(workdir, this.dataset, this.audit)
+    return results
+
+
+def verify(workdir: Path) -> int:
+    """Recomputes the measures of a finished run from its codes and prints where they differ.
+
+    Returns:
+      0 if every value of results.json agrees, else 1.
+
+    Raises:
+      ValueError: The run is not finished, or one of its files is missing or damaged.
+    """
+    from mch_jax.evaluation import evaluate, provenance
+
+    lines = evaluate.verify(workdir)
+    for line in lines:
+        print(line)  # noqa: T201
+    results = evaluate.read(workdir)
+    total = provenance.count({k: v for k, v in results.items() if k != "provenance"})
+    verdict = f"DIFFERS in {len(lines)} values" if lines else f"agrees in {total} values"
+    print(f"{workdir / 'results.json'} {verdict} with the run's codes")  # noqa: T201
+    return 1 if lines else 0
