@@ -1,9 +1,7 @@
 """Benchmarks of AlexNet, training steps, the agent's reward and step, encoding, reading photos."""
 
 import functools
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +9,55 @@ import numpy as np
 
 from bench import inputs, measure, peers
 from configs import coco_dch
-from mch_jax import agent, codes, data, regions
-from mch_jax.models import Policy
-from mch_jax.training import encode, parallel, run, train_agent, train_base
+from mch_jax import agent, codes, data, methods, models, pairs, regions
+from mch_jax.agent import state as agent_state
+from mch_jax.models import AlexNet
+from mch_jax.training import base, base_step, encode, network, paper, parallel, policy
 
 NUM_BITS, SIZE, INPUT = 64, 256, 224
-# Operations of AlexNet at 224 pixels with 64 bits; a multiply-add is two operations.
+HIDDEN = 4096
+# Operations of AlexNet at 224 pixels with a hash layer of 64 bits, two for each multiply-add.
 CONV_FLOPS = 2 * 655_566_528
 HEAD_FLOPS = 2 * (9216 * 4096 + 4096 * 4096 + 4096 * NUM_BITS)
 FLOPS = CONV_FLOPS + HEAD_FLOPS
 
 
+CONFIG: Any = coco_dch.get_config()
+MODEL: Any = AlexNet(num_bits=NUM_BITS, hidden=HIDDEN)
+OBJECTIVE = methods.objective("dch", NUM_BITS)
+
+
+class Labels(NamedTuple):
+    """Random labels of a training set.
+
+    Attributes:
+      multi_hot: uint8 [n c].
+      packed: uint32 [n lw].
+      similar_fraction: Fraction of similar pairs.
+    """
+
+    multi_hot: np.ndarray
+    packed: np.ndarray
+    similar_fraction: float
+
+
 @functools.cache
-def a_run(num_train: int, train_conv: bool = True) -> run.Run:
-    """Returns a run with synthetic labels, whose photos are never read."""
-    config: Any = coco_dch.get_config()
-    config.num_bits, config.base.train_conv = NUM_BITS, train_conv
+def train_labels(num_train: int) -> Labels:
+    """Returns random labels of a training set."""
     labels = inputs.labels(np.random.default_rng(0), num_train)
-    rows = np.arange(num_train)
-    dataset = data.Dataset(
-        name="bench", classes=tuple(map(str, range(inputs.NUM_CLASSES))), ids=rows.astype(np.str_),
-        labels=labels, query=rows[:0], database=rows, train=rows,
-        read=lambda row: np.zeros((SIZE, SIZE, 3), np.uint8),
-        sizes=np.full((num_train, 2), SIZE, np.int32),
-    )  # fmt: skip
-    return run.Run(config, Path(tempfile.gettempdir()), dataset, {})
+    packed = pairs.pack_labels(labels)
+    return Labels(labels, packed, pairs.similar_fraction(packed))
 
 
 @functools.cache
 def base_params():
     """Returns random parameters of the base model."""
-    return jax.device_put(run.random_params(a_run(1000).model, INPUT, 0))
+    return jax.device_put(network.random_params(MODEL, INPUT, 0))
+
+
+def needed_params(train_conv: bool):
+    """Returns the parameters that encoding needs, with or without those of the convolutions."""
+    return base_params() if train_conv else models.without_convolutions(base_params())
 
 
 def pixels(count: int, size: int) -> np.ndarray:
@@ -73,19 +89,18 @@ def forward(quick: bool) -> list[measure.Row]:
 
 def forward_row(count: int, quick: bool) -> measure.Row:
     """Returns the row of a forward pass on `count` images."""
-    model: Any = a_run(1000).model
     params = base_params()
     images = jnp.asarray(pixels(count, INPUT), jnp.float32)
-    apply = jax.jit(lambda params, x: model.apply({"params": params}, x).logits)
+    apply = jax.jit(lambda params, x: MODEL.apply({"params": params}, x).logits)
     calls = {"ours": lambda: apply(params, images)}
     torch = measure.torch_or_none()
     if torch is not None:
-        network = peers.alexnet(torch, NUM_BITS).eval()
+        peer = peers.alexnet(torch, NUM_BITS).eval()
         for name in ("NCHW", "channels_last"):
             x = torch_inputs(torch, count, name == "channels_last")
             layout = torch.channels_last if name == "channels_last" else torch.contiguous_format
             copy = peers.alexnet(torch, NUM_BITS).eval().to(memory_format=layout)
-            copy.load_state_dict(network.state_dict())
+            copy.load_state_dict(peer.state_dict())
             calls[f"PyTorch {name} f32"] = torch.inference_mode()(lambda copy=copy, x=x: copy(x))
     timings = measure.interleaved(calls, 2 if quick else 9)
     return measure.row(
@@ -106,47 +121,52 @@ def stepping(step, state):
     return call
 
 
-def dch_step(run_, num_steps=1000):
+def dch_step(train_conv: bool, similar_fraction: float, num_steps=1000):
     """Returns a call that makes a training step of DCH on a prepared batch."""
-    tx = train_base.optimizer(run_, num_steps)
-    params = run_.needed_params(base_params())
-    state = train_base.BaseState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+    tx = base.optimizer(CONFIG.base, num_steps)
+    state = base_step.initial_state(needed_params(train_conv), tx)
+    loss_fn = functools.partial(
+        base_step.objective_loss, model=MODEL, objective=OBJECTIVE,
+        similar_fraction=similar_fraction, dropout=True, label_weight=0.0,
+    )  # fmt: skip
     one = functools.partial(
-        train_base.train_step, loss_fn=functools.partial(train_base.base_loss, run=run_),
-        prepare=lambda batch, keys: batch, tx=tx, num_steps=num_steps,
+        base_step.train_step, loss_fn=loss_fn, prepare=lambda batch, keys: batch, tx=tx,
+        num_steps=num_steps,
     )  # fmt: skip
     step = stepping(parallel.over_devices(one, (None, 0, None, None), 1), state)
     key = jax.random.key(0)
     return lambda batch: step(batch, key, {})
 
 
-def step_rows(title, run_, count, batch, flops, torch_network, torch_batch, quick, least):
+def step_rows(title, train_conv, batch, torch_network, torch_batch, quick, least):
     """Returns the row of a training step, compared with PyTorch's layouts of memory."""
-    labels = run_.labels[:count]
-    batch = {**batch, "labels": labels, "row": np.arange(count)}
-    step = dch_step(run_)
-    batch = jax.device_put(parallel.share_out(batch, 1))
+    count = len(next(iter(batch.values())))
+    labels = train_labels(1000)
+    batch = {**batch, "labels": labels.packed[:count]}
+    step = dch_step(train_conv, labels.similar_fraction)
+    batch = jax.device_put(parallel.split_batch(batch, 1))
     calls = {"ours": lambda: step(batch)}
     torch = measure.torch_or_none()
     if torch is not None:
-        multi_hot = torch.from_numpy(run_.dataset.labels[:count].astype(np.float32))
+        multi_hot = torch.from_numpy(labels.multi_hot[:count].astype(np.float32))
         similar = multi_hot @ multi_hot.T > 0
         layouts = ("NCHW", "channels_last") if torch_batch is torch_inputs else ("",)
         for name in layouts:
-            network = torch_network(torch).train()
+            peer = torch_network(torch).train()
             if name == "channels_last":
-                network = network.to(memory_format=torch.channels_last)
-            optimizer, x = peers.sgd(torch, network), torch_batch(torch, count, bool(name[3:4]))
+                peer = peer.to(memory_format=torch.channels_last)
+            optimizer, x = peers.sgd(torch, peer), torch_batch(torch, count, bool(name[3:4]))
             if torch_batch is torch_inputs:
                 x = torch_inputs(torch, count, name == "channels_last")
             calls[f"PyTorch {name} f32".replace("  ", " ")] = functools.partial(
-                peers.train_step, torch, network, optimizer, x, similar
+                peers.train_step, torch, peer, optimizer, x, similar
             )
     timings = measure.interleaved(calls, 2 if quick else 5)
     return [
         measure.row(
             title, count, "images/s", timings, peer=best_layout(timings), least=least,
-            limit=by_flops(3 * flops), note=f"batch {count}, DCH, dropout, momentum, float32",
+            limit=by_flops(3 * (FLOPS if train_conv else HEAD_FLOPS)),
+            note=f"batch {count}, DCH, dropout, momentum, float32",
         )
     ]  # fmt: skip
 
@@ -156,13 +176,13 @@ def train(quick: bool) -> list[measure.Row]:
     count = 4 if quick else 32
     batch = {"image": pixels(count, INPUT).astype(np.float32)}
     return step_rows(
-        "AlexNet train step", a_run(1000), count, batch, FLOPS,
+        "AlexNet train step", True, batch,
         lambda torch: peers.alexnet(torch, NUM_BITS), torch_inputs, quick, 0.95,
     )  # fmt: skip
 
 
 def conv_inputs(torch, count, _):
-    """Returns features of fixed convolutions."""
+    """Returns random features of fixed convolutions for PyTorch."""
     return torch.from_numpy(conv_features(count).astype(np.float32))
 
 
@@ -176,8 +196,7 @@ def cached_step(quick: bool) -> list[measure.Row]:
     """Measures a training step of fc6, fc7 and the hash layer on cached features."""
     count = 16 if quick else 128
     return step_rows(
-        "train step, cached convolutions", a_run(1000, False), count,
-        {"conv": conv_features(count)}, HEAD_FLOPS,
+        "train step, cached convolutions", False, {"conv": conv_features(count)},
         lambda torch: torch.nn.Sequential(*peers.head(torch, NUM_BITS)), conv_inputs, quick, None,
     )  # fmt: skip
 
@@ -208,7 +227,7 @@ def compiled_reward(num_train, table, num_bits=NUM_BITS):
         histogram = agent.reward_histogram(
             own[:, None], region, labels, train, train_labels, count, num_bits
         )
-        return agent.reward(histogram, table, num_train)
+        return agent.rewards(histogram, table, num_train)
 
     return rewards
 
@@ -217,11 +236,9 @@ def reward(quick: bool) -> list[measure.Row]:
     """Measures the reward (Eq. 6) for B = 256 photos, N = 117,218 training photos and 64 bits."""
     batch_size, num_train = (32, 20_000) if quick else (256, 117_218)
     train, region, labels = reward_inputs(batch_size, num_train)
-    run_ = a_run(1000)
-    table = jnp.asarray(train_agent.reward_table(run_))
+    similar_fraction = train_labels(1000).similar_fraction
+    table = jnp.asarray(paper.loss_table(OBJECTIVE, NUM_BITS, similar_fraction))
     words, region_words = (codes.from_bytes(x.codes, NUM_BITS) for x in (train, region))
-    from mch_jax import pairs
-
     packed_labels = pairs.pack_labels(labels)
     arguments = jax.device_put(
         (
@@ -239,7 +256,7 @@ def reward(quick: bool) -> list[measure.Row]:
         own = signs(torch, train)
         calls[peer] = functools.partial(
             peers.reward, torch, own[:batch_size], signs(torch, region), multi_hot[:batch_size],
-            own, multi_hot, run_.similar_fraction,
+            own, multi_hot, similar_fraction,
         )  # fmt: skip
         theirs, ours = np.asarray(calls[peer]()), np.asarray(calls["ours"]())
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-6)
@@ -259,33 +276,39 @@ def reward(quick: bool) -> list[measure.Row]:
     ]  # fmt: skip
 
 
-def agent_setup(train_conv, batch_size, num_train):
-    """Returns our training step of the agent, its parts by name, and the run."""
-    run_ = a_run(num_train, train_conv)
-    config = run_.config.agent
-    train, _, labels = reward_inputs(batch_size, num_train)
-    logits = np.unpackbits(train.codes, axis=1, bitorder="little").astype(np.float32) - 0.5
-    tx = train_agent.optimizer(run_)
-    state = train_agent.init(run_, 2 * 4096 + 2 * NUM_BITS, tx)
-    train_set = jax.device_put(train_agent.shared_train_set(run_, logits, 1))
-    table = train_agent.reward_table(run_)
-    network = Policy(tuple(config.widths), config.dropout, parallel.AXIS)
+def agent_steps(table, num_train, num_devices):
+    """Returns the whole step, the policy's part of it for one device, and the first state."""
+    tx = policy.optimizer(CONFIG)
+    state = policy.initial_state(CONFIG, agent_state.width(HIDDEN, NUM_BITS), tx)
+    update = policy.update(CONFIG, tx)
     one = functools.partial(
-        train_agent.train_step, run=run_, network=network, tx=tx, table=table, num_train=num_train
-    )
-    step = stepping(parallel.over_devices(one, (None, 0, 0, None, None), 1), state)
+        paper.train_step, model=MODEL, crop_ratio=CONFIG.encode.crop_ratio, input_size=INPUT,
+        loss_table=table, num_train=num_train, update=update,
+    )  # fmt: skip
+    mapped = parallel.over_devices(one, (None, 0, 0, None, None), num_devices)
+    return stepping(mapped, state), update, state
+
+
+def agent_setup(train_conv, batch_size, num_train):
+    """Returns the whole step, and its parts by name."""
+    labels = train_labels(num_train)
+    train, _, _ = reward_inputs(batch_size, num_train)
+    logits = np.unpackbits(train.codes, axis=1, bitorder="little").astype(np.float32) - 0.5
+    table = paper.loss_table(OBJECTIVE, NUM_BITS, labels.similar_fraction)
+    train_set = jax.device_put(paper.shared_train_set(logits, labels.packed, 1))
+    step, update, state = agent_steps(table, num_train, 1)
     rng, key = np.random.default_rng(4), jax.random.key(0)
-    params = run_.needed_params(base_params())
+    params = needed_params(train_conv)
     batch = {
         "features": np.maximum(rng.normal(0, 1, (batch_size, 4096)), 0).astype(np.float32),
         "logits": logits[:batch_size], "label_logits": np.zeros((batch_size, 0), np.float32),
-        "labels": run_.labels[:batch_size],
+        "labels": labels.packed[:batch_size],
     }  # fmt: skip
     if train_conv:
         batch["image"] = pixels(batch_size, SIZE)
     else:
         batch["conv"] = conv_features(batch_size)
-    shared = jax.device_put(parallel.share_out(batch, 1))
+    shared = jax.device_put(parallel.split_batch(batch, 1))
     batch = jax.device_put(batch)
 
     @jax.jit
@@ -295,18 +318,17 @@ def agent_setup(train_conv, batch_size, num_train):
         return regions.crop(images, boxes, INPUT, largest=0.5)
 
     region = {"image": crop(batch["image"])} if train_conv else {"conv": batch["conv"]}
-    apply = jax.jit(lambda params, x: run_.apply(params, x).logits)
+    apply = jax.jit(lambda params, x: models.encode(MODEL, params, x).logits)
     rewards = compiled_reward(num_train, jnp.asarray(table))
     packed = np.asarray(codes.pack(codes.sign(jnp.asarray(batch["logits"]))))
     few = (
-        packed, packed[::-1].copy(), run_.labels[:batch_size], train_set["packed"][0],
+        packed, packed[::-1].copy(), labels.packed[:batch_size], train_set["packed"][0],
         train_set["labels"][0], train_set["count"][0],
     )  # fmt: skip
-    policy_step = functools.partial(train_agent.policy_step, run=run_, network=network, tx=tx)
-    policy_step = stepping(parallel.over_devices(policy_step, (None, 0, 0, 0), 1), state)
+    policy_step = stepping(parallel.over_devices(update, (None, 0, 0, 0), 1), state)
     policy_inputs = jax.device_put(
         (
-            np.zeros((1, batch_size, 2 * 4096 + 2 * NUM_BITS), np.float32),
+            np.zeros((1, batch_size, agent_state.width(HIDDEN, NUM_BITS)), np.float32),
             np.ones((1, batch_size), np.float32),
             jax.random.split(key, (1, batch_size)),
         )
@@ -318,15 +340,15 @@ def agent_setup(train_conv, batch_size, num_train):
     }
     if train_conv:
         parts = {"crop": lambda: crop(batch["image"])} | parts
-    return lambda: step(shared, train_set, params, key), parts, run_
+    return lambda: step(shared, train_set, params, key), parts
 
 
-def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
+def torch_agent_step(torch, train_conv, batch_size, num_train):
     """Returns the peer's training step of the agent."""
     train, _, labels = reward_inputs(batch_size, num_train)
     multi_hot = torch.from_numpy(labels.astype(np.float32))
     if train_conv:
-        network = peers.alexnet(torch, NUM_BITS).eval().to(memory_format=torch.channels_last)
+        peer = peers.alexnet(torch, NUM_BITS).eval().to(memory_format=torch.channels_last)
         images = torch.from_numpy(pixels(batch_size, SIZE).transpose(0, 3, 1, 2).copy())
         whole = torch.from_numpy(
             pixels(batch_size, INPUT).transpose(0, 3, 1, 2).astype(np.float32) / 255
@@ -336,11 +358,12 @@ def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
             x = peers.crops(torch, images, INPUT)
             return x.contiguous(memory_format=torch.channels_last)
     else:
-        network = torch.nn.Sequential(*peers.head(torch, NUM_BITS)).eval()
+        peer = torch.nn.Sequential(*peers.head(torch, NUM_BITS)).eval()
         whole = region = torch.from_numpy(conv_features(batch_size).astype(np.float32))
-    policy = peers.policy(torch, 2 * 4096 + 2 * NUM_BITS, tuple(run_.config.agent.widths)).train()
+    width = agent_state.width(HIDDEN, NUM_BITS)
+    peer_policy = peers.policy(torch, width, tuple(CONFIG.agent.widths)).train()
     return functools.partial(
-        peers.agent_step, torch, (network[:-1], network[-1]), policy, peers.sgd(torch, policy),
+        peers.agent_step, torch, (peer[:-1], peer[-1]), peer_policy, peers.sgd(torch, peer_policy),
         whole, region, multi_hot[:batch_size], signs(torch, train), multi_hot,
     )  # fmt: skip
 
@@ -348,11 +371,11 @@ def torch_agent_step(torch, train_conv, batch_size, num_train, run_):
 def agent_rows(title, train_conv, quick, rounds):
     """Returns the row of a training step of the agent, with the shares of its parts."""
     batch_size, num_train = (16, 10_000) if quick else (256, 117_218)
-    step, parts, run_ = agent_setup(train_conv, batch_size, num_train)
+    step, parts = agent_setup(train_conv, batch_size, num_train)
     calls, peer = {"ours": step}, "PyTorch, plain"
     torch = measure.torch_or_none()
     if torch is not None:
-        calls[peer] = torch_agent_step(torch, train_conv, batch_size, num_train, run_)
+        calls[peer] = torch_agent_step(torch, train_conv, batch_size, num_train)
     timings = measure.interleaved(calls, 1 if quick else rounds)
     spent = {x: t.seconds for x, t in measure.interleaved(parts, 1 if quick else 3).items()}
     whole = timings["ours"].seconds
@@ -363,8 +386,8 @@ def agent_rows(title, train_conv, quick, rounds):
             title, batch_size, "images/s", timings, peer=peer, least=3,
             limit=by_flops(flops / batch_size),
             note=f"B = {batch_size}, N = {num_train:,}, {NUM_BITS} bits. Alone: {shares}. The peer "
-            "runs the base model on the whole photo and the region, and computes matrices of all "
-            "pairs; ours reuses the base model's outputs for whole photos",
+            "runs the base model on the whole photo and the region, and compares whole matrices of "
+            "pairs; ours keeps the encodings of whole photos",
         )
     ]  # fmt: skip
 
@@ -385,14 +408,17 @@ def agent_cached(quick: bool) -> list[measure.Row]:
 def encoding(quick: bool) -> list[measure.Row]:
     """Measures encoding of six regions per photo to codes and keep probabilities."""
     count = 2 if quick else 16
-    run_ = a_run(1000)
-    network: Any = run_.model
-    policy = Policy(tuple(run_.config.agent.widths))
-    variables = jax.jit(policy.init)(jax.random.key(0), jnp.zeros((1, 2 * 4096 + 2 * NUM_BITS)))
-    encoder = encode.encoder(run_, base_params(), variables)
+    agents = policy.network(CONFIG)
+    state = jnp.zeros((1, agent_state.width(HIDDEN, NUM_BITS)))
+    variables = jax.jit(agents.init)(jax.random.key(0), state)
+    encoder = encode.Encoder(
+        model=MODEL, params=base_params(), policy=agents, policy_variables=variables,
+        crop_ratio=CONFIG.encode.crop_ratio, keep_threshold=CONFIG.encode.keep_threshold,
+        image_size=SIZE, input_size=INPUT,
+    )  # fmt: skip
     images = jnp.asarray(pixels(count, SIZE))
     ready = jnp.asarray(pixels(6 * count, INPUT), jnp.float32)
-    apply = jax.jit(lambda params, x: network.apply({"params": params}, x).logits)
+    apply = jax.jit(lambda params, x: MODEL.apply({"params": params}, x).logits)
     crop = jax.jit(lambda x: regions.crop_same(x, regions.region_boxes(0.5), INPUT))
     peer = "the network alone, on ready crops"
     timings = measure.interleaved(

@@ -12,7 +12,7 @@ import numpy as np
 from bench import measure, networks, retrieval
 from bench.__main__ import RESULTS
 from mch_jax import codes, pairs
-from mch_jax.training import train_agent
+from mch_jax.training import paper
 
 IMAGES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 QUERIES = (100, 300, 1000, 3000, 10_000)
@@ -22,7 +22,8 @@ BITS = (16, 32, 48, 64, 96, 128)
 def reward_seconds(num_train: int, batch_size: int = 64) -> float:
     """Returns the seconds of one batch of rewards, the best of three."""
     train, region, labels = networks.reward_inputs(batch_size, num_train)
-    table = jnp.asarray(train_agent.reward_table(networks.a_run(1000)))
+    fraction = networks.train_labels(1000).similar_fraction
+    table = jnp.asarray(paper.loss_table(networks.OBJECTIVE, networks.NUM_BITS, fraction))
     words, region_words = (codes.from_bytes(x.codes, networks.NUM_BITS) for x in (train, region))
     packed = pairs.pack_labels(labels)
     arguments = jax.device_put(
@@ -38,27 +39,21 @@ def reward_seconds(num_train: int, batch_size: int = 64) -> float:
 DEVICES = """
 import json, sys, jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-import functools, numpy as np
+import numpy as np
 from bench import measure, networks
-from mch_jax.training import parallel, train_agent
-run = networks.a_run(20_000, False)
-count = int(sys.argv[1])
-from mch_jax.models import Policy
-import jax.numpy as jnp
-tx = train_agent.optimizer(run)
-state = train_agent.init(run, 2 * 4096 + 2 * networks.NUM_BITS, tx)
+from mch_jax.training import paper, parallel
+count, num_train = int(sys.argv[1]), 20_000
+labels = networks.train_labels(num_train)
 rng, size = np.random.default_rng(0), 256
-logits = rng.normal(0, 1, (20_000, networks.NUM_BITS)).astype(np.float32)
-train_set = jax.device_put(train_agent.shared_train_set(run, logits, count))
-one = functools.partial(
-    train_agent.train_step, run=run, tx=tx, table=train_agent.reward_table(run), num_train=20_000,
-    network=Policy(tuple(run.config.agent.widths), 0.0, parallel.AXIS))
-step = networks.stepping(parallel.over_devices(one, (None, 0, 0, None, None), count), state)
+logits = rng.normal(0, 1, (num_train, networks.NUM_BITS)).astype(np.float32)
+train_set = jax.device_put(paper.shared_train_set(logits, labels.packed, count))
+table = paper.loss_table(networks.OBJECTIVE, networks.NUM_BITS, labels.similar_fraction)
+step, _, _ = networks.agent_steps(table, num_train, count)
 batch = {"features": rng.random((size, 4096), np.float32), "logits": logits[:size],
-    "label_logits": np.zeros((size, 0), np.float32), "labels": run.labels[:size],
+    "label_logits": np.zeros((size, 0), np.float32), "labels": labels.packed[:size],
     "conv": networks.conv_features(size)}
-batch = parallel.share_out(batch, count)
-params, key = run.needed_params(networks.base_params()), jax.random.key(0)
+batch = parallel.split_batch(batch, count)
+params, key = networks.needed_params(False), jax.random.key(0)
 call = lambda: step(batch, train_set, params, key)
 print(min(measure.interleaved({"": call}, 3)[""].wall))
 """
@@ -91,7 +86,7 @@ def curves(quick: bool) -> dict[str, list[dict]]:
         "queries (100,000 images x 6 codes, 64 bits)": both(
             QUERIES[few], lambda x: (x, 10_000 if quick else 100_000, 6, 64)
         ),
-        "codes an image (1,000 queries x 100,000 images, 64 bits)": both(
+        "codes per image (1,000 queries x 100,000 images, 64 bits)": both(
             range(1, 7)[few], lambda x: (queries, 10_000 if quick else 100_000, x, 64)
         ),
         "bits (1,000 queries x 100,000 images x 6 codes)": both(

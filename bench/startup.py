@@ -17,17 +17,17 @@ FIRST_STEP = """
 import os, runpy, sys, time
 from pathlib import Path
 began, out = float(sys.argv[1]), sys.argv[2]
-from mch_jax.training import train_base
-make_step = train_base.make_step
-def timed(*arguments):
-    step = make_step(*arguments)
+from mch_jax.training import base_step
+over_devices = base_step.over_devices
+def timed(*arguments, **settings):
+    step = over_devices(*arguments, **settings)
     def first(*arguments):
         import jax
         jax.block_until_ready(step(*arguments))
         Path(out).write_text(str(time.time() - began))
         os._exit(0)
     return first
-train_base.make_step = timed
+base_step.over_devices = timed
 sys.argv = ["mch_jax.main", *sys.argv[3:]]
 runpy.run_module("mch_jax.main", run_name="__main__")
 """

@@ -81,7 +81,7 @@ def _announce(writer: int) -> None:
     """Makes each stage write its name into a pipe when it begins."""
     from mch_jax.evaluation import evaluate
     from mch_jax.report import page as report
-    from mch_jax.training import cross_fit, encode, run, train_agent, train_base
+    from mch_jax.training import base, cross_fit, encode, paper, run
 
     said = set()
 
@@ -97,8 +97,8 @@ def _announce(writer: int) -> None:
         setattr(module, name, announced)
 
     wrap(run, "open_run", "open")
-    wrap(train_base, "train", "base")
-    wrap(train_agent, "train", "agent")
+    wrap(base, "train", "base")
+    wrap(paper, "train", "agent")
     wrap(cross_fit, "train", "agent")
     wrap(encode, "encode", "encode")
     wrap(evaluate, "evaluate", "evaluate")

@@ -128,8 +128,9 @@ def idea(dataset: data.Dataset, file: codes_file.CodeFile, path: Path, count: in
 
 def losses(path: Path, num_bits: int = 32) -> None:
     """Draws each method's loss of similar and of dissimilar pairs, scaled to a maximum of 1."""
-    figure, axes = plt.subplots(1, len(methods.METHODS), figsize=(9.6, 2.1), dpi=125, sharey=True)
-    for panel, name in zip(axes, methods.METHODS, strict=True):
+    names = tuple(methods.OBJECTIVES)
+    figure, axes = plt.subplots(1, len(names), figsize=(9.6, 2.1), dpi=125, sharey=True)
+    for panel, name in zip(axes, names, strict=True):
         table = np.asarray(
             method_losses.loss_table(methods.objective(name, num_bits), num_bits, 0.26), float
         )

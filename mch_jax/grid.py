@@ -61,7 +61,7 @@ def all_methods() -> list[str]:
     """Returns the names of all methods, in the order of the paper's Table 2."""
     from mch_jax import methods  # imports JAX, which the help need not wait for
 
-    return [*methods.PROJECTIONS, *methods.METHODS]
+    return list(methods.METHODS)
 
 
 def claim(root: Path, settings: dict[str, Any]) -> None:

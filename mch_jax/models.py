@@ -1,7 +1,7 @@
-"""Linen modules: AlexNet with a hash layer, and the policy.
+"""Flax modules: AlexNet with a hash layer, and the policy.
 
-AlexNet follows torchvision's layout to the last padding, so that its weights can be imported. The
-features of an image are fc7 after ReLU.
+AlexNet follows torchvision's layout exactly, including padding, so that its weights can be
+imported. The features of an image are fc7 after ReLU.
 """
 
 import functools
@@ -20,7 +20,7 @@ from mch_jax.codes import Encoding
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Name, channels, window, stride, padding, and whether a 3 x 3 pool of stride 2 follows.
+# Name, channels, window, stride, padding, and whether 3 x 3 max pooling with stride 2 follows.
 CONV_LAYERS = (
     ("conv1", 64, 11, 4, 2, True),
     ("conv2", 192, 5, 1, 2, True),
@@ -31,10 +31,11 @@ CONV_LAYERS = (
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b rows columns c"]:
-    """Returns maxima over 3 x 3 windows of stride 2, without padding.
+    """Returns maxima over 3 x 3 windows with stride 2, without padding.
 
-    As the maximum of shifted slices: XLA's own pool takes seven times as long on the CPU, and its
-    gradient too. Equal maxima share the gradient, where XLA's pool gives it to the first.
+    They are computed as the maximum of shifted slices. On the CPU XLA's own pooling and its
+    gradient take seven times as long. Equal maxima share the gradient, whereas XLA's pooling
+    assigns it to the first.
     """
 
     def pool(x: Array, axis: int) -> Array:
@@ -46,10 +47,10 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b rows columns c"]:
 
 
 def adaptive_mean_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b rows columns c"]:
-    """Returns means over windows floor(i h / s) .. ceil((i + 1) h / s), as torchvision's pool.
+    """Returns means over windows floor(i h / s) .. ceil((i + 1) h / s), as torchvision's pooling.
 
-    Maps of at most `size` x `size` are returned as they are: from images smaller than 224 pixels
-    torchvision would repeat cells, which adds width and no information.
+    Maps of at most `size` x `size` are returned unchanged. For images smaller than 224 pixels
+    torchvision would repeat cells, which adds width but no information.
     """
 
     def pool(x: Array, axis: int) -> Array:
@@ -70,25 +71,25 @@ def adaptive_mean_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b
 def dropout(
     x: Float[Array, "b d"], keys: Key[Array, " b"], rate: float = 0.5
 ) -> Float[Array, "b d"]:
-    """Returns x with a share of each row's entries dropped, each row by its own key.
+    """Returns x with a fraction `rate` of each row's entries set to zero and the others scaled up.
 
-    A key per example makes the result independent of how a batch is shared among devices.
+    A key per example makes the result independent of how a batch is split among devices.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
 
 
 class AlexNet(nn.Module):
-    """AlexNet with a hash layer (Sec. 4.1): images to features and logits.
+    """AlexNet with a hash layer (Sec. 4.1), from images to features and logits.
 
     Attributes:
-      num_bits: code length q.
-      hidden: width d of fc6 and fc7; with 0 there is neither, and the features are the
-        convolutions' (9,216 of them at 224 pixels), for methods that learn on fixed features.
-      width: multiplies the number of channels, so that tests run a small network.
-      num_anchors: with 0 the hash layer is linear; otherwise it is a kernel expansion on that many
-        anchors (KSH).
-      num_classes: outputs of a linear label head on the features, for the agent; 0 for none.
+      num_bits: Code length q.
+      hidden: Width d of fc6 and fc7. With 0 there is neither, and the features are those of the
+        convolutions (9,216 at 224 pixels), for methods that learn on fixed features.
+      width: Factor on the number of channels, for small networks in tests.
+      num_anchors: Number of anchors of a kernel hash layer (`KernelHead`); 0 for a linear one.
+      num_classes: Number of outputs of the linear label head on the features, which the
+        cross-fitted agent needs; 0 for none.
     """
 
     num_bits: int
@@ -98,7 +99,7 @@ class AlexNet(nn.Module):
     num_classes: int = 0
 
     def setup(self):
-        """Makes the layers; names are torchvision's order: features.0 is conv1, and so on."""
+        """Creates the layers, named in torchvision's order: features.0 is conv1, and so on."""
         for name, channels, window, stride, padding, _ in CONV_LAYERS:
             channels = max(1, round(channels * self.width))
             pads = [(padding, padding)] * 2
@@ -116,7 +117,7 @@ class AlexNet(nn.Module):
             self.labels = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
 
     def conv_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
-        """Returns the pooled conv5 map as a row, channels last; images are in [0, 255]."""
+        """Returns the pooled conv5 map of images in [0, 255], flattened with channels last."""
         mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
         x = (images / 255 - mean.reshape(1, 1, 1, 3)) / std.reshape(1, 1, 1, 3)
         for name, *_, pooled in CONV_LAYERS:
@@ -129,7 +130,7 @@ class AlexNet(nn.Module):
     def features(
         self, conv: Float[Array, "b k"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b d"]:
-        """Returns fc7 after ReLU; dropout before fc6 and fc7 where keys are given."""
+        """Returns fc7 after ReLU, with dropout before fc6 and fc7 if keys are given."""
         if not self.hidden:
             return conv
         x = conv
@@ -142,11 +143,8 @@ class AlexNet(nn.Module):
     def head(
         self, conv: Float[Array, "b k"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Encoding:
-        """Returns features and logits from the convolutions' features."""
-        return self.read(self.features(conv, dropout_keys))
-
-    def read(self, features: Float[Array, "b d"]) -> Encoding:
-        """Returns the logits of hash layer and label head beside the features."""
+        """Returns features and logits, given the convolutions' features."""
+        features = self.features(conv, dropout_keys)
         none = jnp.zeros((len(features), 0))
         label_logits = self.labels(features) if self.num_classes else none
         return Encoding(features, self.hash(features), label_logits)
@@ -158,6 +156,31 @@ class AlexNet(nn.Module):
         return self.head(self.conv_features(images), dropout_keys)
 
 
+def encode(
+    model: AlexNet,
+    params: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    dropout_keys: Key[Array, " b"] | None = None,
+) -> Encoding:
+    """Returns the encodings of images, or of their convolutional features.
+
+    Args:
+      model: Network of the base hashing model.
+      params: Its parameters. For features those of the convolutions are not needed.
+      batch: `image` in [0, 255] at the network's input size, or `conv`.
+      dropout_keys: Random key of each example's dropout; None for no dropout.
+    """
+    if "conv" in batch:
+        conv = batch["conv"].astype(jnp.float32)
+        return model.apply({"params": params}, conv, dropout_keys, method="head")
+    return model.apply({"params": params}, batch["image"], dropout_keys)
+
+
+def without_convolutions(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters that encoding needs where convolutional features are given."""
+    return {name: layer for name, layer in params.items() if not name.startswith("conv")}
+
+
 def encode_regions(
     model: AlexNet,
     params: Mapping[str, Any],
@@ -165,16 +188,16 @@ def encode_regions(
     boxes: Float[np.ndarray, "t 4"],
     input_size: int,
 ) -> Encoding:
-    """Returns the encodings [b t ...] of the same regions of each photo.
+    """Returns the encodings [b t ...] of the same regions of each image.
 
-    In full precision: the bits of a code near 0 depend on it.
+    Products are computed in full precision, on which bits with logits near 0 depend.
 
     Args:
-      model: the base hashing model.
-      params: its parameters.
-      inputs: photos [b s s 3] in [0, 255], or the features of their regions [b t k].
-      boxes: the regions.
-      input_size: of the network's input.
+      model: Network of the base hashing model.
+      params: Its parameters.
+      inputs: Images [b s s 3] in [0, 255], or the convolutional features of their regions [b t k].
+      boxes: Boxes of the regions.
+      input_size: Height and width of the network's input.
     """
     count, num_regions = len(inputs), len(boxes)
     with jax.default_matmul_precision("highest"):
@@ -188,7 +211,12 @@ def encode_regions(
 
 
 class KernelHead(nn.Module):
-    """The hash layer of KSH: radial basis functions around anchors, then a linear map."""
+    """The hash layer of KSH: radial basis functions around anchors, then a linear map.
+
+    Attributes:
+      num_bits: Code length q.
+      num_anchors: Number m of anchors.
+    """
 
     num_bits: int
     num_anchors: int
@@ -206,23 +234,23 @@ class KernelHead(nn.Module):
 
 
 def squared_distance(a: Float[Array, "b d"], b: Float[Array, "n d"]) -> Float[Array, "b n"]:
-    """Returns squared Euclidean distances between rows, not below 0."""
+    """Returns squared Euclidean distances between rows, clipped at 0."""
     squares = jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None]
-    # The difference of large numbers: the shorter products that GPUs take by default ruin it.
+    # In this difference of large numbers the default precision of a GPU is not enough.
     products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(squares - 2 * products, 0)
 
 
 class Policy(nn.Module):
-    """The agent's network (Sec. 4.2): five fully connected layers, batch norm and ReLU between.
+    """The agent's network (Sec. 4.2): five fully connected layers with batch norm and ReLU.
 
-    The paper gives neither the widths nor the place of batch norm; here it stands between each
-    layer and its ReLU.
+    The paper specifies neither the widths nor where batch norm is applied. Here it is applied
+    between each hidden layer and its ReLU.
 
     Attributes:
-      widths: of the four hidden layers.
-      dropout: after each hidden layer, where keys are given.
-      axis_name: the mapped axis to average batch statistics over, if any.
+      widths: Widths of the four hidden layers.
+      dropout: Dropout rate after each hidden layer, if keys are given.
+      axis_name: Mapped axis to average batch statistics over, or None.
     """
 
     widths: Sequence[int] = (1024, 512, 256, 128)
@@ -237,7 +265,7 @@ class Policy(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b 2"]:
-        """Returns logits of DISCARD and KEEP, in this order."""
+        """Returns the logits of DISCARD and KEEP, in this order."""
         x = state
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
@@ -251,5 +279,5 @@ class Policy(nn.Module):
             if dropout_keys is not None and self.dropout:
                 keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)
                 x = dropout(x, keys, self.dropout)
-        # A small last layer: the first policy keeps with probability close to one half.
+        # The last layer starts small, so that the first keep probabilities are close to one half.
         return nn.Dense(2, kernel_init=nn.initializers.normal(0.01))(x)

@@ -29,14 +29,14 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     """
     from mch_jax import report
     from mch_jax.evaluation import evaluate
-    from mch_jax.methods import METHODS
+    from mch_jax.methods import OBJECTIVES
     from mch_jax.training import (
+        base,
         cross_fit,
         encode,
+        paper,
         parallel,
         run,
-        train_agent,
-        train_base,
         validation,
     )
 
@@ -47,11 +47,11 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     params: Any = None
     variables: dict[str, Any] = {}
     if {"base", "agent", "encode"} & set(chosen) and not (stage == "all" and encode.is_done(this)):
-        params = train_base.train(this)
-        if config.method in METHODS and {"agent", "encode"} & set(chosen):
-            recipe = {"paper": train_agent, "cross_fit": cross_fit}[config.agent.recipe]
+        params = base.train(this)
+        if config.method in OBJECTIVES and {"agent", "encode"} & set(chosen):
+            recipe = {"paper": paper, "cross_fit": cross_fit}[config.agent.recipe]
             variables = recipe.train(this, params)
-    if not parallel.part():
+    if not parallel.leave():
         return None
     if params is not None and "encode" in chosen:
         encode.encode(this, encode.encoder(this, params, variables))

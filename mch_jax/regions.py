@@ -1,14 +1,16 @@
-"""Regions of an image: the five crops of encoding, random crops of training, and resizing.
+"""Regions of an image: the five crops of encoding, random crops for training, and resizing.
 
-A box is four float32 numbers (left, top, right, bottom) as fractions of the photo's width and
+A box is four float32 numbers (left, top, right, bottom), in fractions of the image's width and
 height. The crop ratio (sigma in the paper) is the ratio of the sides, not of the areas: a region
-at 0.5 shows a quarter of the photo.
+with ratio 0.5 shows a quarter of the image.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Key, UInt8
+
+from mch_jax.codes import AnyArray
 
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
 NAMES = ("whole image", "top left", "top right", "bottom left", "bottom right", "middle")
@@ -22,15 +24,21 @@ def region_boxes(crop_ratio: float) -> Float[np.ndarray, "6 4"]:
 
 
 def random_box(key: Key[Array, ""], crop_ratio: float) -> Float[Array, "4"]:
-    """Returns a box of side ratio `crop_ratio` at a uniformly random place."""
+    """Returns a box with side ratio `crop_ratio` at a uniformly random position."""
     corner = jax.random.uniform(key, (2,)) * (1 - crop_ratio)
     return jnp.concatenate([corner, corner + crop_ratio])
 
 
 def pixel_boxes(
-    boxes: Float[np.ndarray, "*a 4"], width: Array | np.ndarray, height: Array | np.ndarray
+    boxes: Float[np.ndarray, "*a 4"], width: AnyArray, height: AnyArray
 ) -> Int32[np.ndarray, "*b 4"]:
-    """Returns boxes in whole pixels of photos of these sizes; width and height broadcast."""
+    """Returns boxes in whole pixels.
+
+    Args:
+      boxes: Boxes in fractions of the images' sides.
+      width: Widths of the images in pixels; they broadcast against the boxes.
+      height: Heights of the images in pixels.
+    """
     scale = np.stack(np.broadcast_arrays(width, height, width, height), -1)
     return np.rint(np.asarray(boxes, np.float64) * scale).astype(np.int32)
 
@@ -42,15 +50,18 @@ def crop(
     flip: Bool[Array, " b"] | None = None,
     largest: float = 1.0,
 ) -> Float[Array, "b size size 3"]:
-    """Returns the boxes' content at `size` x `size` pixels, antialiased bilinear, in [0, 255].
+    """Returns one region of each image, resized by antialiased bilinear interpolation.
 
     Args:
-      images: one photo a row.
-      boxes: one region of each photo.
-      size: height and width of the result.
-      flip: which results to mirror left to right; none when not given.
-      largest: side ratio that no box exceeds; below 1 a box costs less, for what lies far from it
-        is left out.
+      images: Images with values in [0, 255].
+      boxes: Box of one region of each image.
+      size: Height and width of the result in pixels.
+      flip: Which results to mirror left to right. Defaults to none.
+      largest: Side ratio that no box exceeds. Below 1 the crop is faster, since pixels far from the
+        box are left out.
+
+    Returns:
+      Regions with values in [0, 255].
     """
     length = np.array(images.shape[1:3])
     reach = _reach(size / (largest * length))
@@ -78,16 +89,21 @@ def crop(
 
 
 def _reach(scale: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
-    """Returns how many pixels around a region its resizing looks at, at the most."""
+    """Returns the maximum number of pixels around a region that its resizing reads, by axis."""
     return np.ceil(np.maximum(2, 1 / scale + 1))
 
 
 def crop_same(
     images: UInt8[Array, "b h w 3"], boxes: Float[np.ndarray, "t 4"], size: int
 ) -> Float[Array, "b t size size 3"]:
-    """Returns the same regions of every photo, as `crop` does, in half its time.
+    """Returns the same regions of every image, as `crop` does, in half its time.
 
-    Photos share a region's weights, and pixels far from it are left out.
+    All images share a region's interpolation weights, and pixels far from it are left out.
+
+    Args:
+      images: Images with values in [0, 255].
+      boxes: Boxes of the regions.
+      size: Height and width of the results in pixels.
     """
     count, length, regions = len(images), np.array(images.shape[1:3]), []
     for left, top, right, bottom in np.asarray(boxes, np.float64):

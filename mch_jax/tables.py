@@ -81,7 +81,7 @@ def read_runs(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
         )
     for runs in found.values():
         runs.sort(key=lambda results: results["seed"])
-    order = {method: place for place, method in enumerate((*methods.PROJECTIONS, *methods.METHODS))}
+    order = {method: place for place, method in enumerate(methods.METHODS)}
     return dict(sorted(found.items(), key=lambda entry: (order[entry[0][0]], entry[0][1])))
 
 
@@ -95,7 +95,7 @@ def _methods(runs: Runs) -> list[str]:
 
 def _with_agent(runs: Runs) -> Runs:
     """Returns the runs whose methods have an agent; LSH and ITQ have none."""
-    return {key: found for key, found in runs.items() if key[0] in methods.METHODS}
+    return {key: found for key, found in runs.items() if key[0] in methods.OBJECTIVES}
 
 
 def cell(value: Estimate, digits: int, signed: bool = False) -> str:
@@ -117,7 +117,7 @@ def measure_table(runs: Runs, key: str, digits: int) -> str:
     """Returns a measure of every method without and with MCH, by code length: Table 2 for mAP."""
     lengths, rows = _lengths(runs), []
     for method in _methods(runs):
-        for kind in ("base", "mch") if method in methods.METHODS else ("base",):
+        for kind in ("base", "mch") if method in methods.OBJECTIVES else ("base",):
             title = name(method, kind) if kind == "base" else f"**{name(method, kind)}**"
             values = [runs.get((method, num_bits), []) for num_bits in lengths]
             rows.append(

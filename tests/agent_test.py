@@ -61,14 +61,14 @@ def test_figure_1():
     assert histogram.tolist() == [[[0, 0, 0, 0], [-1, 0, 0, 1]]]
     # Where a similar pair loses d, the sum falls by 3 and the mean over two pairs by 3 / 2.
     table = jnp.array([[3.0, 2, 1, 0], [0, 1, 2, 3]])
-    assert agent.reward(histogram, table, 2).tolist() == [1.5]
+    assert agent.rewards(histogram, table, 2).tolist() == [1.5]
 
 
 def test_state_is_two_features_and_two_codes():
     none = jnp.zeros((2, 0))
     image = Encoding(jnp.full((2, 5), 2.0), jnp.array([[0.5, -3.0, 0.0]] * 2), none)
     region = Encoding(jnp.full((2, 5), 7.0), jnp.array([[-0.5, 3.0, 1.0]] * 2), none)
-    state = agent.state(image, region)
+    state = agent.states(image, region)
     assert state.shape == (2, 2 * 5 + 2 * 3)
     assert state[0].tolist() == [2] * 5 + [7] * 5 + [1, -1, 1] + [-1, 1, 1]
 
@@ -76,7 +76,7 @@ def test_state_is_two_features_and_two_codes():
 def test_reward_equals_the_double_loop(case):
     objective = methods.objective("dch", NUM_BITS)
     table = loss_table(objective, NUM_BITS, 0.3)
-    result = agent.reward(jnp.asarray(case.histogram()), table, int(case.count.sum()))
+    result = agent.rewards(jnp.asarray(case.histogram()), table, int(case.count.sum()))
     table = np.asarray(table, np.float64)
     expected = np.zeros(4)
     for i in range(4):
@@ -100,7 +100,7 @@ def test_an_equal_code_is_worth_nothing(case):
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
 def test_histogram_is_the_same_on_any_number_of_devices(case, num_devices):
     shards = [
-        parallel.share_out(parallel.pad_to_multiple(x, num_devices), num_devices)
+        parallel.split_batch(parallel.pad_to_multiple(x, num_devices), num_devices)
         for x in case.training_set()
     ]
 

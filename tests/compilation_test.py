@@ -21,7 +21,7 @@ def per_step(monkeypatch):
     """How many programs each step of each stage compiled."""
     train, counts = loop.train, {}
 
-    def watched(run, stage, state, num_steps, step, *rest):
+    def watched(checkpoints, log, stage, state, num_steps, step, *rest, **options):
         def counted(state, batch):
             before = len(_compilations)
             result = step(state, batch)
@@ -29,7 +29,7 @@ def per_step(monkeypatch):
             counts.setdefault(stage, []).append(len(_compilations) - before)
             return result
 
-        return train(run, stage, state, num_steps, counted, *rest)
+        return train(checkpoints, log, stage, state, num_steps, counted, *rest, **options)
 
     monkeypatch.setattr(loop, "train", watched)
     jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -35,7 +35,7 @@ class Case:
     def state(self, bits=slice(None)) -> np.ndarray:
         logits = jnp.asarray(self.logits[..., bits])
         return np.asarray(
-            evidence.state(
+            evidence.states(
                 self.packed(bits),
                 logits,
                 jnp.asarray(self.label_logits),

@@ -13,7 +13,8 @@ from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
 from mch_jax.evaluation import evaluate
 from mch_jax.files import checkpoint, codes_file
-from mch_jax.training import cross_fit, encode, parallel, run, train_agent, train_base
+from mch_jax.training import base as base_stage
+from mch_jax.training import cross_fit, encode, paper, parallel, run
 
 
 def cross_fit_config(method="dch", **changes):
@@ -140,10 +141,10 @@ def test_the_encoder_keeps_what_the_cross_fitted_run_kept(cross_fitted):
 def test_folds_leave_their_photos_out(cross_fitted):
     this = run.open_run(cross_fit_config(), cross_fitted)
     assert np.bincount(this.folds).tolist() == [20, 20]
-    learned = cross_fit.lessons(this)
-    assert learned.state.shape == (40, 5, len(evidence.NAMES))
-    assert (learned.reward > 0).any()
-    assert (learned.reward < 0).any()
+    examples = cross_fit.agent_examples(this)
+    assert examples.states.shape == (40, 5, len(evidence.NAMES))
+    assert (examples.rewards > 0).any()
+    assert (examples.rewards < 0).any()
 
 
 @pytest.mark.parametrize("method", ["ksh", "adsh"])
@@ -177,8 +178,8 @@ def test_one_device_equals_several(finished, tmp_path, monkeypatch, num_devices)
         monkeypatch.setattr(parallel, "usable_devices", lambda size: devices)
         config = tiny(base__num_epochs=1)
         this = run.open_run(config, workdir)
-        base = train_base.train(this)
-        return base, train_agent.train(this, base)
+        params = base_stage.train(this)
+        return params, paper.train(this, params)
 
     one, several = trained(1, tmp_path / "one"), trained(num_devices, tmp_path / "several")
     compare = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-6)

@@ -9,7 +9,7 @@ import pytest
 from tiny_run import tiny
 
 from mch_jax.methods import adsh
-from mch_jax.training import run, termination, train_base
+from mch_jax.training import base, base_step, run, termination
 
 GAMMA = 7.0
 
@@ -27,7 +27,7 @@ class Problem:
         self.target = np.where(self.similar, 1, -r).astype(np.float32)
 
     def value(self, codes: np.ndarray) -> float:
-        """(J) by loops."""
+        """Returns (J), by loops."""
         pairs = sum(
             (self.relaxed[i] @ codes[j] - 5 * self.target[i, j]) ** 2
             for i, j in itertools.product(range(4), range(9))
@@ -93,7 +93,7 @@ def test_last_bit_of_a_sweep_is_the_best_with_the_others_held(seed):
         assert problem.value(codes) <= problem.value(flipped) + 1e-3
 
 
-def test_zeros_are_a_start():
+def test_zeros_are_a_valid_start():
     problem = Problem(0)
     codes = problem.update(np.zeros_like(problem.codes))
     assert set(np.unique(codes)) <= {-1.0, 1.0}
@@ -105,7 +105,7 @@ def test_zeros_are_a_start():
 
 
 def test_alternation_learns_codes_of_the_sample():
-    """Free u, so that the two steps alone have to bring the objective down."""
+    """The outputs u are free parameters, so that only the two steps lower the objective."""
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 3, 30)
     similar = jnp.asarray(classes[:20, None] == classes[None])
@@ -130,29 +130,29 @@ def test_alternation_learns_codes_of_the_sample():
     assert products[same].mean() > products[~same].mean() + 4
 
 
-def test_training_has_codes_from_its_first_step(tmp_path, monkeypatch):
+def test_database_codes_are_binary_from_the_first_step(tmp_path, monkeypatch):
     seen = []
 
-    def make_step(*_):
+    def over_devices(*_, **settings):
         def step(state, batch, shared):
             seen.append(np.asarray(shared["codes"]))
             return state, {"loss": np.float32(0)}
 
         return step
 
-    monkeypatch.setattr(train_base, "make_step", make_step)
-    train_base.train(run.open_run(tiny("adsh"), tmp_path))
+    monkeypatch.setattr(base_step, "over_devices", over_devices)
+    base.train(run.open_run(tiny("adsh"), tmp_path))
     assert len(seen) == 14  # 7 turns of 2 steps
     for codes in seen:
         np.testing.assert_array_equal(np.abs(codes), 1)
 
 
-def test_sigterm_within_a_turn_saves_the_step_it_came_in(tmp_path, monkeypatch):
-    undisturbed = train_base.train(run.open_run(tiny("adsh"), tmp_path / "undisturbed"))
-    make_step, steps = train_base.make_step, []
+def test_sigterm_within_a_turn_saves_the_current_step(tmp_path, monkeypatch):
+    undisturbed = base.train(run.open_run(tiny("adsh"), tmp_path / "undisturbed"))
+    over_devices, steps = base_step.over_devices, []
 
-    def make_step_and_end(*arguments):
-        step = make_step(*arguments)
+    def over_devices_and_end(*arguments, **settings):
+        step = over_devices(*arguments, **settings)
 
         def ending(*batch):
             steps.append(1)
@@ -162,18 +162,18 @@ def test_sigterm_within_a_turn_saves_the_step_it_came_in(tmp_path, monkeypatch):
 
         return ending
 
-    monkeypatch.setattr(train_base, "make_step", make_step_and_end)
+    monkeypatch.setattr(base_step, "over_devices", over_devices_and_end)
     before = signal.getsignal(signal.SIGTERM)
     termination.install()
     try:
         with pytest.raises(SystemExit) as stop:
-            train_base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
+            base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
     finally:
         signal.signal(signal.SIGTERM, before)
         termination._noted.clear()
     assert stop.value.code == 143
     assert (tmp_path / "run" / "checkpoints" / "base" / "5").exists()
-    again = train_base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
+    again = base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, again, undisturbed)
     assert len(steps) == 14
     logs = [(tmp_path / x / "metrics.jsonl").read_text() for x in ("run", "undisturbed")]

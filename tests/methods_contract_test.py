@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from mch_jax import codes, methods, metrics, pairs
+from mch_jax import codes, methods, metrics, models, pairs
 from mch_jax.methods import base as losses
 
-NAMES = list(methods.METHODS)
+NAMES = list(methods.OBJECTIVES)
 PROGRESS = (0.0, 0.5, 1.0)
 
 
@@ -242,18 +242,27 @@ def test_a_linear_model_learns(name, key):
         return jax.lax.scan(step, (kernel, optimizer.init(kernel)), jnp.linspace(0, 1, 100))
 
     start = 0.1 * jax.random.normal(key, (20, 16))
-    (kernel, _), losses = run(start)
-    assert losses[-1] < losses[0]
+    (kernel, _), history = run(start)
+    assert history[-1] < history[0]
     before, _ = toy_map(np.asarray(codes.sign(features @ start)), labels)
     after, chance = toy_map(np.asarray(codes.sign(features @ kernel)), labels)
     assert after > before + 0.02
     assert after > chance + 0.1
 
 
-@pytest.mark.parametrize("name", methods.PROJECTIONS)
-def test_a_projection_ranks_above_chance(name, key):
+CLOSED_FORMS = [name for name, method in methods.METHODS.items() if method.closed_form]
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_closed_form_ranks_above_chance(name, key):
     features, labels = toy(np.random.default_rng(0), 240)
-    layer = methods.PROJECTIONS[name](jnp.asarray(features[40:]), 16, key)
-    signs = codes.sign(features @ layer["kernel"] + layer["bias"][None])
+    method = methods.METHODS[name]
+    train, packed = jnp.asarray(features[40:]), pairs.pack_labels(labels[40:])
+    settings = {"num_anchors": 100} if method.kernel_head else {}
+    layer = method.closed_form(train, packed, 16, key, **settings)
+    model = models.AlexNet(16, hidden=0, num_anchors=settings.get("num_anchors", 0))
+    conv = jnp.asarray(features)
+    logits = model.apply({"params": {"hash": layer}}, conv, method="head").logits
+    signs = codes.sign(logits)
     found, chance = toy_map(np.asarray(signs), labels)
     assert found > chance + 0.02

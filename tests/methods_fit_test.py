@@ -16,10 +16,10 @@ def features() -> np.ndarray:
 
 
 def test_lsh_is_random_and_not_centred_unless_asked(features, key):
-    layer = lsh.fit(features, 7, key)
+    layer = lsh.fit(features, None, 7, key)
     assert layer["kernel"].shape == (12, 7)
     np.testing.assert_array_equal(layer["bias"], 0)
-    centred = lsh.fit(features, 7, key, center=True)
+    centred = lsh.fit(features, None, 7, key, center=True)
     np.testing.assert_array_equal(centred["kernel"], layer["kernel"])
     projected = features @ centred["kernel"] + centred["bias"][None]
     np.testing.assert_allclose(projected.mean(0), 0, atol=1e-4)
@@ -31,7 +31,7 @@ def quantization_loss(features: np.ndarray, layer: dict) -> float:
 
 
 def test_itq_rotates_the_principal_components(features, key):
-    layer = itq.fit(features, 5, key)
+    layer = itq.fit(features, None, 5, key)
     kernel = np.asarray(layer["kernel"])
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(5), atol=1e-5)
     centred = features - features.mean(0)
@@ -47,18 +47,18 @@ def test_itq_of_fewer_images_than_features_has_the_same_components(key):
     rng = np.random.default_rng(1)
     factors = rng.normal(size=(30, 8)) * np.linspace(3, 1, 8)
     wide = (factors @ rng.normal(size=(8, 50)) + 0.1 * rng.normal(size=(30, 50))).astype("f4")
-    kernel = np.asarray(itq.fit(wide, 6, key)["kernel"])
+    kernel = np.asarray(itq.fit(wide, None, 6, key)["kernel"])
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(6), atol=1e-5)
     _, _, right = np.linalg.svd(wide - wide.mean(0), full_matrices=False)
     np.testing.assert_allclose(kernel, right[:6].T @ (right[:6] @ kernel), atol=1e-5)
     # Of images without variance too, each column is of length one and bits differ.
-    flat = np.asarray(itq.fit(np.ones((30, 50), np.float32), 6, key)["kernel"])
+    flat = np.asarray(itq.fit(np.ones((30, 50), np.float32), None, 6, key)["kernel"])
     np.testing.assert_allclose(flat.T @ flat, np.eye(6), atol=1e-5)
 
 
 def test_itq_steps_never_increase_the_quantization_loss(features, key):
     losses = [
-        quantization_loss(features, itq.fit(features, 5, key, num_steps=n))
+        quantization_loss(features, itq.fit(features, None, 5, key, num_steps=n))
         for n in (0, 1, 2, 5, 50)
     ]
     assert all(after <= before + 1e-3 for before, after in zip(losses, losses[1:], strict=False))
@@ -67,7 +67,7 @@ def test_itq_steps_never_increase_the_quantization_loss(features, key):
 
 def test_itq_wants_features_as_wide_as_its_codes(features, key):
     with pytest.raises(ValueError, match="got 13, expected at most the features' width, 12"):
-        itq.fit(features, 13, key)
+        itq.fit(features, None, 13, key)
 
 
 class Problem:
@@ -84,8 +84,9 @@ class Problem:
         self.target = np.where(self.labels.astype(int) @ self.labels.T > 0, 1.0, -1.0)
 
     def fit(self, **settings) -> dict[str, jax.Array]:
-        settings = {"num_anchors": 40, "num_labelled": 200, "key": jax.random.key(0), **settings}
-        return ksh.fit(self.features, self.packed, settings.pop("num_bits", 8), **settings)
+        settings = {"num_anchors": 40, "num_labelled": 200, **settings}
+        num_bits = settings.pop("num_bits", 8)
+        return ksh.fit(self.features, self.packed, num_bits, jax.random.key(0), **settings)
 
     def codes(self, layer: dict[str, jax.Array]) -> np.ndarray:
         head = models.KernelHead(layer["projection"].shape[1], len(layer["anchors"]))

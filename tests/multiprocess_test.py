@@ -43,8 +43,9 @@ def run_all_steps(workdir):
     """Trains in this process, with a line in the log for each step."""
     train_loop = loop.train
 
-    def log_each(*arguments):
-        return train_loop(*arguments[:6], log_every=1)
+    def log_each(*arguments, log_every=1):
+        del log_every
+        return train_loop(*arguments, log_every=1)
 
     with mock.patch.object(loop, "train", log_each):
         pipeline.run_stages(tiny(**CHANGES), workdir, "agent")

@@ -22,7 +22,7 @@ def loss(kernel, features, labels, model, axis_name=None):
     return losses.base_loss(model, logits, labels, 0.5, FRACTION, axis_name=axis_name)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", methods.OBJECTIVES)
 def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
     features, labels = batch
     model = methods.objective(name, NUM_BITS)
@@ -46,7 +46,7 @@ def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
     assert float(parts["loss"]) == float(found)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", methods.OBJECTIVES)
 def test_two_devices_give_what_one_gives(name, batch, key):
     features, labels = batch
     model = methods.objective(name, NUM_BITS)

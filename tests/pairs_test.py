@@ -58,24 +58,6 @@ def test_relaxed_distance_of_codes_is_hamming(num_bits):
     np.testing.assert_array_equal(relaxed, hamming)
 
 
-def test_min_distance_of_figure_1():
-    """The paper's Figure 1: 010 and 101 are far apart; an image that keeps both is near each."""
-    query = jnp.array([[-1, 1, -1], [-1, 1, -1]], jnp.int8)
-    region = jnp.array([[1, -1, 1], [-1, 1, -1]], jnp.int8)
-    train = jnp.array([[-1, 1, -1], [1, -1, 1]], jnp.int8)
-    np.testing.assert_array_equal(pairs.min_distance(query, region, train), [[0, 0], [0, 3]])
-
-
-def test_min_distance_matches_a_double_loop():
-    image, region, train = (random_codes((n, 11), n) for n in (6, 6, 13))
-    region[0] = image[0]
-    found = pairs.min_distance(*map(jnp.asarray, (image, region, train)))
-    expected = [
-        [min((image[i] != t).sum(), (region[i] != t).sum()) for t in train] for i in range(6)
-    ]
-    np.testing.assert_array_equal(found, expected)
-
-
 def test_both_kinds_of_pairs_weigh_the_same(labels):
     packed = pairs.pack_labels(labels)
     fraction = pairs.similar_fraction(packed)

@@ -6,9 +6,9 @@ import pytest
 from mch_jax.training import parallel
 
 
-def test_share_out_and_padding():
+def test_split_batch_and_padding():
     batch = {"a": np.arange(6), "b": np.arange(12).reshape(6, 2)}
-    shared = parallel.share_out(batch, 3)
+    shared = parallel.split_batch(batch, 3)
     assert shared["a"].tolist() == [[0, 1], [2, 3], [4, 5]]
     assert shared["b"].shape == (3, 2, 2)
     padded = parallel.pad_to_multiple(batch["b"], 4)
@@ -38,7 +38,7 @@ def test_keys_and_results_do_not_depend_on_the_number_of_devices(key, num_device
         mapped = parallel.over_devices(step, (None, 0, None), num_devices)
         state, drawn = {"step": jnp.int32(0), "mean": jnp.float32(0)}, []
         for _ in range(2):
-            state, (noise, rows) = mapped(state, parallel.share_out(batch, num_devices), key)
+            state, (noise, rows) = mapped(state, parallel.split_batch(batch, num_devices), key)
             drawn.append(np.asarray(noise))
             assert rows.tolist() == list(range(12))
         return state, drawn
@@ -58,10 +58,10 @@ def test_a_process_takes_its_part_of_a_batch(monkeypatch):
     parts = []
     for process in range(3):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        parts.append(parallel.share_out(batch, 2)["x"])
+        parts.append(parallel.split_batch(batch, 2)["x"])
     assert parts[0].shape == (2, 2, 2)
     np.testing.assert_array_equal(np.concatenate(parts).reshape(12, 2), batch["x"])
     assert parallel.usable_devices(12) == 4
     assert len(parallel.pad_for_devices(np.zeros(7), 2)) == 12
-    with pytest.raises(ValueError, match="a batch of 8 cannot be shared among 3 processes"):
+    with pytest.raises(ValueError, match="a batch of 8 cannot be split among 3 processes"):
         parallel.usable_devices(8)

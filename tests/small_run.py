@@ -15,7 +15,7 @@ from mch_jax.data import photos
 from mch_jax.files import codes_file
 from mch_jax.models import AlexNet, Policy
 from mch_jax.training.encode import FILE, Encoder
-from mch_jax.training.run import random_params
+from mch_jax.training.network import random_params
 
 NUM_BITS, SIDE, HIDDEN = 12, 64, 16
 CLASSES = ("red", "green", "blue")

@@ -51,7 +51,7 @@ def test_a_signal_that_comes_after_the_last_step_still_counts():
 
 IN_A_DESTRUCTOR = """
 import os, signal, time
-from mch_jax import termination
+from mch_jax.training import termination
 
 class Closing:
     def __del__(self):

@@ -1,13 +1,14 @@
 """Evidence that a region's code is worth keeping, for photos whose labels are unknown.
 
-The reward of keeping a code (Eq. 6) needs the photo's labels. Here it is expected instead: a label
-head reads all regions of the photo, its posterior says how likely the photo is similar to each
-reference photo, and a table of each reference photo says what one more item at a distance is worth.
-The state that the agent sees is made of such expectations, counts and confidences. None of it
-belongs to the axes of one base model, so an agent that learned from photos which cross-fitted bases
-had not seen can serve the base that is deployed.
+The reward of keeping a code (Eq. 6) needs the photo's labels. Here it is replaced by an
+expectation: a label head reads all regions of the photo, a posterior over labels gives the
+probability that the photo is similar to each reference photo, and a table of each reference photo
+gives the value of one more item at each distance from it. The state that the policy sees consists
+of such expectations, of counts and of confidences. It does not depend on the order or meaning of
+the base model's feature dimensions and bits. A policy that learned from photos which cross-fitted
+base models had not seen can therefore serve the deployed base model.
 
-Everything is made from the photo, the base model and the training set.
+Everything is computed from the photo, the base model and the training set.
 """
 
 import functools
@@ -21,22 +22,23 @@ import optax
 from jaxtyping import Array, Float, Int, ScalarLike, UInt8, UInt32
 
 from mch_jax import codes, metrics, pairs
+from mch_jax.codes import AnyArray
 
-AnyArray = Array | np.ndarray
 EXPECTED = ("reward", "benefit", "cost", "reward_whole", "reward_sharp")
 ABOUT_BOTH = ("bucket", "ball", "nearest", "margin", "sure", "labels", "entropy")
 NAMES = (*EXPECTED, "apart", *(f"{x}{of}" for x in ABOUT_BOTH for of in ("_region", "")))
 POSTERIOR_WIDTH = 5
-_PHOTOS = 8  # at a time
+_PHOTOS = 8  # photos that are compared with the reference at a time
 
 
 class Reference(NamedTuple):
     """The photos that expected rewards are measured against.
 
     Attributes:
-      packed: their codes.
-      labels: multi-hot.
-      values: worth of one more item at each distance from each, dissimilar and similar.
+      packed: Packed code of each photo.
+      labels: Multi-hot labels of each photo.
+      values: Value of one more item at each distance from each photo, if the item is dissimilar
+        (row 0) and if it is similar (row 1).
     """
 
     packed: UInt32[AnyArray, "n w"]
@@ -45,10 +47,13 @@ class Reference(NamedTuple):
 
 
 def smooth_average_precision(histogram: Float[Array, "distances 2"]) -> Float[Array, ""]:
-    """Returns a smooth form of average precision, from items per distance, by relevance.
+    """Returns a smooth form of the average precision of one query.
 
-    Relevant items of a ball are preceded by half of the others at their distance. The number of
-    relevant items takes no gradient.
+    Each relevant item of a ball counts as preceded by half of the other items at its distance. The
+    number of relevant items takes no gradient.
+
+    Args:
+      histogram: Items at each distance, irrelevant ones in column 0, relevant ones in column 1.
     """
     relevant, size = histogram[:, 1], histogram.sum(-1)
     found = jnp.cumsum(relevant) - relevant / 2 + 0.5 * (relevant > 0)
@@ -61,15 +66,16 @@ def smooth_average_precision(histogram: Float[Array, "distances 2"]) -> Float[Ar
 def values(
     histogram: Int[AnyArray, "n distances 2"], recall_weight: ScalarLike
 ) -> Float[Array, "n 2 distances"]:
-    """Returns what one more item at each distance is worth to each photo as a query.
+    """Returns the value of one more item at each distance, for each photo as a query.
 
-    It is the derivative of average precision, plus that of recall within radius 0, times the number
-    of items: values then do not depend on the set's size. It stands where Eq. 6 has minus the base
-    loss, so that the reward is made of what is measured.
+    The value is the derivative of average precision plus the weighted derivative of recall within
+    radius 0, times the number of items, so that values do not depend on the size of the set. It
+    takes the place of the negative base loss in Eq. 6: the reward then consists of what is
+    measured.
 
     Args:
-      histogram: items per distance from each photo, itself left out, by relevance.
-      recall_weight: of recall beside average precision.
+      histogram: Items at each distance from each photo by relevance, the photo itself left out.
+      recall_weight: Weight of recall within radius 0, relative to average precision.
     """
     counts = jnp.asarray(histogram, jnp.float32)
     slope = jax.vmap(jax.grad(smooth_average_precision))(counts)
@@ -84,12 +90,20 @@ def reference(
     num_bits: int,
     recall_weight: float,
 ) -> Reference:
-    """Returns what expected rewards need of the photos to measure against."""
+    """Returns the photos to measure expected rewards against, with their tables of values.
+
+    Args:
+      packed: Packed code of each photo.
+      labels: Multi-hot labels of each photo.
+      num_bits: Code length q.
+      recall_weight: Weight of recall within radius 0, as in `values`.
+    """
     words = pairs.pack_labels(labels)
     histogram = metrics.label_histogram(
         packed, metrics.items_last(packed[:, None]), words, np.ascontiguousarray(words.T), num_bits
     )
-    histogram[:, 0, 1] -= words.any(1)  # itself, which is similar where there is any label
+    # A photo is not an item of its own query; it is similar to itself where it has any label.
+    histogram[:, 0, 1] -= words.any(1)
     histogram[:, 0, 0] -= ~words.any(1)
     return Reference(packed, labels, np.asarray(values(histogram, recall_weight)))
 
@@ -97,7 +111,15 @@ def reference(
 def gains(
     packed: UInt32[Array, "t w"], reference: Reference
 ) -> tuple[Float[Array, "regions n"], Float[Array, "regions n"]]:
-    """Returns what keeping each region adds to each reference photo if dissimilar, if similar."""
+    """Returns what keeping each region of one photo adds to each reference photo's measure.
+
+    Args:
+      packed: Packed codes of the photo's regions, the whole photo first.
+      reference: Photos to measure against.
+
+    Returns:
+      The gains if the two photos are dissimilar, and the gains if they are similar.
+    """
     distance = codes.hamming_distance(packed[:, None], jnp.asarray(reference.packed)[None])
     nearer = jnp.minimum(distance[1:], distance[:1])
     tables = jnp.asarray(reference.values)
@@ -113,12 +135,12 @@ def gains(
 def rewards(
     packed: UInt32[Array, "b t w"], similarity: Float[Array, "b n"], reference: Reference
 ) -> Float[Array, "b regions"]:
-    """Returns the mean gain over reference photos of keeping each region alone.
+    """Returns the mean gain over the reference photos of keeping each region alone.
 
     Args:
-      packed: codes of the regions, the whole photo first.
-      similarity: s_ij, or its probability for the expected reward.
-      reference: what to measure against.
+      packed: Packed codes of the regions, the whole photo first.
+      similarity: Similarity s_ij, or its probability for an expected reward.
+      reference: Photos to measure against.
     """
 
     def one(photo):
@@ -129,7 +151,11 @@ def rewards(
 
 
 def posterior_features(label_logits: Float[Array, "b t c"]) -> Float[Array, "b c features"]:
-    """Returns what the posterior is made of: whole, mean, the two largest, and a soft maximum."""
+    """Returns the inputs of the posterior for each photo and label.
+
+    They are the label logit of the whole photo, then of its crops the mean, the largest and the
+    second largest, and last the logarithm of the mean exponential over all regions.
+    """
     crops = jnp.sort(label_logits[:, 1:], 1)
     soft = jax.nn.logsumexp(jnp.clip(label_logits, -12, 12), 1) - jnp.log(label_logits.shape[1])
     second = crops[:, max(crops.shape[1] - 2, 0)]
@@ -140,7 +166,12 @@ def posterior_features(label_logits: Float[Array, "b t c"]) -> Float[Array, "b c
 def posterior(
     calibration: Mapping[str, Array], label_logits: Float[Array, "b t c"]
 ) -> Float[Array, "b c"]:
-    """Returns the logits of a photo's labels given the label head's logits of all its regions."""
+    """Returns logits of the probability that a photo has each label.
+
+    Args:
+      calibration: Result of `fit_posterior`.
+      label_logits: Logits of the label head for all regions of the photos.
+    """
     weight = calibration["shared"][None] + calibration["own"]
     x = posterior_features(label_logits)
     return jnp.sum(x * weight[None], -1) + calibration["bias"][None]
@@ -155,9 +186,17 @@ def fit_posterior(
     learning_rate: float = 0.03,
     decay: float = 0.03,
 ) -> dict[str, Array]:
-    """Returns the calibration, by logistic regression on photos unseen by the base model.
+    """Returns the calibration of the posterior, fitted by logistic regression.
 
-    One weight vector serves all classes, with a small deviation of each.
+    All labels share one weight vector, from which each label's own weights deviate slightly.
+
+    Args:
+      label_logits: Logits of the label head for the regions of photos that the base model has not
+        seen.
+      labels: Multi-hot labels of the photos.
+      num_steps: Number of steps of Adam.
+      learning_rate: Learning rate of the first step.
+      decay: Weight of the squared deviations.
     """
     num_classes = labels.shape[1]
     params = {
@@ -184,26 +223,49 @@ def fit_posterior(
 def similarity_probability(
     label_logits: Float[Array, "b c"], labels: UInt8[AnyArray, "n c"]
 ) -> Float[Array, "b n"]:
-    """Returns the probability of a label in common: 1 - prod (1 - p_ic) over the labels c of j."""
+    """Returns the probability that two photos share a label.
+
+    It is 1 - prod_c (1 - p_ic) over the labels c of photo j, with the labels of photo i taken as
+    independent.
+
+    Args:
+      label_logits: Logits of the probabilities p_ic.
+      labels: Multi-hot labels of the photos j.
+    """
     no_label = jax.nn.softplus(label_logits)  # -log(1 - p)
     return -jnp.expm1(-no_label @ jnp.asarray(labels, jnp.float32).T)
 
 
 @jax.jit
-def state(
+def states(
     packed: UInt32[Array, "b t w"],
     logits: Float[Array, "b t q"],
     label_logits: Float[Array, "b t c"],
     calibration: Mapping[str, Array],
     reference: Reference,
 ) -> Float[Array, "b regions state"]:
-    """Returns the state of each region, the whole photo's aside; columns are NAMES.
+    """Returns the state of each region but the whole photo; its columns are `NAMES`.
 
-    Expected rewards under the posterior (with their parts from similar and dissimilar photos),
-    under the whole photo's labels alone and under a sharpened posterior; bits between the region's
-    code and the whole's; and of both: how full bucket and ball of radius 2 are, the nearest
-    reference photo, the margin of the least sure bits, the surest label, the expected number of
-    labels and their entropy.
+    reward, benefit, cost      Expected reward under the posterior, and its parts from similar and
+                               from dissimilar photos.
+    reward_whole, reward_sharp Expected reward under the whole photo's labels alone, and under a
+                               sharpened posterior.
+    apart                      Bits in which the region's code differs from the whole photo's.
+
+    The others come twice, for the region and for the whole photo:
+
+    bucket, ball               Logarithm of the share of reference photos within radius 0 and 2.
+    nearest                    Distance to the nearest reference photo.
+    margin                     Logarithm of the mean |logit| of the four least certain bits.
+    sure, labels, entropy      Largest label probability, expected number of labels, and their
+                               entropy.
+
+    Args:
+      packed: Packed codes of the regions, the whole photo first.
+      logits: Logits of the hash layer.
+      label_logits: Logits of the label head.
+      calibration: Result of `fit_posterior`.
+      reference: Photos to measure expected rewards against.
     """
     probable = posterior(calibration, label_logits)
     similarity = jnp.stack(
@@ -237,21 +299,35 @@ def state(
 
 
 def normalizer(states: Float[AnyArray, "*m state"]) -> dict[str, Float[np.ndarray, " _"]]:
-    """Returns what `normalize` needs, from the states of the photos that the agent learns from."""
+    """Returns the statistics that `normalize` needs.
+
+    Args:
+      states: States of the photos that the agent learns from.
+    """
     states = np.asarray(states).reshape(-1, len(NAMES))
     scale = states[:, : len(EXPECTED)].std(0) + 1e-12
-    drawn = np.asarray(_draw_in(states, scale))
-    return {"scale": scale, "mean": drawn.mean(0), "std": np.maximum(drawn.std(0), 1e-3)}
+    compressed = np.asarray(_compress_tails(states, scale))
+    return {
+        "scale": scale,
+        "mean": compressed.mean(0),
+        "std": np.maximum(compressed.std(0), 1e-3),
+    }
 
 
-def _draw_in(states, scale):
-    drawn = jnp.arcsinh(3 * states[..., : len(EXPECTED)] / scale)
-    return jnp.concatenate([drawn, states[..., len(EXPECTED) :]], -1)
+def _compress_tails(states, scale):
+    """Returns states whose expected rewards went through arcsinh, since their tails are heavy."""
+    compressed = jnp.arcsinh(3 * states[..., : len(EXPECTED)] / scale)
+    return jnp.concatenate([compressed, states[..., len(EXPECTED) :]], -1)
 
 
 def normalize(
     statistics: Mapping[str, AnyArray], states: Float[AnyArray, "m state"]
 ) -> Float[Array, "m state"]:
-    """Returns states with the rewards' heavy tails drawn in, then at mean 0 and deviation 1."""
+    """Returns states with the tails of the expected rewards compressed, at mean 0 and deviation 1.
+
+    Args:
+      statistics: Result of `normalizer`.
+      states: States of regions.
+    """
     scale, mean, std = (jnp.asarray(statistics[x])[None] for x in ("scale", "mean", "std"))
-    return (_draw_in(jnp.asarray(states), scale) - mean) / std
+    return (_compress_tails(jnp.asarray(states), scale) - mean) / std

@@ -14,9 +14,10 @@ from mch_jax.files import checkpoint, codes_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BINOMIALS, to_words
 from mch_jax.kernels import index_kernels, metric_kernels
-from mch_jax.methods import METHODS
+from mch_jax.methods import OBJECTIVES
 from mch_jax.training import run
 from mch_jax.training.run import Run
+from mch_jax.training.streams import Stream, generator
 
 
 def histogram(
@@ -153,7 +154,7 @@ def random_kept(
     packed = jnp.asarray(codes.from_bytes(regions["codes"], num_bits))
     distinct = np.asarray(codes.first_of_equals(packed, jnp.ones(packed.shape[:2], bool)))
     rate = (num_codes - len(distinct)) / max(distinct.sum() - len(distinct), 1)
-    kept = distinct & (np.random.default_rng([seed, 6]).random(distinct.shape) < rate)
+    kept = distinct & (generator(seed, Stream.RANDOM_CONTROL).random(distinct.shape) < rate)
     kept[:, 0] = True
     return kept
 
@@ -226,7 +227,7 @@ def measure(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "base": measures(query, single, ks, counts),
         "mch": measures(query, database, ks),
     }
-    if config["method"] in METHODS:
+    if config["method"] in OBJECTIVES:
         chosen = controls(query, database, directory, config["seed"], ks)
         results["controls"] = {"never": results["base"], **chosen}
     files = (query, database, train)

@@ -1,51 +1,105 @@
-"""Base hashing models: objectives that a network is trained on, and closed-form projections."""
+"""Base hashing models: how each of them turns features into codes, and what it minimises.
+
+`base` defines what a method consists of. Every other file is one method, and `METHODS` is the table
+of them. To add a method, write its file, its line in the table, and its configs
+(docs/new-method.md).
+"""
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mch_jax.methods import adsh, dch, hashnet, itq, ksh, lsh, mmhh
-from mch_jax.methods.base import Objective
+from mch_jax.methods.base import Method, Objective
 
-METHODS: dict[str, Callable[..., Objective]] = {
-    "ksh": ksh.ksh,
-    "hashnet": hashnet.hashnet,
-    "adsh": adsh.adsh,
-    "dch": dch.dch,
-    "mmhh": mmhh.mmhh,
+# In the order of the paper's Table 2.
+METHODS: dict[str, Method] = {
+    "lsh": Method(closed_form=lsh.fit),
+    "itq": Method(closed_form=itq.fit),
+    "ksh": Method(ksh.ksh, closed_form=ksh.fit, kernel_head=True),
+    "hashnet": Method(hashnet.hashnet),
+    "adsh": Method(adsh.adsh, alternating=adsh.alternating),
+    "dch": Method(dch.dch),
+    "mmhh": Method(mmhh.mmhh),
 }
 
-# Linear hash layers in closed form, (features, num_bits, key) -> kernel [d q], bias [q]. They have
-# no pair loss, hence no reward: baselines, not bases of an agent. KSH's own is `ksh.fit`.
-PROJECTIONS = {"lsh": lsh.fit, "itq": itq.fit}
+# The methods that have a pair loss, hence a reward and an agent.
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    name: method.objective for name, method in METHODS.items() if method.objective
+}
 
 _MAY_BE_ZERO = ("penalty_weight", "continuation")
 
 
 def objective(name: str, num_bits: int, **settings: object) -> Objective:
-    """Returns a base hashing model by name.
+    """Returns the losses of a base hashing model.
 
     Args:
-      name: one of `METHODS`.
-      num_bits: code length q.
-      **settings: numbers that the method's factory takes, for instance `gamma` of `dch`; its own
-        default where the value is None.
+      name: One of `OBJECTIVES`.
+      num_bits: Code length q.
+      **settings: Numbers that the method's function takes, for instance `gamma` of `dch`. None
+        stands for the method's default.
 
     Raises:
-      ValueError: if the name or a setting is unknown, or a value is out of range.
+      ValueError: The name or a setting is unknown, or a value is out of range.
     """
-    if name not in METHODS:
-        raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
+    if name not in OBJECTIVES:
+        raise ValueError(f"method: got {name!r}, expected one of {', '.join(OBJECTIVES)}")
     if num_bits < 1:
         raise ValueError(f"num_bits: got {num_bits}, expected at least 1")
     settings = {name: value for name, value in settings.items() if value is not None}
-    allowed = list(inspect.signature(METHODS[name]).parameters)[1:]
+    allowed = list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
     for setting in settings:
         if setting not in allowed:
             choices = ", ".join(allowed) or "none"
             raise ValueError(f"{name}: unknown setting {setting!r}, expected one of: {choices}")
-    return METHODS[name](num_bits, **{k: _number(f"{name}: {k}", v) for k, v in settings.items()})
+    numbers = {k: _number(f"{name}: {k}", v) for k, v in settings.items()}
+    return OBJECTIVES[name](num_bits, **numbers)
+
+
+def training_settings(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a method's own training.
+
+    A field `{name}_{setting}` sets a keyword argument of the method's `closed_form` or
+    `alternating`. Fields of other methods are ignored.
+
+    Args:
+      name: One of `METHODS`.
+      fields: Values by field, such as the section `base` of a config.
+
+    Raises:
+      ValueError: A setting is unknown, or a value is not a number, below 1 where the default is
+        an integer, or below 0 elsewhere.
+    """
+    method = METHODS[name]
+    function = method.alternating or method.closed_form
+    known = inspect.signature(function).parameters if function else {}
+    defaults = {
+        setting: parameter.default
+        for setting, parameter in known.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and setting != "num_anchors"
+    }
+    settings = {}
+    for field, value in fields.items():
+        if not field.startswith(f"{name}_"):
+            continue
+        setting = field.removeprefix(f"{name}_")
+        if setting not in defaults:
+            choices = ", ".join(f"{name}_{x}" for x in defaults) or "none"
+            raise ValueError(f"{field}: {name} has no such setting, expected one of: {choices}")
+        is_integer = isinstance(defaults[setting], int)
+        is_number = _is_number(value) and (value == int(value) or not is_integer)
+        if not is_number or value < is_integer:
+            expected = "a whole number of at least 1" if is_integer else "a number of at least 0"
+            raise ValueError(f"{field} is {value!r}, expected {expected}")
+        settings[setting] = value
+    return settings
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def _number(what: str, value: Any) -> float:

@@ -1,16 +1,18 @@
 """ADSH: "Asymmetric Deep Supervised Hashing", Jiang and Li, AAAI 2018.
 
-Images of a sample go through the network, u_i = tanh(logits); the whole training set has free
-binary codes v_j. Both together minimise
+The images of a sample go through the network, u_i = tanh(logits). The whole training set has free
+binary codes v_j, called database codes. Together they minimise
 
     sum_ij (<u_i, v_j> - q S_ij)^2 + gamma sum_i |v_i - u_i|^2                (J)
 
-An outer iteration draws a sample, trains the network for a few epochs by `train_loss`, then moves
-the v_j by `update_database_codes`. S_ij is 1 for similar pairs and, in training, -r for dissimilar
-ones, r being #similar / #dissimilar in the sample's rows: both kinds then pull equally.
+Each turn draws a sample, trains the network for a few epochs on `train_loss`, then updates the v_j
+by `update_database_codes`. S_ij is 1 for similar pairs and, in training, -r for dissimilar pairs,
+where r is the ratio of similar to dissimilar pairs in the sample's rows, so that both kinds have
+the same total weight.
 
 The reward uses Table 1 of MCH, where S is in {-1, +1} and gamma is absent. The v_j serve training
-only: at evaluation every code comes from the network, for v_j is made from the image's own labels.
+only. At evaluation every code comes from the network, because v_j is computed from the image's own
+labels.
 """
 
 import jax
@@ -18,11 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from mch_jax import pairs
-from mch_jax.methods.base import Objective, no_penalty
+from mch_jax.methods.base import Alternating, Objective, no_penalty
 
 
 def adsh(num_bits: int) -> Objective:
-    """Returns Table 1's form, (<u_i, u_j> - q (2 s - 1))^2 with <u_i, u_j> = q - 2 d."""
+    """Returns the losses of Table 1, (<u_i, u_j> - q (2 s - 1))^2 with <u_i, u_j> = q - 2 d."""
 
     def relax(logits: Float[Array, "b q"], progress: ScalarLike) -> Float[Array, "b q"]:
         del progress
@@ -34,14 +36,34 @@ def adsh(num_bits: int) -> Objective:
     return Objective(relax, pair_loss, pairs.unit_weight, no_penalty)
 
 
+def alternating(*, sample: int = 2000, epochs: int = 3, gamma: float = 200.0) -> Alternating:
+    """Returns ADSH's training.
+
+    Args:
+      sample: Number of images that the network sees between two updates of the database codes.
+      epochs: Number of epochs over that sample.
+      gamma: Weight of the quantization loss.
+    """
+
+    def loss(relaxed, rows, similar, codes, dissimilar):
+        target = soft_similarity(similar, dissimilar)
+        return train_loss(relaxed, codes[rows], codes, target, gamma=gamma)
+
+    def update(codes, relaxed, rows, similar, dissimilar):
+        target = soft_similarity(similar, dissimilar)
+        return update_database_codes(codes, relaxed, rows, target, gamma=gamma)
+
+    return Alternating(sample, epochs, dissimilar_target, loss, update)
+
+
 def dissimilar_target(similar: Bool[Array, "m n"]) -> Float[Array, ""]:
-    """Returns -r, the S of a dissimilar pair, from the sampled rows of the similarity."""
+    """Returns -r, the value of S for dissimilar pairs, from the sampled rows of the similarity."""
     num_similar = jnp.sum(similar)
     return -num_similar / jnp.maximum(similar.size - num_similar, 1)
 
 
 def soft_similarity(similar: Bool[Array, "m n"], dissimilar: ScalarLike) -> Float[Array, "m n"]:
-    """Returns S: 1 for similar pairs, `dissimilar` for the others (-1 makes it hard)."""
+    """Returns S, which is 1 for similar pairs and `dissimilar` for the others."""
     return jnp.where(similar, 1.0, dissimilar)
 
 
@@ -55,14 +77,14 @@ def train_loss(
 ) -> Float[Array, ""]:
     """Returns (J) of a batch, divided by n b, with the database codes held.
 
-    The mean over devices of a shared-out batch is the whole batch's value.
+    If a batch is split among devices, the mean over devices is the value of the whole batch.
 
     Args:
-      relaxed: u_i of the batch.
-      own_codes: v_i of the same images.
-      database_codes: v_j of the training set.
-      target: S of the batch's rows.
-      gamma: weight of the quantization loss.
+      relaxed: Outputs u_i of the network for the batch.
+      own_codes: Database codes v_i of the same images.
+      database_codes: Database codes v_j of the training set.
+      target: Rows of S that belong to the batch.
+      gamma: Weight of the quantization loss.
     """
     num_bits, num_codes = relaxed.shape[-1], len(database_codes)
     pair_loss = jnp.mean((relaxed @ database_codes.T - num_bits * target) ** 2)
@@ -78,21 +100,21 @@ def update_database_codes(
     *,
     gamma: ScalarLike = 200.0,
 ) -> Float[Array, "n q"]:
-    """Returns database codes after one sweep of coordinate descent over the bits.
+    """Returns the database codes after one sweep of coordinate descent over the bits.
 
-    With the other bits held, (J) is linear in bit k of the codes, hence least at
+    With the other bits held, (J) is linear in bit k of the codes. Its minimum is at
 
         V_k = -sign(2 V_{-k} (U^T U)_{-k,k} + P_k),    P = -2 q S^T U - 2 gamma U'
 
-    where U' has u_i in row `rows[i]` and zeros elsewhere. From codes in {-1, +1}, (J) never grows;
-    zeros are a valid start.
+    where U' has u_i in row `rows[i]` and zeros elsewhere. Starting from codes in {-1, +1}, (J)
+    never increases. Zeros are a valid start.
 
     Args:
-      database_codes: v_j, in {-1, +1}.
-      relaxed: u_i of the sample.
-      rows: each sampled image's row in the database, without repetition.
-      target: S of the sampled rows.
-      gamma: weight of the quantization loss.
+      database_codes: Codes v_j in {-1, +1}.
+      relaxed: Outputs u_i of the network for the sample.
+      rows: Row of each sampled image in the database, without repetition.
+      target: Rows of S that belong to the sample.
+      gamma: Weight of the quantization loss.
     """
     num_bits = relaxed.shape[-1]
     linear = -2.0 * num_bits * target.T @ relaxed

@@ -1,7 +1,7 @@
-"""What makes a base hashing model: four functions, and the loss of a batch made of them."""
+"""What makes up a base hashing model, and the loss of a batch."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,70 @@ from mch_jax.codes import sign
 
 
 class Objective(NamedTuple):
-    """A base hashing model.
+    """The losses of a base hashing model.
 
     Attributes:
-      relax: (logits [b q], progress in [0, 1]) -> relaxed codes [b q]. Their distance is always
-        (q - <r_i, r_j>) / 2, so a method on cosines returns vectors of norm sqrt(q).
+      relax: (logits [b q], progress in [0, 1]) -> relaxed codes [b q]. The distance of two relaxed
+        codes is always (q - <r_i, r_j>) / 2, so a method based on cosines returns vectors of norm
+        sqrt(q).
       pair_loss: (distance in bits, similarity) -> loss, elementwise. It serves training on relaxed
-        codes and the agent's reward on binary ones, hence is finite, with a finite gradient, for
-        every distance from 0 to q.
-      pair_weight: (similarity, similar fraction of the training set) -> w_ij, elementwise.
-      penalty: (codes [b q] as floats, relaxed [b q]) -> quantization loss of each image [b].
+        codes and the agent's reward on binary codes. It is therefore finite, with a finite
+        gradient, for every distance from 0 to q.
+      pair_weight: (similarity, fraction of similar pairs in the training set) -> weight w_ij,
+        elementwise.
+      penalty: (codes [b q] as floats, relaxed codes [b q]) -> quantization loss of each image [b].
     """
 
     relax: Callable[[Array, ScalarLike], Array]
     pair_loss: Callable[[Array, Array], Array]
     pair_weight: Callable[[Array, ScalarLike], Array]
     penalty: Callable[[Array, Array], Array]
+
+
+class Alternating(NamedTuple):
+    """Alternating training: the network on a sample, then free codes of the training set.
+
+    In each turn a sample of the training set is drawn. The network is trained on it for a few
+    epochs with the free codes held, then the free codes are updated with the network held. `target`
+    stands for what `make_target` returned for the turn's sample.
+
+    Attributes:
+      sample_size: Number of images in a sample; at most the training set, at least a batch.
+      num_epochs: Number of epochs over the sample in each turn.
+      make_target: (similarity [m n] of the sample to the training set) -> target of the turn.
+      loss: (relaxed codes [b q], rows [b] of the batch in the training set, similarity [b n], free
+        codes [n q], target) -> loss of the batch.
+      update: (free codes [n q], relaxed codes [m q] of the sample, rows [m], similarity [m n],
+        target) -> free codes [n q]. The free codes are zero before the first update.
+    """
+
+    sample_size: int
+    num_epochs: int
+    make_target: Callable[[Array], Array]
+    loss: Callable[[Array, Array, Array, Array, Array], Array]
+    update: Callable[[Array, Array, Array, Array, Array], Array]
+
+
+class Method(NamedTuple):
+    """A base hashing model: its losses, and how it is trained.
+
+    Without `closed_form` and `alternating` the network is trained on the objective by gradient
+    descent.
+
+    Attributes:
+      objective: (num_bits, **settings) -> Objective. None for a method without a pair loss, which
+        then has no reward and no agent.
+      closed_form: (features [n d], packed labels [n lw], num_bits, key, **settings) -> parameters
+        of the hash layer. The features are those of the network before training.
+      alternating: (**settings) -> Alternating.
+      kernel_head: Whether the hash layer is `models.KernelHead` instead of a linear layer. Its
+        number of anchors is then the setting `num_anchors` of the closed form.
+    """
+
+    objective: Callable[..., Objective] | None = None
+    closed_form: Callable[..., dict[str, Any]] | None = None
+    alternating: Callable[..., Alternating] | None = None
+    kernel_head: bool = False
 
 
 def base_loss(
@@ -41,20 +89,20 @@ def base_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean of w_ij L(d_ij, s_ij) over the pairs i != j, plus the mean penalty.
 
-    With `axis_name` each device holds an equal part of the batch: its images are compared with
-    all images, so that the mean over devices of the losses, and of their gradients, is what one
-    device computes on the whole batch.
+    With `axis_name` each device holds an equal share of the batch and compares it with the whole
+    batch. The mean over devices of the losses, and of their gradients, then equals what one device
+    computes on the whole batch.
 
     Args:
-      objective: the base hashing model.
-      logits: outputs of the hash layer, before any relaxation.
-      labels: packed labels of the same images.
-      progress: done share of the training, in [0, 1].
-      similar_fraction: share of similar pairs in the training set.
-      axis_name: the axis over which the batch is shared out, if it is.
+      objective: Losses of the base hashing model.
+      logits: Outputs of the hash layer, before any relaxation.
+      labels: Packed labels of the same images.
+      progress: Fraction of the training that is done, in [0, 1].
+      similar_fraction: Fraction of similar pairs in the training set.
+      axis_name: Mapped axis over which the batch is split, or None.
 
     Returns:
-      The loss, and its parts `loss`, `pair_loss` and `penalty`.
+      The loss, and the scalars `loss`, `pair_loss` and `penalty`.
     """
     relaxed = objective.relax(logits, progress)
     all_relaxed, all_labels, first = relaxed, labels, 0
@@ -77,9 +125,10 @@ def base_loss(
 def loss_table(
     objective: Objective, num_bits: int, similar_fraction: ScalarLike
 ) -> Float[Array, "2 distances"]:
-    """Returns w L at every distance 0..q, for dissimilar pairs (row 0) and similar ones (row 1).
+    """Returns w L at every distance 0..q, for dissimilar pairs (row 0) and similar pairs (row 1).
 
-    All that the agent's reward (Eq. 6) needs of a base hashing model: codes are binary there.
+    This is all that the agent's reward (Eq. 6) needs of a base hashing model, since codes are
+    binary there.
     """
     distance = jnp.tile(jnp.arange(num_bits + 1, dtype=jnp.float32), (2, 1))
     similar = jnp.tile(jnp.array([[False], [True]]), (1, num_bits + 1))
@@ -87,16 +136,16 @@ def loss_table(
 
 
 def no_penalty(codes: Float[Array, "b q"], relaxed: Float[Array, "b q"]) -> Float[Array, " b"]:
-    """Returns 0 for every image: the method has no quantization loss."""
+    """Returns 0 for every image; the penalty of a method without a quantization loss."""
     del codes
     return jnp.zeros(len(relaxed))
 
 
 def to_sphere(vectors: Float[Array, "b q"]) -> Float[Array, "b q"]:
-    """Returns the vectors at norm sqrt(q), so that (q - <r_i, r_j>) / 2 = (q / 2) (1 - cos).
+    """Returns the vectors scaled to norm sqrt(q), so that (q - <r_i, r_j>) / 2 = (q / 2) (1 - cos).
 
-    The constant under the root bounds the gradient at an all-zero vector, which maps to zero; at
-    any norm above 0.1 it changes less than one part in ten thousand.
+    The constant under the root bounds the gradient at an all-zero vector, which maps to zero. At
+    norms above 0.1 it changes the result by less than one part in ten thousand.
     """
     square = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors * jnp.sqrt(vectors.shape[-1] / (square + 1e-6))

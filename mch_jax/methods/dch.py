@@ -1,15 +1,16 @@
 """DCH: "Deep Cauchy Hashing for Hamming Space Retrieval", Cao et al., CVPR 2018.
 
-Table 1 of MCH with s log(d / gamma) + log(1 + gamma / d) split by kind of pair:
+The loss is that of Table 1 of MCH. Split by kind of pair, s log(d / gamma) + log(1 + gamma / d) is
 
     similar     log(1 + d / gamma)
     dissimilar  log(1 + gamma / d)
     penalty     log(1 + (q / 2) (1 - cos(b, u)) / gamma)
 
-where d = (q / 2) (1 - cos(u_i, u_j)). As printed both are undefined or infinite at d = 0, where
-binary codes often are: here d is never less than `floor` q, in training and in the reward, the
-common cosine clip at 0.99. The floor sets what a collision of dissimilar images costs: at 32 bits
-4.8, and 1.6 at half a q. Below it the gradient is zero.
+where d = (q / 2) (1 - cos(u_i, u_j)). As printed, both are undefined or infinite at d = 0, which is
+frequent with binary codes. Here d is clipped to at least `floor` q, in training and in the reward;
+the default corresponds to the common clip of the cosine at 0.99. The floor determines the loss of a
+collision of dissimilar images: at 32 bits it is 4.8, where a pair at distance q / 2 has 0.8. Below
+the floor the gradient is zero.
 """
 
 import jax.numpy as jnp
@@ -25,14 +26,14 @@ def dch(
     """Returns Deep Cauchy Hashing.
 
     Args:
-      num_bits: code length q.
-      gamma: scale of the Cauchy distribution in bits; the smaller, the tighter the Hamming ball.
-      penalty_weight: weight of the quantization loss.
-      floor: least distance, as a fraction of `num_bits`.
+      num_bits: Code length q.
+      gamma: Scale of the Cauchy distribution in bits. A smaller scale gives a tighter Hamming ball.
+      penalty_weight: Weight of the quantization loss.
+      floor: Smallest distance, as a fraction of `num_bits`.
     """
 
     def relax(logits: Float[Array, "b q"], progress: ScalarLike) -> Float[Array, "b q"]:
-        # The paper's hash layer ends in tanh: it keeps a few large logits from ruling the cosine.
+        # The paper's hash layer ends in tanh, so that no few large logits dominate the cosine.
         del progress
         return to_sphere(jnp.tanh(logits))
 

@@ -1,18 +1,21 @@
 """ITQ: "Iterative Quantization", Gong and Lazebnik, CVPR 2011.
 
-Features are centred and projected on their first q principal components, V. A rotation R then
-minimises |B - V R|_F^2, B = sign(V R), by turns: B for R held; R for B held, the orthogonal
-Procrustes problem. No labels are used.
+Features are centred and projected onto their first q principal components, V. A rotation R then
+minimises |B - V R|_F^2 with B = sign(V R) in alternation: B with R held, then R with B held, which
+is the orthogonal Procrustes problem. Labels are not used.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
+
+from mch_jax.codes import AnyArray
 
 
 def fit(
-    features: Float[Array | np.ndarray, "n d"],
+    features: Float[AnyArray, "n d"],
+    labels: UInt32[AnyArray, "n lw"] | None,
     num_bits: int,
     key: Key[Array, ""],
     *,
@@ -21,14 +24,16 @@ def fit(
     """Returns a linear hash layer, `kernel` [d q] and `bias` [q].
 
     Args:
-      features: of the training set.
-      num_bits: code length q, at most d.
-      key: of the first rotation.
-      num_steps: turns of the two steps.
+      features: Features of the training set.
+      labels: Not used.
+      num_bits: Code length q, at most d.
+      key: Random key of the first rotation.
+      num_steps: Number of alternations.
 
     Raises:
-      ValueError: if codes are longer than features are wide.
+      ValueError: Codes are longer than features are wide.
     """
+    del labels
     width = features.shape[1]
     if num_bits > width:
         raise ValueError(f"num_bits: got {num_bits}, expected at most the features' width, {width}")
@@ -49,12 +54,13 @@ def fit(
 
 
 def _components(centred: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarray, "d k"]:
-    """Returns the first principal components, orthonormal columns, from the smaller Gram matrix.
+    """Returns the first principal components as orthonormal columns.
 
-    X X^T has the eigenvalues of X^T X, and X^T times its eigenvectors are the latter's: with fewer
-    images than features that is the cheaper way. It does not give more components than images.
+    They come from the smaller of the two Gram matrices. X X^T has the eigenvalues of X^T X, and X^T
+    maps its eigenvectors to those of X^T X, which is cheaper with fewer images than features. That
+    way there are at most as many components as images.
     """
-    import scipy.linalg  # a quarter of a second that encoding one photo does not need
+    import scipy.linalg  # takes a quarter of a second, which encoding one photo does not need
 
     size, width = centred.shape
     if width <= size or size <= count:
@@ -63,7 +69,7 @@ def _components(centred: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarr
         )
         return vectors
     _, vectors = scipy.linalg.eigh(centred @ centred.T, subset_by_index=(size - count, size - 1))
-    # QR scales the columns, and makes up for those of no variance.
+    # QR normalises the columns and replaces those without variance.
     return scipy.linalg.qr(centred.T @ vectors, mode="economic")[0]
 
 

@@ -1,12 +1,12 @@
 """KSH: "Supervised Hashing with Kernels", Liu et al., CVPR 2012.
 
-Codes are sign((k(f) - mean) A), k(f) being radial basis functions around m anchors. A minimises
+Codes are sign((k(f) - mean) A), where k(f) are radial basis functions around m anchors. A minimises
 
     |(1 / q) B B^T - S|_F^2,    S_ij in {-1, +1}
 
-over a labelled sample, one bit after the other: with y the bit and R the residual, R_1 = q S and
-R_{k+1} = R_k - y_k y_k^T, each bit maximises y^T R y. Table 1 of MCH is the same for one pair,
-((q - 2 d) / q - (2 s - 1))^2. There is no network to train, `fit` gives the head's parameters.
+over a labelled sample, one bit after the other. With y_k the bit and R_k the residual, R_1 = q S
+and R_{k+1} = R_k - y_k y_k^T, each bit maximises y_k^T R_k y_k. Table 1 of MCH is the same loss for
+one pair, ((q - 2 d) / q - (2 s - 1))^2. No network is trained; `fit` returns the hash layer.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, ScalarLike, UInt32
 
 from mch_jax import models, pairs
+from mch_jax.codes import AnyArray
 from mch_jax.methods.base import Objective, no_penalty
 
 
 def ksh(num_bits: int) -> Objective:
-    """Returns Table 1's form, for the reward, or to train a network on."""
+    """Returns the losses of Table 1, for the reward."""
 
     def relax(logits: Float[Array, "b q"], progress: ScalarLike) -> Float[Array, "b q"]:
         del progress
@@ -34,30 +35,30 @@ def ksh(num_bits: int) -> Objective:
 
 
 def fit(
-    features: Float[Array | np.ndarray, "n d"],
-    labels: UInt32[Array | np.ndarray, "n lw"],
+    features: Float[AnyArray, "n d"],
+    labels: UInt32[AnyArray, "n lw"],
     num_bits: int,
+    key: Key[Array, ""],
     *,
     num_anchors: int = 300,
     num_labelled: int = 2000,
-    key: Key[Array, ""],
 ) -> dict[str, Float[Array, "..."]]:
     """Returns the parameters of `models.KernelHead`.
 
     Args:
-      features: of the training set.
-      labels: packed labels of the same images.
-      num_bits: code length q.
-      num_anchors: m, drawn from the training set; at most n.
-      num_labelled: images that the pairs are made of, drawn as well; at most n.
-      key: of the two draws.
+      features: Features of the training set.
+      labels: Packed labels of the same images.
+      num_bits: Code length q.
+      key: Random key of the anchors and of the labelled sample.
+      num_anchors: Number m of anchors, drawn from the training set; at most n.
+      num_labelled: Number of images in the labelled sample; at most n.
 
     Returns:
-      `anchors` [m d], `scale` (mean squared distance to the anchors), `mean` [m] of the kernel
-      over the training set, and `projection` A [m q].
+      `anchors` [m d], `scale` (mean squared distance to the anchors), `mean` [m] (mean of the
+      kernel over the training set), and `projection` A [m q].
 
     Raises:
-      ValueError: there are more anchors than images.
+      ValueError: There are more anchors than images.
     """
     features, labels, size = jnp.asarray(features), jnp.asarray(labels), len(features)
     if not 1 <= num_anchors <= size:
@@ -86,11 +87,12 @@ def fit(
 def _projection(
     kernel: Float[np.ndarray, "l m"], labels: UInt32[np.ndarray, "l lw"], num_bits: int
 ) -> Float[np.ndarray, "m q"]:
-    """Returns A, chosen bit by bit."""
+    """Returns A, one column after the other."""
     target = _target(labels)
     gram = kernel.T @ kernel
     gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))  # anchors may coincide
-    codes = np.zeros((len(kernel), num_bits))  # columns not yet chosen take nothing from R
+    # Columns not yet chosen are zero, so that they leave the residual as it is.
+    codes = np.zeros((len(kernel), num_bits))
     columns = []
 
     def residual(x: Float[np.ndarray, "l k"]) -> Float[np.ndarray, "l k"]:
@@ -100,7 +102,7 @@ def _projection(
         spectral = _spectral(kernel, residual, gram)
         choices = np.stack([spectral, _smoothed(kernel, residual, spectral)], axis=1)
         signs = np.where(kernel @ choices >= 0, 1.0, -1.0)
-        # The smooth surrogate may mislead: its vector stays only if its bits are better.
+        # The smooth surrogate's vector is used only if its bits are better.
         gains = np.sum(signs * residual(signs), axis=0)
         best = int(gains[1] > gains[0])
         codes[:, bit] = signs[:, best]
@@ -109,14 +111,14 @@ def _projection(
 
 
 def _target(labels: UInt32[np.ndarray, "l lw"]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns x -> S x, by way of the distinct label sets, far fewer than images."""
+    """Returns the function x -> S x, computed over distinct label sets, far fewer than images."""
     distinct, kind = np.unique(labels, axis=0, return_inverse=True)
     kind = kind.reshape(-1)
     order = np.argsort(kind, kind="stable")
     starts = np.searchsorted(kind[order], np.arange(len(distinct)))
     similar = (distinct[:, None, :] & distinct[None, :, :]).any(axis=-1)
     table = np.where(similar, 1.0, -1.0)
-    unlabelled = ~labels.any(axis=1, keepdims=True)  # similar to none, but S_ii is 1
+    unlabelled = ~labels.any(axis=1, keepdims=True)  # similar to no image, but S_ii is 1
 
     def product(x: Float[np.ndarray, "l k"]) -> Float[np.ndarray, "l k"]:
         sums = np.add.reduceat(x[order], starts, axis=0)
@@ -126,10 +128,10 @@ def _target(labels: UInt32[np.ndarray, "l lw"]) -> Callable[[np.ndarray], np.nda
 
 
 def _times(a: Float[np.ndarray, "i j"], b: Float[np.ndarray, "j k"]) -> Float[np.ndarray, "i k"]:
-    """Returns a b without BLAS where b has one or two columns.
+    """Returns the product a b, without BLAS where b has one or two columns.
 
-    A thousand products a bit are too short for its threads, which on a busy machine wait for each
-    other a hundred times longer than they compute.
+    Each bit takes about a thousand such products. They are too short for BLAS's threads, which on a
+    busy machine wait for each other a hundred times longer than they compute.
     """
     return a @ b if b.shape[1] > 2 else np.einsum("ij,jk->ik", a, b)
 
@@ -139,8 +141,8 @@ def _spectral(
     residual: Callable[[np.ndarray], np.ndarray],
     gram: Float[np.ndarray, "m m"],
 ) -> Float[np.ndarray, " m"]:
-    """Returns the maximiser of (K a)^T R (K a) with |K a|^2 = l: a generalised eigenvector."""
-    import scipy.linalg  # a quarter of a second that encoding one photo does not need
+    """Returns the maximiser of (K a)^T R (K a) with |K a|^2 = l, a generalised eigenvector."""
+    import scipy.linalg  # takes a quarter of a second, which encoding one photo does not need
 
     top = len(gram) - 1
     _, vectors = scipy.linalg.eigh(kernel.T @ residual(kernel), gram, subset_by_index=(top, top))
@@ -158,8 +160,8 @@ def _smoothed(
 ) -> Float[np.ndarray, " m"]:
     """Returns a minimiser of -y^T R y with y = 2 sigmoid(K a) - 1, by Nesterov's method.
 
-    The step is halved until the quadratic bound holds; descent ends when the value changes by
-    less than `tolerance` of itself.
+    The step size is halved until the quadratic bound holds. Descent ends when the value changes by
+    less than the fraction `tolerance`.
     """
 
     def value_and_slope(a: Float[np.ndarray, " m"]) -> tuple[float, Float[np.ndarray, " m"]]:

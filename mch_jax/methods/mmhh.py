@@ -1,21 +1,23 @@
 """MMHH: "Maximum-Margin Hamming Hashing", Kang et al., ICCV 2019.
 
-Table 1 of MCH, the negative logarithm of the max-margin t-distribution:
+The loss is that of Table 1 of MCH, the negative logarithm of the max-margin t-distribution:
 
     similar     log(1 + max(0, d - H))
     dissimilar  log(1 + 1 / max(H, d))
     penalty     |b - u|^2 / q
 
-with d = (q / 2) (1 - cos(u_i, u_j)); u, in the penalty too, is the vector at norm sqrt(q). H is the
-Hamming radius. Within it the loss is flat: such a pair has no gradient, and a dissimilar one costs
-at most log(1 + 1 / H), 0.405 for H = 2. One code for all images is therefore nearly free: with both
-kinds of pairs weighing the same it beats codes at distance q / 2, and photos of several labels end
-there, at chance. The two break even where a dissimilar pair weighs
+with d = (q / 2) (1 - cos(u_i, u_j)). Here u, also in the penalty, is the vector scaled to norm
+sqrt(q), and H is the Hamming radius. Within the radius the loss is constant, so that a pair there
+has no gradient, and a dissimilar pair costs at most log(1 + 1 / H), which is 0.405 for H = 2.
+Giving all images the same code is therefore nearly free. If both kinds of pairs have the same total
+weight, it has a lower loss than codes at distance q / 2, and training on photos with several labels
+ends there, at chance. The two are equal where a dissimilar pair weighs
 
-    log(1 + q / 2 - H) / (log(1 + 1 / H) - log(1 + 2 / q)),
+    log(1 + q / 2 - H) / (log(1 + 1 / H) - log(1 + 2 / q))
 
-6.8, 7.9, 9.2 times more at 16, 32, 64 bits; here it weighs `dissimilar_weight` times more. The
-authors' program optimises another loss; this is the printed one, without a memory of past codes.
+times as much, which is 6.8, 7.9 and 9.2 at 16, 32 and 64 bits. Here it weighs `dissimilar_weight`
+times as much. The authors' program optimises a different loss; this is the printed one, without a
+memory of past codes.
 """
 
 import jax.numpy as jnp
@@ -35,11 +37,12 @@ def mmhh(
     """Returns Maximum-Margin Hamming Hashing.
 
     Args:
-      num_bits: code length q.
-      margin: the radius H in bits, above 0; at 0 a dissimilar collision would cost infinity.
-      dissimilar_weight: weight of dissimilar pairs, beside the balance of the two kinds; 1 is the
-        printed loss.
-      penalty_weight: weight of the quantization loss.
+      num_bits: Code length q.
+      margin: Radius H in bits, above 0. At 0 a collision of dissimilar images would have an
+        infinite loss.
+      dissimilar_weight: Factor on the weight of dissimilar pairs, beside the balance of the two
+        kinds. With 1 this is the printed loss.
+      penalty_weight: Weight of the quantization loss.
     """
 
     def relax(logits: Float[Array, "b q"], progress: ScalarLike) -> Float[Array, "b q"]:

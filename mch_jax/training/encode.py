@@ -159,13 +159,13 @@ def region_states(
     made_from = policy_variables.get("evidence")
     if made_from is not None:
         reference = evidence.Reference(**made_from["reference"])
-        states = evidence.state(
+        states = evidence.states(
             packed, encoding.logits, encoding.label_logits, made_from["calibration"], reference
         )
         flat = states.reshape(-1, states.shape[-1])
         return evidence.normalize(made_from["statistics"], flat).reshape(states.shape)
     whole, *crops = (codes.Encoding(*(x[:, t] for x in encoding)) for t in range(packed.shape[1]))
-    return jnp.stack([agent.state(whole, crop) for crop in crops], 1)
+    return jnp.stack([agent.states(whole, crop) for crop in crops], 1)
 
 
 def encoder(run: Run, params: Mapping[str, Any], policy_variables: Mapping[str, Any]) -> Encoder:
@@ -223,7 +223,7 @@ def true_rewards(run: Run, packed: np.ndarray, rows: np.ndarray, is_train: np.nd
     @jax.jit
     def rewards(own, region, labels):
         histogram = agent.reward_histogram(own[:, None], region, labels, *train, num_bits)
-        return agent.reward(histogram, table, num_train)
+        return agent.rewards(histogram, table, num_train)
 
     slots = range(1, packed.shape[1])
     columns = [rewards(packed[:, 0], packed[:, slot], labels) for slot in slots]
@@ -246,7 +246,7 @@ def encode(run: Run, encoder: Encoder) -> None:
         own = codes.CodeSet(*(x[is_train] for x in code_set))
         train_file = codes.flatten(own, ids[is_train], labels[is_train], num_bits)
         reward = np.zeros(keep_prob.shape, np.float32)
-        if run.config.method in methods.METHODS:
+        if run.config.method in methods.OBJECTIVES:
             reward = true_rewards(run, packed, rows, is_train)
         with checkpoint.whole_file(directory / "regions.npz") as temporary:
             np.savez_compressed(

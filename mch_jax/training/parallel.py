@@ -1,8 +1,8 @@
-"""The one place where work is shared out, among devices and among processes.
+"""The one place where work is split among devices and processes.
 
-Every process of a run does the same, with the same data in the same order: of each batch its
-devices take their part. Files are the first process's to write (`checkpoint.write_files`). What is
-not shared out, such as encoding, the first process does alone after the others have left.
+Every process of a run executes the same program on the same data in the same order. Of each batch
+its devices take their part. Only the first process writes files (`checkpoint.write_files`). Work
+that is not split, such as encoding, is done by the first process alone, after the others have left.
 """
 
 import socket
@@ -19,33 +19,34 @@ from jaxtyping import Array, Int, Key
 from mch_jax.files import checkpoint
 
 AXIS = "devices"
-_alone = False  # whether this process goes on after the others have left
+_alone = False  # True after the other processes have left
 
 
 def start(
     coordinator: str | None, num_processes: int, process: int, patience: float = 120.0
 ) -> None:
-    """Makes this process one of several that train together; has to come before any use of JAX.
+    """Makes this process one of several that train together. It must precede any use of JAX.
 
     Args:
-      coordinator: address of the first process, HOST:PORT.
-      num_processes: how many there are.
-      process: which one this is, from 0 on.
-      patience: seconds until the first process has to answer.
+      coordinator: Address HOST:PORT of the first process.
+      num_processes: Number of processes.
+      process: Number of this process, from 0.
+      patience: Seconds to wait for the first process to answer.
 
     Raises:
-      ValueError: the numbers do not fit, the first process does not answer, or it cannot listen.
+      ValueError: The arguments do not fit each other, the first process does not answer, or it
+        cannot listen on the port.
     """
     host, _, port = (coordinator or "").rpartition(":")
     is_address = host and port.isdigit() and 0 < int(port) < 2**16
     if not is_address or not 0 <= process < num_processes:
         raise ValueError(
             f"--coordinator={coordinator} --processes={num_processes} --process={process} do not "
-            "fit: expected HOST:PORT of the first process, and a number below that of processes"
+            "fit: expected HOST:PORT of the first process, and --process from 0 to --processes - 1"
         )
-    # JAX itself ends the program with a stack of C++ where it cannot connect.
+    # If JAX cannot connect, it ends the program with a C++ stack trace.
     _await_first(host, int(port), patience) if process else _check_free(int(port))
-    # Its own handler of SIGTERM would take the place of `termination`'s.
+    # JAX's own handler of SIGTERM would replace that of `termination`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(coordinator, num_processes, process)
     checkpoint.write_files(process == 0)
@@ -75,19 +76,23 @@ def _await_first(host: str, port: int, patience: float) -> None:
 
 
 def num_processes() -> int:
-    """Returns how many processes work together."""
+    """Returns the number of processes that work together."""
     return 1 if _alone else jax.process_count()
 
 
-def any_process(yes: bool) -> bool:
-    """Returns whether it is so in any process; every process has to ask."""
+def any_process(flag: bool) -> bool:
+    """Returns True if the flag is set in any process. Collective: all processes must call it."""
     if num_processes() == 1:
-        return yes
-    return bool(multihost_utils.process_allgather(np.array(yes)).any())
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def part() -> bool:
-    """Parts from the other processes; returns whether this is the first, which goes on alone."""
+def leave() -> bool:
+    """Ends the cooperation of the processes.
+
+    Returns:
+      True in the first process, which continues alone. The others have nothing left to do.
+    """
     global _alone
     if num_processes() > 1:
         jax.distributed.shutdown()
@@ -96,12 +101,16 @@ def part() -> bool:
 
 
 def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int) -> Callable:
-    """Returns `jax.pmap` of a step that gives the same results on every device.
+    """Returns `jax.pmap` of a step whose results are the same on every device.
 
-    The step averages gradients and batch statistics over `AXIS` itself. State goes in (`None` in
-    `in_axes`) and comes out replicated; batches go in with a leading axis of this process's
-    devices, `num_devices` of which every process uses. The first argument, the state, is used up:
-    the new state takes its memory.
+    The step itself averages gradients and batch statistics over `AXIS`. State is passed in (`None`
+    in `in_axes`) and returned replicated. Batches have a leading axis over this process's devices.
+    The first argument, the state, is donated: the new state takes its memory.
+
+    Args:
+      step: The step on one device, (state, ...) -> (state, ...).
+      in_axes: 0 for each argument that has a leading axis over devices, None for the others.
+      num_devices: Number of devices that each process uses.
     """
     devices = [
         device
@@ -114,14 +123,15 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
         in_axes=tuple(in_axes),
         out_axes=None,
         devices=devices,
-        # Among several processes the state lies elsewhere than in the step, and is copied anyway.
+        # With several processes the state is not on the step's devices and is copied anyway.
         donate_argnums=() if num_processes() > 1 else 0,
     )
     if num_processes() > 1:
         return mapped
 
     def placed(*arguments):
-        # Where the first state lies elsewhere than later ones, the second step compiles again.
+        # Otherwise the first state would be placed differently from later ones, and the second step
+        # would compile again.
         return mapped(
             *(
                 replicated(argument, num_devices) if axis is None else argument
@@ -133,14 +143,14 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
 
 
 def mean(tree: Any) -> Any:
-    """Returns means over the devices, inside a step; one device's are not copied."""
+    """Returns the means over the devices. To be called inside a step."""
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def replicated(tree: Any, num_devices: int) -> Any:
-    """Returns arrays as they come out of `over_devices`, a copy on each device; most are there.
+    """Returns arrays with a copy on each device, placed as `over_devices` returns them.
 
-    Among several processes they stay where they are, on one of this process's devices.
+    With several processes they are placed on one of this process's devices only.
     """
     if num_processes() > 1:
         return jax.device_put(tree)
@@ -154,8 +164,8 @@ def _devices_of(process: int) -> list[Any]:
     return [device for device in jax.devices() if device.process_index == process]
 
 
-def share_out(batch: Any, num_devices: int) -> Any:
-    """Returns this process's part of arrays, first axis split into devices and examples."""
+def split_batch(batch: Any, num_devices: int) -> Any:
+    """Returns this process's part of arrays, their first axis split into devices and examples."""
     total = num_processes() * num_devices
     first = jax.process_index() * num_devices if num_processes() > 1 else 0
 
@@ -166,37 +176,46 @@ def share_out(batch: Any, num_devices: int) -> Any:
 
 
 def usable_devices(batch_size: int) -> int:
-    """Returns the largest number of this process's devices that divides a batch, among all."""
+    """Returns the largest number of devices per process among which a batch can be split evenly.
+
+    Raises:
+      ValueError: The batch size is not a multiple of the number of processes.
+    """
     processes, most = num_processes(), jax.local_device_count()
     fitting = [n for n in range(1, most + 1) if batch_size % (n * processes) == 0]
     if not fitting:
         raise ValueError(
-            f"a batch of {batch_size} cannot be shared among {processes} processes; "
+            f"a batch of {batch_size} cannot be split among {processes} processes; "
             "expected a multiple of their number"
         )
     return fitting[-1]
 
 
 def pad_to_multiple(x: np.ndarray, multiple: int) -> np.ndarray:
-    """Returns an array with zero rows at its end, so that `multiple` divides their number."""
+    """Returns the array padded with rows of zeros to the next multiple of `multiple` rows."""
     return np.pad(x, [(0, -len(x) % multiple)] + [(0, 0)] * (x.ndim - 1))
 
 
 def pad_for_devices(x: np.ndarray, num_devices: int) -> np.ndarray:
-    """Returns an array with zero rows at its end, so that it can be shared out."""
+    """Returns the array padded with rows of zeros, so that `split_batch` splits it evenly."""
     return pad_to_multiple(x, num_processes() * num_devices)
 
 
 def example_rows(batch_size: int) -> Int[Array, " b"]:
-    """Returns this device's positions in the whole batch."""
+    """Returns the positions of this device's examples in the whole batch. Inside a step only."""
     return jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size)
 
 
 def example_keys(key: Key[Array, ""], step: Int[Array, ""], batch_size: int) -> Key[Array, " b"]:
-    """Returns a key for each example of this device's part of the batch at one step.
+    """Returns a random key for each example of this device's part of the batch.
 
-    They depend on the step and on the example's place in the whole batch, hence neither on the
-    number of devices nor on what was drawn before.
+    Keys depend on the step and on the example's position in the whole batch, but neither on the
+    number of devices nor on earlier draws.
+
+    Args:
+      key: Random key of the whole training.
+      step: Number of steps taken.
+      batch_size: Number of examples on this device.
     """
     key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_rows(batch_size))

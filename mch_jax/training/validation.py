@@ -56,9 +56,14 @@ _MOMENTUM = Rule(lambda x: _is_number(x) and 0 <= x < 1, "a number from 0 to bel
 _TEXT = Rule(lambda x: isinstance(x, str), "text")
 _BOOLEAN = Rule(lambda x: isinstance(x, bool), "True or False")
 
+_WITHOUT_AGENT = [name for name in methods.METHODS if name not in methods.OBJECTIVES]
+
 RULES: Mapping[str, Rule] = {
     "seed": _whole(0, 2**31 - 1),
-    "method": _one_of(*methods.PROJECTIONS, *methods.METHODS),
+    "method": Rule(
+        lambda x: isinstance(x, str) and x in methods.METHODS,
+        f"one of {', '.join(methods.METHODS)}",
+    ),
     "num_bits": _whole(1, MAX_BITS),
     "cache_dir": _TEXT,
     "tensorboard": _BOOLEAN,
@@ -85,9 +90,6 @@ RULES: Mapping[str, Rule] = {
     "base.warmup": _FRACTION,
     "base.label_weight": _FROM_0,
     "base.num_views": _whole(0),
-    "base.adsh_sample": _whole(1),
-    "base.adsh_epochs": _whole(1),
-    "base.adsh_gamma": _FROM_0,
     "agent.recipe": _one_of("paper", "cross_fit"),
     "agent.num_folds": _whole(2),
     "agent.recall_weight": _FROM_0,
@@ -101,7 +103,7 @@ RULES: Mapping[str, Rule] = {
     "agent.widths": _several(_whole(1)),
     "agent.gradient": _one_of("sampled", "exact"),
     "agent.entropy_weight": _FROM_0,
-    "agent.reward": _one_of("", *methods.METHODS),
+    "agent.reward": _one_of("", *methods.OBJECTIVES),
     "agent.scale_reward": _BOOLEAN,
     "encode.crop_ratio": _RATIO,
     "encode.keep_threshold": _FRACTION,
@@ -113,7 +115,7 @@ RULES: Mapping[str, Rule] = {
 COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "base.num_views",
-        lambda c: c.base.train_conv or c.method in methods.PROJECTIONS or c.base.num_views > 0,
+        lambda c: c.base.train_conv or c.method not in methods.OBJECTIVES or c.base.num_views > 0,
         "at least 1 where base.train_conv is False: the agent draws its regions from these views",
     ),
     (
@@ -128,8 +130,8 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "agent.reward",
-        lambda c: not c.agent.reward or c.method in methods.METHODS,
-        f"empty where method is {' or '.join(methods.PROJECTIONS)}: these have no agent",
+        lambda c: not c.agent.reward or c.method in methods.OBJECTIVES,
+        f"empty where method is {' or '.join(_WITHOUT_AGENT)}: these have no agent",
     ),
 )
 
@@ -147,7 +149,8 @@ def check(config: Any) -> None:
     for name, holds, expected in COMBINATIONS:
         if not holds(config):
             raise ValueError(f"config.{name} is {_field(config, name)!r}, expected {expected}")
-    if config.method in methods.METHODS:
+    methods.training_settings(config.method, dict(config.base))
+    if config.method in methods.OBJECTIVES:
         methods.objective(config.method, config.num_bits, **config.objective)
         return
     given = {name: value for name, value in config.objective.items() if value is not None}
