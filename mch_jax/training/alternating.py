@@ -14,7 +14,8 @@ import numpy as np
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Int
 
-from mch_jax import methods, models, pairs
+from mch_jax import models, pairs
+from mch_jax.methods.base import Alternating
 from mch_jax.training import base_step, encodings, loop
 from mch_jax.training.base_step import BaseTrainState
 from mch_jax.training.run import Run
@@ -54,6 +55,7 @@ class TurnBatch(NamedTuple):
 def train(
     run: Run,
     stage: str,
+    plan: Alternating,
     state: BaseTrainState,
     num_steps: int,
     positions: Int[np.ndarray, " n"],
@@ -67,6 +69,7 @@ def train(
     Args:
       run: The run.
       stage: Name of the checkpoints and of the scalars in the log.
+      plan: What the training consists of.
       state: State of the network before the first step.
       num_steps: Number of steps. It is rounded to whole turns, of which there is at least one.
       positions: Positions of the training photos to learn from.
@@ -74,8 +77,6 @@ def train(
       batches: Function (positions to draw from, first step) -> batches.
     """
     config = run.config.base
-    method = methods.METHODS[run.config.method]
-    plan = method.alternating(**methods.training_settings(run.config.method, dict(config)))
     labels = jnp.asarray(run.train_labels[positions])
     rows = np.zeros(len(run.dataset.train), np.int32)  # row of each position in the free codes
     rows[positions] = np.arange(len(positions))
@@ -128,7 +129,7 @@ def train(
         return AlternatingTrainState(base=base, database_codes=codes), scalars
 
     codes = jnp.zeros((len(positions), run.config.num_bits))
-    state = loop.train(
+    trained = loop.train(
         run.checkpoints(stage),
         run.log,
         stage,
@@ -139,4 +140,4 @@ def train(
         log_every=per_turn,
         save_every=per_turn,
     )
-    return state.base
+    return trained.base

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Int
 
 from mch_jax import methods
+from mch_jax.methods.base import Alternating
 from mch_jax.training import alternating, base_step, encodings, inputs, loop
 from mch_jax.training.run import Run
 
@@ -35,19 +36,22 @@ def train(run: Run, fold: int | None = None) -> dict[str, Any]:
         positions = positions[run.folds != fold]
     if not method.closed_form:
         params = run.initial_params
-        loss_fn = None if method.alternating else objective_loss(run)
-        return {**params, **descend(run, stage, run.needed_params(params), positions, loss_fn)}
-    params = {**run.initial_params, "hash": fit_closed_form(run, stage, positions)}
+        trained = run.needed_params(params)
+        settings = methods.training_settings(run.config.method, dict(run.config.base))
+        loss = method.alternating(**settings) if method.alternating else objective_loss(run)
+        return {**params, **descend(run, stage, trained, positions, loss)}
+    layer = fit_closed_form(run, stage, positions, method.closed_form)
+    params = {**run.initial_params, "hash": layer}
     if not run.model.num_classes:
         return params
-    loss_fn = functools.partial(
+    loss = functools.partial(
         base_step.label_head_loss,
         model=run.model,
         frozen=jax.device_put(run.needed_params(params)),
         label_weight=run.config.base.label_weight,
     )
     labels = {"labels": params["labels"]}
-    return {**params, **descend(run, f"{stage}_labels", labels, positions, loss_fn)}
+    return {**params, **descend(run, f"{stage}_labels", labels, positions, loss)}
 
 
 def objective_loss(run: Run) -> Callable:
@@ -63,7 +67,11 @@ def objective_loss(run: Run) -> Callable:
 
 
 def descend(
-    run: Run, stage: str, trained: Any, positions: Int[np.ndarray, " p"], loss_fn: Callable | None
+    run: Run,
+    stage: str,
+    trained: Any,
+    positions: Int[np.ndarray, " p"],
+    loss: Callable | Alternating,
 ) -> dict[str, Any]:
     """Returns parameters after gradient descent, on the host.
 
@@ -72,7 +80,7 @@ def descend(
       stage: Name of the checkpoints and of the scalars in the log.
       trained: The parameters that are trained, before the first step.
       positions: Positions of the training photos to learn from.
-      loss_fn: The loss. None for alternating training, which has a loss of its own.
+      loss: The loss that `base_step.train_step` takes, or what an alternating training consists of.
     """
     config = run.config.base
     loop.check_batch("base", config.batch_size, len(positions), "photos")
@@ -88,10 +96,12 @@ def descend(
         seed=run.config.seed,
     )
     next_batches = functools.partial(batches, run)
-    if loss_fn is None:
-        state = alternating.train(run, stage, state, num_steps, positions, make_step, next_batches)
+    if isinstance(loss, Alternating):
+        state = alternating.train(
+            run, stage, loss, state, num_steps, positions, make_step, next_batches
+        )
     else:
-        step = make_step(loss_fn)
+        step = make_step(loss)
         state = loop.train(
             run.checkpoints(stage),
             run.log,
@@ -104,26 +114,29 @@ def descend(
     return jax.device_get(state.params)
 
 
-def fit_closed_form(run: Run, stage: str, positions: Int[np.ndarray, " p"]) -> dict[str, Any]:
+def fit_closed_form(
+    run: Run, stage: str, positions: Int[np.ndarray, " p"], closed_form: Callable
+) -> dict[str, Any]:
     """Returns the hash layer of a method in closed form, on features of the initial network.
 
     Args:
       run: The run.
       stage: Name of the checkpoint.
       positions: Positions of the training photos to learn from.
+      closed_form: The closed form (`methods.base.Method`).
     """
-    config, method = run.config, methods.METHODS[run.config.method]
+    config = run.config
     checkpoints = run.checkpoints(stage)
     layer = run.initial_params["hash"]
     restored = checkpoints.restore(layer)
     if restored is None:
         settings = methods.training_settings(config.method, dict(config.base))
-        if method.kernel_head:
+        if methods.METHODS[config.method].kernel_head:
             settings["num_anchors"] = config.model.num_anchors
         features = encodings.whole(run, run.initial_params, positions).features
         key = jax.random.key(config.seed)
         labels = run.train_labels[positions]
-        layer = method.closed_form(features, labels, config.num_bits, key, **settings)
+        layer = closed_form(features, labels, config.num_bits, key, **settings)
         checkpoints.save(1, layer)
     else:
         layer = restored[0]
