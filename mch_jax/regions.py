@@ -5,6 +5,8 @@ height. The crop ratio (sigma in the paper) is the ratio of the sides, not of th
 with ratio 0.5 shows a quarter of the image.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,23 @@ def pixel_boxes(
     """
     scale = np.stack(np.broadcast_arrays(width, height, width, height), -1)
     return np.rint(np.asarray(boxes, np.float64) * scale).astype(np.int32)
+
+
+def region_name(box: Sequence[int], width: int, height: int) -> str:
+    """Returns the entry of NAMES that describes a box of `pixel_boxes`.
+
+    Args:
+      box: left, top, right, bottom in pixels.
+      width: Width of the photo in pixels.
+      height: Height of the photo in pixels.
+    """
+    left, top, right, bottom = box
+    if (right - left, bottom - top) == (width, height):
+        return NAMES[0]
+    to_right, to_down = left + right - width, top + bottom - height  # twice the centre's offset
+    if abs(to_right) <= 2 and abs(to_down) <= 2:  # the error that rounding to pixels can leave
+        return NAMES[5]
+    return NAMES[1 + (to_right > 0) + 2 * (to_down > 0)]
 
 
 def crop(

@@ -54,6 +54,14 @@ def test_pixel_boxes():
     assert both[1, 4].tolist() == [20, 40, 40, 80]
 
 
+@pytest.mark.parametrize("crop_ratio", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize(("width", "height"), [(100, 100), (321, 77), (33, 47)])
+def test_region_name(crop_ratio, width, height):
+    boxes = regions.pixel_boxes(regions.region_boxes(crop_ratio), np.array(width), np.array(height))
+    names = [regions.region_name(box.tolist(), width, height) for box in boxes]
+    assert names == list(regions.NAMES)
+
+
 @pytest.mark.parametrize("size", [20, 80])  # smaller and larger than the regions
 def test_crop_equals_pillow(size):
     boxes = np.concatenate(

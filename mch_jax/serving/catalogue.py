@@ -78,14 +78,8 @@ class Catalogue:
 
     def region(self, row: int) -> str:
         """Returns the name of the region of the code in a row of the codes file."""
-        width, height = self.size(int(self.file.item[row]))
-        left, top, right, bottom = self.file.box[row].tolist()
-        if (right - left, bottom - top) == (width, height):
-            return regions.NAMES[0]
-        at_right, at_bottom = left + right - width, top + bottom - height  # twice the centre's
-        if abs(at_right) <= 2 and abs(at_bottom) <= 2:  # what rounding to pixels leaves
-            return regions.NAMES[5]
-        return regions.NAMES[1 + (at_right > 0) + 2 * (at_bottom > 0)]
+        size = self.size(int(self.file.item[row]))
+        return regions.region_name(self.file.box[row].tolist(), *size)
 
     def code(self, item: int) -> UInt8[np.ndarray, "1 bytes"]:
         """Returns the code of a whole image."""
