@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import inputs, measure, networks
-from mch_jax import agent, codes, metrics, models, pairs, regions
+from mch_jax import agent, codes, histograms, metrics, models, pairs, regions
 from mch_jax.agent import evidence
 from mch_jax.evaluation import evaluate
 from mch_jax.training import encode
@@ -54,7 +54,7 @@ def histogram() -> str:
     labels = [pairs.pack_labels(x.labels) for x in (query, database)]
     words = codes.from_bytes(query.codes, BITS)
     for on_device in (False, True):
-        counts = metrics.label_histogram(
+        counts = histograms.label_histogram(
             words, packed, labels[0], np.ascontiguousarray(labels[1].T), BITS, on_device=on_device
         )
         np.testing.assert_array_equal(counts, plain)

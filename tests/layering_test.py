@@ -32,7 +32,6 @@ STILL_LONG = {
     "mch_jax/files/checkpoint.py",
     "mch_jax/index/bucket.py",
     "mch_jax/kernels/index_kernels.py",
-    "mch_jax/report/page.py",
     "mch_jax/serving/api.py",
     "tests/checkpoint_test.py",
     "tests/data_test.py",

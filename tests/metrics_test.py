@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import codes, metrics, pairs
+from mch_jax import codes, histograms, metrics, pairs
 from mch_jax.evaluation import evaluate
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import bucket as index
@@ -104,9 +104,9 @@ def test_label_histogram_equals_histogram(case, on_device):
     last = np.searchsorted(case.item, np.arange(60), "right") - 1
     rows = np.minimum(first[:, None] + np.arange(np.bincount(case.item).max()), last[:, None])
     packed = np.asarray(codes.pack(jnp.asarray(case.signs)))[rows]
-    result = metrics.label_histogram(
+    result = histograms.label_histogram(
         np.asarray(codes.pack(jnp.asarray(case.queries))),
-        metrics.items_last(packed),
+        histograms.items_last(packed),
         pairs.pack_labels(case.query_labels),
         np.ascontiguousarray(pairs.pack_labels(case.labels).T),
         NUM_BITS,
@@ -140,10 +140,10 @@ def test_label_histogram_on_the_host_equals_the_device(num_bits, num_codes, num_
     queries = words(3, codes.num_words(num_bits)) & mask
     packed = words(num_codes, codes.num_words(num_bits), num_items) & mask[0][None, :, None]
     arguments = (queries, packed, labels(3), np.ascontiguousarray(labels(num_items).T), num_bits)
-    host, device = (metrics.label_histogram(*arguments, on_device=x) for x in (False, True))
+    host, device = (histograms.label_histogram(*arguments, on_device=x) for x in (False, True))
     np.testing.assert_array_equal(host, device)
     assert (host.sum((1, 2)) == num_items).all()
-    one_thread = metrics.label_histogram(*arguments, on_device=False, threads=1)
+    one_thread = histograms.label_histogram(*arguments, on_device=False, threads=1)
     np.testing.assert_array_equal(one_thread, host)
 
 
@@ -211,7 +211,7 @@ def test_buckets_visited_are_those_of_a_search_for_each_k(seed, num_bits, most, 
 
 def test_histogram_refuses_what_does_not_fit():
     code, relevant = np.zeros((1, 2), np.uint8), np.ones((1, 1), bool)
-    with pytest.raises(ValueError, match="expected 1 bytes a code"):
+    with pytest.raises(ValueError, match="expected 1 bytes per code"):
         metrics.histogram(code, code, np.array([0]), relevant, 8)
     with pytest.raises(ValueError, match="every one of the 1 items"):
         metrics.histogram(code, code, np.array([1]), relevant, 16)

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, ScalarLike, UInt8, UInt32
 
-from mch_jax import codes, metrics, pairs
+from mch_jax import codes, histograms, pairs
 from mch_jax.codes import AnyArray
 
 EXPECTED = ("reward", "benefit", "cost", "reward_whole", "reward_sharp")
@@ -99,8 +99,12 @@ def reference(
       recall_weight: Weight of recall within radius 0, as in `values`.
     """
     words = pairs.pack_labels(labels)
-    histogram = metrics.label_histogram(
-        packed, metrics.items_last(packed[:, None]), words, np.ascontiguousarray(words.T), num_bits
+    histogram = histograms.label_histogram(
+        packed,
+        histograms.items_last(packed[:, None]),
+        words,
+        np.ascontiguousarray(words.T),
+        num_bits,
     )
     # A photo is not an item of its own query; it is similar to itself where it has any label.
     histogram[:, 0, 1] -= words.any(1)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from mch_jax import metrics
 from mch_jax.data.dataset import SPLITS, Dataset
 from mch_jax.files import checkpoint
 
@@ -134,15 +135,10 @@ def _chance(dataset: Dataset) -> dict[str, Any]:
     )
     some = relevant[relevant > 0]
     n = len(database)
-    # The k-th of n places, held by a relevant item, has on average (r - 1) (k - 1) / (n - 1)
-    # relevant ones before it.
-    before = (some - 1) / max(n - 1, 1)
-    harmonic = (1 / np.arange(1, n + 1)).sum() / n
-    expected = before + harmonic * (1 - before)
     return {
         "queries_without_relevant": int((relevant == 0).sum()),
         "relevant_share": float(some.mean() / n) if len(some) else 0.0,
-        "chance_map": float(expected.mean()) if len(some) else 0.0,
+        "chance_map": metrics.chance_map(np.stack([n - relevant, relevant], 1)[:, None]),
     }
 
 
