@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from bench import inputs, measure
-from mch_jax import codes, metrics, pairs
+from mch_jax import codes, histograms, metrics, pairs
 from mch_jax.evaluation import evaluate
 from mch_jax.index import to_words
 from mch_jax.kernels import index_kernels, metric_kernels
@@ -112,7 +112,7 @@ def whole(quick: bool) -> list[measure.Row]:
     few = range(5 if quick else 20)
     timings = measure.interleaved(
         {
-            "ours": lambda: evaluate.measures(query, database, KS),
+            "ours": lambda: evaluate.measure(query, database, KS),
             "NumPy, mAP alone": lambda: argsort_ap(query, database, few),
         },
         3,
@@ -120,7 +120,7 @@ def whole(quick: bool) -> list[measure.Row]:
     result = measure.row(
         "whole evaluation, all measures", num_queries, "queries/s", timings,
         peer="NumPy, mAP alone", peer_work=len(few),
-        memory_mb=measure.peak_memory(lambda: evaluate.measures(query, database, KS)),
+        memory_mb=measure.peak_memory(lambda: evaluate.measure(query, database, KS)),
     )  # fmt: skip
     seconds = timings["ours"].seconds
     result.note = (
@@ -138,7 +138,7 @@ def million(quick: bool) -> list[measure.Row]:
     query, database = inputs.retrieval(num_queries, num_items, 6)
     held = measure.resident()
     start, cpu = time.perf_counter(), time.process_time()
-    evaluate.measures(query, database, KS)
+    evaluate.measure(query, database, KS)
     timing = measure.Timing([time.perf_counter() - start], [time.process_time() - cpu])
     peak = measure.resident("VmHWM")
     result = measure.row(
@@ -185,7 +185,7 @@ def device_histogram(quick: bool) -> list[measure.Row]:
 
     arguments = (*map(jax.device_put, arguments[:4]), 64)
     timings = measure.interleaved(
-        {"ours": lambda: metrics.label_histogram(*arguments, on_device=True)}, 3
+        {"ours": lambda: histograms.label_histogram(*arguments, on_device=True)}, 3
     )
     return [
         measure.row(

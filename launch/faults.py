@@ -79,8 +79,7 @@ def start(config: Path, workdir: Path, log: Path) -> tuple[int, int]:
 
 def _announce(writer: int) -> None:
     """Makes each stage write its name into a pipe when it begins."""
-    from mch_jax.evaluation import evaluate
-    from mch_jax.report import page as report
+    from mch_jax import evaluation, report
     from mch_jax.training import base, cross_fit, encode, paper, run
 
     said = set()
@@ -101,7 +100,7 @@ def _announce(writer: int) -> None:
     wrap(paper, "train", "agent")
     wrap(cross_fit, "train", "agent")
     wrap(encode, "encode", "encode")
-    wrap(evaluate, "evaluate", "evaluate")
+    wrap(evaluation, "write_results", "evaluate")
     wrap(report, "write", "report")
 
 

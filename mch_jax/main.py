@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.verify:
         return verify(Path(options.verify))
 
-    from mch_jax.evaluation import evaluate
+    from mch_jax import evaluation
     from mch_jax.training import run, termination
 
     termination.install()
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     workdir = Path(options.workdir or run.default_workdir(options.config))
     results = run_stages(options.config, workdir, options.stage)
     if results:
-        print(evaluate.table(results))  # noqa: T201
+        print(evaluation.text_table(results))  # noqa: T201
     if options.stage in ("all", "report") and options.process == 0:
         print(f"report: {workdir / 'report' / 'index.html'}")  # noqa: T201
     return 0

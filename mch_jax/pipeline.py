@@ -27,8 +27,7 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     Raises:
       ValueError: The config or its data cannot be used, or the workdir belongs to another config.
     """
-    from mch_jax import report
-    from mch_jax.evaluation import evaluate
+    from mch_jax import evaluation, report
     from mch_jax.methods import OBJECTIVES
     from mch_jax.training import (
         base,
@@ -55,7 +54,9 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
         return None
     if params is not None and "encode" in chosen:
         encode.encode(this, encode.encoder(this, params, variables))
-    results = evaluate.evaluate(this) if "evaluate" in chosen else None
+    results = None
+    if "evaluate" in chosen:
+        results = evaluation.write_results(workdir, this.resolved, this.dataset.name)
     if "report" in chosen:
         report.write(workdir, this.dataset, this.audit)
     return results
@@ -70,13 +71,14 @@ def verify(workdir: Path) -> int:
     Raises:
       ValueError: The run is not finished, or one of its files is missing or damaged.
     """
-    from mch_jax.evaluation import evaluate, provenance
+    from mch_jax import evaluation
+    from mch_jax.evaluation import provenance
 
-    lines = evaluate.verify(workdir)
+    lines = evaluation.verify(workdir)
     for line in lines:
         print(line)  # noqa: T201
-    results = evaluate.read(workdir)
-    total = provenance.count({k: v for k, v in results.items() if k != "provenance"})
+    results = evaluation.read_results(workdir)
+    total = provenance.num_values({k: v for k, v in results.items() if k != "provenance"})
     verdict = f"DIFFERS in {len(lines)} values" if lines else f"agrees in {total} values"
     print(f"{workdir / 'results.json'} {verdict} with the run's codes")  # noqa: T201
     return 1 if lines else 0

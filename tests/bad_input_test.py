@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 from tiny_run import changed, tiny
 
-from mch_jax import data
-from mch_jax.evaluation import evaluate
+from mch_jax import data, evaluation
 from mch_jax.files import checkpoint, codes_file
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
@@ -274,7 +273,7 @@ def query_with(**changes):
         path = workdir / "codes" / "query.npz"
         file = codes_file.load(path)
         codes_file.save(path, file._replace(**{k: f(file) for k, f in changes.items()}))
-        evaluate.measure(workdir, run.read_config(workdir))
+        evaluation.measure_run(workdir, run.read_config(workdir))
 
     return act
 
@@ -336,11 +335,11 @@ RUNS = [
     of_run("codes file", "queries of another class count than the database", query_with(
         labels=lambda f: f.labels[:, :5])),
     of_run("run", "regions.npz cut short", damaged(
-        "codes/regions.npz", lambda w: evaluate.measure(w, run.read_config(w)))),
+        "codes/regions.npz", lambda w: evaluation.measure_run(w, run.read_config(w)))),
     of_run("run", "config.json cut short", damaged(
         "config.json", lambda w: run.open_run(tiny(), w))),
-    of_run("run", "results.json cut short", damaged("results.json", evaluate.verify)),
-    of_run("run", "a workdir without a run", lambda w: evaluate.verify(w / "codes")),
+    of_run("run", "results.json cut short", damaged("results.json", evaluation.verify)),
+    of_run("run", "a workdir without a run", lambda w: evaluation.verify(w / "codes")),
     of_run("encoder", "a file cut short", damaged("encoder.npz", Retriever)),
     of_run("encoder", "a setting of another version", encoder_with(
         lambda variables, settings: settings.update(activation="gelu"))),

@@ -11,7 +11,7 @@ from tiny_run import assert_same, read, tiny
 from mch_jax import codes as code_lib
 from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
-from mch_jax.evaluation import evaluate
+from mch_jax.evaluation import controls, evaluate
 from mch_jax.files import checkpoint, codes_file
 from mch_jax.training import base as base_stage
 from mch_jax.training import cross_fit, encode, paper, parallel, run
@@ -37,7 +37,7 @@ def test_a_run_leaves_the_files_it_promises(finished):
     database = codes_file.load(finished / "codes" / "database.npz")
     regions = {key.split("/")[1]: arrays[key] for key in arrays if key.startswith("regions.npz")}
     for kept, base in zip(
-        evaluate.with_kept(database, regions, never), evaluate.base_codes(database), strict=True
+        controls.with_kept(database, regions, never), controls.base_codes(database), strict=True
     ):
         np.testing.assert_array_equal(kept, base)
     assert results["base"]["anhc"] == 1.0

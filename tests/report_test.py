@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mch_jax import codes, data, metrics, regions
+from mch_jax import codes, data, metrics, regions, report
+from mch_jax.evaluation.measures import MEASURES
 from mch_jax.files import checkpoint, codes_file
-from mch_jax.report import page as report
+from mch_jax.report import figures, gallery, markup, page
 
 NUM_BITS = 12
 
@@ -186,7 +187,7 @@ def test_every_file_of_the_page_is_there_and_no_other(run):
             if name in figures:  # sharp on a screen with two pixels a CSS pixel
                 assert image.width >= 2 * 320
             else:
-                assert max(image.size) <= report.THUMBNAIL
+                assert max(image.size) <= gallery.THUMBNAIL
 
 
 def test_page_needs_no_network_and_no_script(run):
@@ -218,10 +219,10 @@ def test_table_equals_results(run):
     workdir, _, page, _ = run
     results = json.loads((workdir / "results.json").read_text())
     expected = {"Chance": [results["chance_map"]]}
-    expected["Base"] = [results["base"][key] for key, *_ in report.MEASURES]
-    expected["MCH"] = [results["mch"][key] for key, *_ in report.MEASURES]
+    expected["Base"] = [results["base"][measure.key] for measure in MEASURES]
+    expected["MCH"] = [results["mch"][measure.key] for measure in MEASURES]
     for name, measures in results["controls"].items():
-        expected[name.title()] = [measures[key] for key, *_ in report.MEASURES]
+        expected[name.title()] = [measures[measure.key] for measure in MEASURES]
     assert {k: [float(x) for x in v] for k, v in page.numbers.items()} == expected
 
 
@@ -242,12 +243,12 @@ def test_gallery_shows_the_nearest_images_and_the_regions_that_were_hit(run, dat
     _, _, page, (query, database) = run
     rows = {name: row for row, name in enumerate(dataset[0].ids.tolist())}
     asked = [x["title"] for x in page.images if x["alt"].startswith("Query: ")]
-    assert len(asked) == len(set(asked)) == report.NUM_QUERIES
+    assert len(asked) == len(set(asked)) == gallery.NUM_QUERIES
     assert len(page.lists) == 2 * len(asked)
     boxes = 0
     for shown, hits in enumerate(page.lists):
         row = query.ids.tolist().index(asked[shown // 2])
-        expected = _hits(query.codes[row], database, report.NUM_NEAREST, shown % 2 == 0)
+        expected = _hits(query.codes[row], database, gallery.NUM_NEAREST, shown % 2 == 0)
         assert [hit["name"] for hit in hits] == [database.ids[item] for item, _, _ in expected]
         for hit, (item, distance, code) in zip(hits, expected, strict=True):
             related = bool((query.labels[row] & database.labels[item]).any())
@@ -274,7 +275,7 @@ def test_first_queries_gain_most(run):
     for row in range(len(query.ids)):
         found = [
             sum((query.labels[row] & database.labels[item]).any() for item, _, _ in
-                _hits(query.codes[row], database, report.NUM_NEAREST, only_first))
+                _hits(query.codes[row], database, gallery.NUM_NEAREST, only_first))
             for only_first in (False, True)
         ]  # fmt: skip
         gain.append(int(found[0]) - int(found[1]))
@@ -286,15 +287,15 @@ def test_first_queries_gain_most(run):
 def test_choose_takes_the_most_and_spreads_the_rest():
     gain = np.array([0, 3, 9, 1, 3, 0, -1, 0])
     eligible = np.array([0, 1, 3, 4, 5, 6, 7])
-    assert report.choose(gain, eligible, 2, 3) == [1, 4, 0, 5, 7]
-    assert report.choose(gain, eligible, 0, 2) == [0, 7]
-    assert report.choose(gain, eligible[:2], 4, 4) == [1, 0]
-    assert report.choose(gain, eligible[:0], 4, 4) == []
+    assert gallery.choose(gain, eligible, 2, 3) == [1, 4, 0, 5, 7]
+    assert gallery.choose(gain, eligible, 0, 2) == [0, 7]
+    assert gallery.choose(gain, eligible[:2], 4, 4) == [1, 0]
+    assert gallery.choose(gain, eligible[:0], 4, 4) == []
 
 
 def test_nearest_breaks_ties_by_item_then_by_code():
     packed = np.array([[0b11], [0b01], [0b10], [0b01], [0b111]], np.uint32)
-    hits = report.nearest(np.array([0], np.uint32), packed, np.array([0, 3, 4]), 9)
+    hits = gallery.nearest(np.array([0], np.uint32), packed, np.array([0, 3, 4]), 9)
     assert hits.item.tolist() == [0, 1, 2]
     assert hits.distance.tolist() == [1, 1, 3]
     assert hits.code.tolist() == [1, 3, 4]
@@ -303,22 +304,22 @@ def test_nearest_breaks_ties_by_item_then_by_code():
 def test_verdict_is_honest():
     base = {"map": 0.5, "p_at_h0": 0.3, "r_at_h0": 0.002, "anhc": 1.0}
     mch = {"map": 0.45, "p_at_h0": 0.36, "r_at_h0": 0.00201, "anhc": 1.5}
-    assert report.verdict({"base": base, "mch": mch}) == (
+    assert page.verdict({"base": base, "mch": mch}) == (
         "With 1.50 codes an image instead of one, MCH raises P@H=0 from 0.300 to 0.360, lowers "
         "mAP from 0.500 to 0.450 and leaves R@H=0 at 0.0020."
     )
     mch = {"map": 0.45, "p_at_h0": 0.2, "r_at_h0": 0.003, "anhc": 1.5}
-    assert report.verdict({"base": base, "mch": mch}) == (
+    assert page.verdict({"base": base, "mch": mch}) == (
         "With 1.50 codes an image instead of one, MCH raises R@H=0 from 0.0020 to 0.0030, but "
         "lowers mAP from 0.500 to 0.450 and P@H=0 from 0.300 to 0.200."
     )
-    assert report.verdict({"base": base, "mch": base}).startswith("This method has no agent: ")
-    kept_none = report.verdict({"base": base, "mch": base, "controls": {"never": base}})
+    assert page.verdict({"base": base, "mch": base}).startswith("This method has no agent: ")
+    kept_none = page.verdict({"base": base, "mch": base, "controls": {"never": base}})
     assert kept_none.startswith("The agent kept no region: every image has one code")
 
 
 def test_small_numbers_are_not_shown_as_zero():
-    assert [report.show(x, 4) for x in (0.0, 0.00004, 0.00006, 0.25)] == [
+    assert [markup.show(x, 4) for x in (0.0, 0.00004, 0.00006, 0.25)] == [
         "0.0000", "4e-05", "0.0001", "0.2500",
     ]  # fmt: skip
 
@@ -327,14 +328,7 @@ def test_pair_order_equals_counting_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 30) / 5.0, rng.integers(0, 6, 20) / 5.0
     expected = np.mean([(x > y) + 0.5 * (x == y) for x in a for y in b])
-    assert report.pair_order(a, b) == pytest.approx(expected)
-
-
-def test_place_names_the_regions():
-    for width, height in ((100, 100), (321, 77)):
-        boxes = regions.pixel_boxes(regions.region_boxes(0.5), np.array(width), np.array(height))
-        names = [report.place(box.tolist(), (width, height)) for box in boxes]
-        assert names[1:] == list(regions.NAMES[1:])
+    assert figures.pair_order(a, b) == pytest.approx(expected)
 
 
 def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(tmp_path, dataset):
@@ -355,7 +349,7 @@ def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(t
     there = {p.name for p in (tmp_path / "report").iterdir()}
     assert {name for name in page.files if "/" not in name} | {"index.html", "thumbnails"} == there
     assert set(page.numbers) == {"Chance", "Base", "MCH"}
-    assert len(page.lists) == report.NUM_QUERIES
+    assert len(page.lists) == gallery.NUM_QUERIES
     assert not list(tmp_path.glob(".report*"))
 
 

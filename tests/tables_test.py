@@ -7,28 +7,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mch_jax import tables
-from mch_jax.evaluation import sweep
+from mch_jax.evaluation import comparison, sweep
+from mch_jax.report import paper_tables
 
 
 def test_interval_of_three_seeds():
     # Student's t with 2 degrees of freedom: 4.3027.
-    mean, half, count = tables.estimate([1.0, 2.0, 3.0])
+    mean, half, count = comparison.estimate([1.0, 2.0, 3.0])
     assert (mean, count) == (2.0, 3)
     assert half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
-    assert tables.cell(tables.Estimate(0.01234, 0.005, 3), 3, signed=True) == "+0.012 ± 0.005"
+    assert (
+        paper_tables.cell(comparison.Estimate(0.01234, 0.005, 3), 3, signed=True)
+        == "+0.012 ± 0.005"
+    )
 
 
 def test_one_seed_has_no_interval():
-    found = tables.estimate([0.25])
+    found = comparison.estimate([0.25])
     assert math.isnan(found.half)
-    assert tables.cell(found, 2) == "0.25"
+    assert paper_tables.cell(found, 2) == "0.25"
 
 
 def test_buckets_between_two_points_are_taken_in_logarithms():
     curve = {"f1": [0.0, 0.2, 0.4, 0.3], "probed": [1, 10, 1000, 10000]}
-    assert tables.buckets_at(curve, "probed", 0.3) == pytest.approx(100)
-    assert tables.buckets_at(curve, "probed", 0.4) == pytest.approx(1000)
+    assert comparison.buckets_at(curve, "probed", 0.3) == pytest.approx(100)
+    assert comparison.buckets_at(curve, "probed", 0.4) == pytest.approx(1000)
 
 
 def test_bucket_ratio_is_one_for_equal_curves_and_ten_for_a_tenth():
@@ -36,8 +39,8 @@ def test_bucket_ratio_is_one_for_equal_curves_and_ten_for_a_tenth():
     mch = base | {"probed": [1, 10, 100]}
     pair = {"base": {"f1_bucket": base}, "mch": {"f1_bucket": mch}}
     same = {"base": {"f1_bucket": base}, "mch": {"f1_bucket": base}}
-    np.testing.assert_allclose(tables.bucket_ratios([pair], "probed"), 10)
-    np.testing.assert_allclose(tables.bucket_ratios([pair, same], "probed"), np.sqrt(10))
+    np.testing.assert_allclose(comparison.bucket_ratios([pair], "probed"), 10)
+    np.testing.assert_allclose(comparison.bucket_ratios([pair, same], "probed"), np.sqrt(10))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,8 @@ def root(finished, tmp_path_factory):
 
 
 def test_differences_are_paired_by_seed(root):
-    runs = tables.read_runs(root)
-    found = tables.difference(runs["dch", 12], "map", "never")
+    runs = comparison.read_runs(root)
+    found = comparison.difference(runs["dch", 12], "map", "never")
     assert found.mean == pytest.approx(0.15)
     # t with 1 degree of freedom is 12.706; both seeds differ from the mean by 0.05.
     assert found.half == pytest.approx(12.706 * 0.05, abs=1e-4)
@@ -76,7 +79,7 @@ def test_a_sweep_at_the_runs_own_settings_gives_the_runs_own_measures(finished, 
 
 def test_everything_is_written(root, tmp_path):
     sweep.sweep(root / "scenes_dch_12_0", [0.5, 0.7], [0.0, 0.5])
-    written = tables.write(root, tmp_path)
+    written = paper_tables.write(root, tmp_path)
     names = ["recall.png", "precision.png", "f1-12.png", "gallery.png", "sensitivity.png"]
     assert [path.name for path in written] == ["tables.md", *names]
     for path in written[1:]:
@@ -98,4 +101,4 @@ def test_numbers_out_of_range_are_refused(finished, ratios, thresholds, message)
 
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
-        tables.read_runs(tmp_path)
+        comparison.read_runs(tmp_path)

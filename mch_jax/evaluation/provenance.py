@@ -14,26 +14,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from mch_jax.codes import CodeFile
+from mch_jax.files.codes_file import CodeFile
 
 PACKAGES = ("mch_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-# Where the files lie, and what else is written, changes no result; what the files hold is in the
-# hash of the split.
-_PLACES = ("cache_dir", "dataset.root", "tensorboard")
-TOLERANCE = 1e-9  # means of the same integers, maybe summed in another order
+# The paths of files and additional logs change no result. What the files hold is part of the hash
+# of the split.
+_NOT_HASHED = ("cache_dir", "dataset.root", "tensorboard")
+TOLERANCE = 1e-9  # for means of the same integers that were summed in another order
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Returns a hash of a resolved config, without the places where files lie."""
+    """Returns a hash of a resolved config without its paths, which change no result."""
     plain = json.loads(json.dumps(config))
-    for place in _PLACES:
-        *parents, leaf = place.split(".")
+    for field in _NOT_HASHED:
+        *parents, leaf = field.split(".")
         functools.reduce(lambda node, name: node.get(name, {}), parents, plain).pop(leaf, None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def split_hash(files: Sequence[CodeFile]) -> str:
-    """Returns a hash of names and labels of the query, database and training photos, in order."""
+    """Returns a hash of the names and labels of images, in order.
+
+    Args:
+      files: Codes files of the queries, the database and the training set.
+    """
     digest = hashlib.sha256()
     for file in files:
         digest.update("\n".join([*map(str, file.ids), str(file.labels.shape)]).encode())
@@ -45,7 +49,7 @@ def split_hash(files: Sequence[CodeFile]) -> str:
 def commit() -> str | None:
     """Returns the commit of the checkout that the package runs from, with `+` for changed files.
 
-    None where it runs from no checkout, or git is not there.
+    Returns None where the package does not run from a checkout or git is not installed.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
@@ -63,13 +67,13 @@ def commit() -> str | None:
 
 
 def provenance(config: Mapping[str, Any], files: Sequence[CodeFile]) -> dict[str, Any]:
-    """Returns what made a result: versions, device, commit, hashes of the config and the split.
+    """Returns where a result comes from: versions, device, commit, hashes of config and split.
 
-    No time and no folder is among it, so that a run repeated on one machine says the same.
+    It holds no time and no path, so that a run repeated on one machine gives the same bytes.
 
     Args:
-      config: of the run, resolved.
-      files: codes of the queries, the database and the training set.
+      config: Resolved config of the run.
+      files: Codes files of the queries, the database and the training set.
     """
     device = jax.devices()[0]
     return {
@@ -87,14 +91,21 @@ def provenance(config: Mapping[str, Any], files: Sequence[CodeFile]) -> dict[str
 
 
 def _version(name: str) -> str | None:
+    """Returns the version of an installed package, None for one used without being installed."""
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # used without being installed
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def differences(stated: Any, recomputed: Any, name: str = "") -> Iterator[str]:
-    """Yields a line for each value of `recomputed` that the stated results do not agree with."""
+    """Yields a line for each recomputed value that the stated results disagree with.
+
+    Args:
+      stated: Results as results.json states them; values that were not recomputed are ignored.
+      recomputed: The same nested dictionaries and lists, recomputed.
+      name: Path of the value within the results, such as `mch.map`.
+    """
     if isinstance(recomputed, Mapping):
         for key, value in recomputed.items():
             inner = stated.get(key) if isinstance(stated, Mapping) else None
@@ -103,21 +114,22 @@ def differences(stated: Any, recomputed: Any, name: str = "") -> Iterator[str]:
         if not isinstance(stated, list) or len(stated) != len(recomputed):
             yield f"{name}: {stated} is stated, the codes give {recomputed}"
             return
-        for place, (one, other) in enumerate(zip(stated, recomputed, strict=True)):
-            yield from differences(one, other, f"{name}[{place}]")
+        for i, (one, other) in enumerate(zip(stated, recomputed, strict=True)):
+            yield from differences(one, other, f"{name}[{i}]")
     elif not _agree(stated, recomputed):
         yield f"{name}: {stated} is stated, the codes give {recomputed}"
 
 
 def _agree(stated: Any, recomputed: Any) -> bool:
+    """Returns True for equal values and for numbers within TOLERANCE of each other."""
     numbers = isinstance(stated, int | float) and isinstance(recomputed, int | float)
     if numbers:
         return math.isclose(stated, recomputed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return stated == recomputed
 
 
-def count(tree: Any) -> int:
+def num_values(tree: Any) -> int:
     """Returns the number of values in nested dictionaries and lists."""
     if isinstance(tree, Mapping):
-        return sum(map(count, tree.values()))
-    return sum(map(count, tree)) if isinstance(tree, list) else 1
+        return sum(map(num_values, tree.values()))
+    return sum(map(num_values, tree)) if isinstance(tree, list) else 1

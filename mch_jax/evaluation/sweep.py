@@ -1,13 +1,13 @@
-"""Measures of a run at other side ratios of the crops and other keep thresholds.
+"""Measures of one run over the crop ratio and the keep threshold: Table 3 and Figure 9.
 
-These are the values of the paper's Table 3 and Figure 9. Nothing is trained. The crops of each
-ratio are encoded once, and all thresholds use the same codes and keep probabilities. The base model
-and the agent are those of the run, which learned from crops of the run's own ratio.
+Nothing is trained again. The regions of each ratio are encoded once, and every threshold uses the
+same codes and keep probabilities. The base model and the agent are those of the run, which learned
+from crops of the run's own ratio.
 """
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mch_jax import codes
-from mch_jax.evaluation import evaluate
+from mch_jax.evaluation import controls, evaluate, results
 from mch_jax.files import checkpoint, codes_file
 from mch_jax.training import encode, run
 
@@ -24,14 +24,14 @@ MEASURES = ("map", "p_at_h0", "r_at_h0", "anhc")
 
 
 def region_codes(this: run.Run, encoder: encode.Encoder, ratio: float) -> dict[str, np.ndarray]:
-    """Returns codes, keep probabilities and boxes of the regions of all database items.
+    """Returns codes, keep probabilities and boxes of the database's regions at a crop ratio.
 
-    The first call for a ratio writes them to a file in the workdir, later calls read that file.
+    They are computed once and then read from a file of the run.
 
     Args:
-      this: Run that the database belongs to.
-      encoder: Encoder of the run.
-      ratio: Side ratio sigma of the crops.
+      this: The run.
+      encoder: The run's encoder.
+      ratio: Crop ratio sigma.
     """
     path = this.workdir / "sweep" / f"{ratio:g}.npz"
     if not path.exists():
@@ -52,11 +52,11 @@ def region_codes(this: run.Run, encoder: encode.Encoder, ratio: float) -> dict[s
 def sweep(
     workdir: Path, ratios: Sequence[float], thresholds: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Returns a row of measures for every ratio and threshold, and writes them to sweep.json.
+    """Writes sweep.json of a run and returns its rows: measures for every ratio and threshold.
 
     Args:
-      workdir: Workdir of a finished run whose method has an agent.
-      ratios: Side ratios sigma of the crops, above 0 and at most 1.
+      workdir: Directory of a finished run whose method has an agent.
+      ratios: Crop ratios sigma, the regions' sides over the image's, above 0 and at most 1.
       thresholds: Keep thresholds xi, from 0 to 1.
 
     Raises:
@@ -68,7 +68,7 @@ def sweep(
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
             raise ValueError(f"--thresholds has {threshold:g}; expected numbers from 0 to 1")
-    if "controls" not in evaluate.read(workdir):
+    if "controls" not in results.read_results(workdir):
         raise ValueError(
             f"{workdir} is a run of a method without an agent, so that thresholds change nothing; "
             "choose another run"
@@ -80,11 +80,11 @@ def sweep(
     )
     rows = []
     for ratio in ratios:
-        made = region_codes(this, encoder, ratio)
+        regions = region_codes(this, encoder, ratio)
         for threshold in thresholds:
-            kept = made["keep_prob"] >= threshold
+            kept = regions["keep_prob"] >= threshold
             kept[:, 0] = True
-            found = evaluate.measures(query, evaluate.with_kept(database, made, kept), [])
+            found = evaluate.measure(query, controls.with_kept(database, regions, kept), [])
             rows.append(
                 {"crop_ratio": ratio, "keep_threshold": threshold}
                 | {name: found[name] for name in MEASURES}
@@ -93,8 +93,18 @@ def sweep(
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows as a table in plain text."""
+def read_rows(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the rows of sweep.json of a run; none for a run that was not swept.
+
+    Raises:
+      ValueError: The file is damaged.
+    """
+    path = workdir / FILE
+    return checkpoint.read_json(path, "run mch_jax.sweep again")["rows"] if path.exists() else []
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows as lines of text."""
     columns = ("crop_ratio", "keep_threshold", *MEASURES)
     lines = ["".join(f"{name:>16}" for name in columns)]
     lines += ["".join(f"{row[name]:16.4f}" for name in columns) for row in rows]

@@ -1,25 +1,14 @@
-"""The report of a run: an HTML page and its figures."""
+"""The report of a run, and the paper's tables and figures of many runs.
 
-from mch_jax.report.page import (
-    MEASURES,
-    SCHEMES,
-    legend,
-    pair_order,
-    pick_queries,
-    power,
-    read,
-    style,
-    write,
-)
+page: the report, an HTML page.
+figures: its figures.
+gallery: its gallery of queries with their nearest images.
+markup: pieces of HTML that they share.
+run_files: what the report reads of a run.
+plots: colours and style that all figures share.
+paper_tables, paper_figures: the paper's tables and figures from the runs of a grid.
+"""
 
-__all__ = [
-    "MEASURES",
-    "SCHEMES",
-    "legend",
-    "pair_order",
-    "pick_queries",
-    "power",
-    "read",
-    "style",
-    "write",
-]
+from mch_jax.report.page import write
+
+__all__ = ["write"]

@@ -1,0 +1,84 @@
+"""Controls beside the learned agent: the same regions' codes, chosen without it."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from mch_jax import codes
+from mch_jax.files.codes_file import CodeFile
+from mch_jax.training.streams import Stream, generator
+
+
+def base_codes(database: CodeFile) -> CodeFile:
+    """Returns the codes of the whole images alone: those of the base model."""
+    _, first = np.unique(database.item, return_index=True)
+    return database._replace(
+        codes=database.codes[first],
+        item=database.item[first],
+        keep_prob=database.keep_prob[first],
+        box=database.box[first],
+    )
+
+
+def with_kept(
+    database: CodeFile, regions: Mapping[str, np.ndarray], kept: Bool[np.ndarray, "n t"]
+) -> CodeFile:
+    """Returns a codes file of the same images with another choice of codes.
+
+    Args:
+      database: Codes file of the images.
+      regions: Codes, keep probabilities and boxes of all regions, as regions.npz has them.
+      kept: True for the codes to keep.
+    """
+    code_set = codes.CodeSet(
+        codes.from_bytes(regions["codes"], database.num_bits),
+        regions["keep_prob"],
+        kept,
+        regions["box"],
+    )
+    return codes.flatten(code_set, database.ids, database.labels, database.num_bits)
+
+
+def random_kept(
+    regions: Mapping[str, np.ndarray], num_bits: int, num_codes: int, seed: int
+) -> Bool[np.ndarray, "n t"]:
+    """Returns a random choice among the distinct codes of each image.
+
+    Args:
+      regions: Codes of all regions, as regions.npz has them.
+      num_bits: Code length q.
+      num_codes: Expected number of codes in all, those of the whole images included.
+      seed: Seed of the run.
+    """
+    packed = jnp.asarray(codes.from_bytes(regions["codes"], num_bits))
+    distinct = np.asarray(codes.first_of_equals(packed, jnp.ones(packed.shape[:2], bool)))
+    rate = (num_codes - len(distinct)) / max(distinct.sum() - len(distinct), 1)
+    kept = distinct & (generator(seed, Stream.RANDOM_CONTROL).random(distinct.shape) < rate)
+    kept[:, 0] = True
+    return kept
+
+
+def controls(
+    database: CodeFile, regions: Mapping[str, np.ndarray], seed: int
+) -> dict[str, CodeFile]:
+    """Returns the database's codes under each control.
+
+    `always` keeps the codes of all regions, `random` as many as the agent on average, and `oracle`
+    those whose true reward, computed from the image's own labels, is positive. Keeping none gives
+    `base_codes`.
+
+    Args:
+      database: The database's codes, chosen by the agent.
+      regions: Codes, keep probabilities, boxes and rewards of all regions, as regions.npz has them.
+      seed: Seed of the run.
+    """
+    never = np.zeros(regions["keep_prob"].shape, bool)
+    never[:, 0] = True
+    choices = {
+        "always": np.ones_like(never),
+        "random": random_kept(regions, database.num_bits, len(database.item), seed),
+        "oracle": never | (regions["reward"] > 0),
+    }
+    return {name: with_kept(database, regions, kept) for name, kept in choices.items()}

@@ -1,0 +1,111 @@
+"""Stage 4, results.json: written, read, verified against the codes files, and printed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mch_jax import metrics
+from mch_jax.evaluation import controls, evaluate, measures, provenance
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.methods import OBJECTIVES
+from mch_jax.training import run
+
+FILE = "results.json"
+
+
+def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the codes files of a run give: everything in results.json but the name.
+
+    Args:
+      workdir: Directory of the run.
+      config: Resolved config of the run, as config.json holds it.
+
+    Raises:
+      ValueError: A codes file is missing, damaged, or of another code length or data set.
+    """
+    directory = workdir / "codes"
+    titles = ("query", "database", "train")
+    query, database, train = (codes_file.load(directory / f"{title}.npz") for title in titles)
+    for title, file in (("query", query), ("train", train)):
+        came, expected = ((x.num_bits, x.labels.shape[1]) for x in (file, database))
+        if came != expected:
+            raise ValueError(
+                f"{directory / title}.npz has codes of {came[0]} bits and {came[1]} classes, "
+                f"database.npz {expected[0]} and {expected[1]}; run the encode stage again"
+            )
+    ks = [k for k in config["evaluate"]["bucket_k"] if k <= len(database.ids)]
+    base = controls.base_codes(database)
+    counts = evaluate.histogram(query, base)
+    results = {
+        "dataset": {
+            "queries": len(query.ids),
+            "database": len(database.ids),
+            "train": len(train.ids),
+            "classes": query.labels.shape[1],
+            "queries_without_relevant": int((~metrics.has_relevant(counts)).sum()),
+        },
+        "method": config["method"],
+        "num_bits": query.num_bits,
+        "seed": config["seed"],
+        "chance_map": metrics.chance_map(counts),
+        "base": evaluate.measure(query, base, ks, counts),
+        "mch": evaluate.measure(query, database, ks),
+    }
+    if config["method"] in OBJECTIVES:
+        regions = checkpoint.read_npz(directory / "regions.npz", "run the encode stage again")
+        chosen = controls.controls(database, regions, config["seed"])
+        results["controls"] = {"never": results["base"]} | {
+            name: evaluate.measure(query, file, ks) for name, file in chosen.items()
+        }
+    return results | {"provenance": provenance.provenance(config, (query, database, train))}
+
+
+def write_results(workdir: Path, config: Mapping[str, Any], dataset_name: str) -> dict[str, Any]:
+    """Measures the codes files of a run, writes results.json and returns what it holds.
+
+    Args:
+      workdir: Directory of the run.
+      config: Resolved config of the run, as config.json holds it.
+      dataset_name: Name of the run's data set, for people.
+    """
+    results = measure_run(workdir, config)
+    results["dataset"] = {"name": dataset_name, **results["dataset"]}
+    checkpoint.write_json(workdir / FILE, results)
+    return results
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """Returns what results.json of a run holds.
+
+    Raises:
+      ValueError: The file does not exist or is damaged.
+    """
+    return checkpoint.read_json(workdir / FILE, "run the evaluate stage")
+
+
+def verify(workdir: Path) -> list[str]:
+    """Returns a line for each value of results.json that does not follow from the run's codes.
+
+    The hashes of the config and of the split have to be the same. Versions, device and commit are
+    not compared, because this process can have others.
+
+    Raises:
+      ValueError: A file of the run is missing or damaged.
+    """
+    stated = read_results(workdir)
+    recomputed = measure_run(workdir, run.read_config(workdir))
+    origin = recomputed["provenance"]
+    recomputed["provenance"] = {name: origin[name] for name in ("config_hash", "split_hash")}
+    return list(provenance.differences(stated, recomputed))
+
+
+def text_table(results: Mapping[str, Any]) -> str:
+    """Returns the results of a run as lines of text."""
+    columns = [measure.key for measure in measures.measured(results)]
+    lines = [f"{'':10}" + "".join(f"{name:>15}" for name in columns)]
+    for choice, row in measures.chosen(results):
+        name = {"mch": "MCH"}.get(choice.key, choice.key)
+        name = f"  {name}" if choice.is_control else name
+        lines.append(f"{name:10}" + "".join(f"{row[column]:15.4f}" for column in columns))
+    lines.append(f"chance mAP {results['chance_map']:.4f}")
+    return "\n".join(lines)

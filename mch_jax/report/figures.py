@@ -1,0 +1,252 @@
+"""The figures of the report: training curves, F1 against its costs, and the agent's decisions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from mch_jax.evaluation import measures
+from mch_jax.files.codes_file import CodeFile
+from mch_jax.report.plots import Plot, Scheme, legend, power_of_ten
+
+# Curves in metrics.jsonl of more points than this are drawn as a mean over the pale values.
+MANY_POINTS = 120
+
+
+class Line(NamedTuple):
+    """A training curve.
+
+    Attributes:
+      key: Name of the value in metrics.jsonl.
+      label: Name for people.
+      color: Name of its colour in a scheme.
+    """
+
+    key: str
+    label: str
+    color: str
+
+
+class Panel(NamedTuple):
+    """A figure of training curves; the fields are those of `Plot`."""
+
+    name: str
+    title: str
+    lines: tuple[Line, ...]
+    caption: str
+
+
+PANELS = (
+    Panel("base-loss", "Base model: loss", (Line("base/loss", "loss", "mch"),),
+          "Pair loss and quantization penalty together, batch by batch."),
+    Panel("agent-reward", "Agent: reward", (Line("agent/reward", "reward", "mch"),),
+          "Mean reward of what the agent does with random regions; keeping none of them earns 0."),
+    Panel("agent-keep", "Agent: share of regions kept",
+          (Line("agent/keep_rate", "kept", "mch"),
+           Line("agent/reward_positive", "worth keeping", "base")),
+          "How many regions it keeps, beside how many of them have a positive reward."),
+)  # fmt: skip
+
+
+def _running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Returns a running mean over about a thirtieth of the curve, narrower at its ends."""
+    half = len(values) // 60
+    total = np.concatenate([[0.0], values.cumsum()])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and the finite values of one name in metrics.jsonl."""
+    rows = [(row["step"], row[key]) for row in metrics if np.isfinite(row.get(key, np.nan))]
+    steps, values = zip(*rows, strict=True) if rows else ((), ())
+    return np.array(steps, np.int64), np.array(values, np.float64)
+
+
+def _plot_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    if len(values) >= MANY_POINTS:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+    marker = "o" if len(values) < 2 else None
+    axes.plot(steps, _running_mean(values), color=color, linewidth=1.8, label=label, marker=marker)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def training(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Returns the training curves of PANELS that the run has values of.
+
+    Args:
+      metrics: The lines of metrics.jsonl.
+    """
+    result = []
+    for panel in PANELS:
+        curves = {line: _curve(metrics, line.key) for line in panel.lines}
+        curves = {line: curve for line, curve in curves.items() if len(curve[0])}
+        if not curves:
+            continue
+
+        def draw(axes: Axes, scheme: Scheme, curves=curves, name=panel.name) -> None:
+            for line, (steps, values) in curves.items():
+                _plot_curve(axes, steps, values, getattr(scheme, line.color), line.label)
+            if name == "agent-reward":
+                axes.axhline(0, color=scheme.soft, linewidth=0.8)
+            if name == "agent-keep":
+                axes.set_ylim(bottom=0)
+                legend(axes, loc="lower left")
+
+        alt = "; ".join(
+            f"{line.label} from {values[0]:.3g} to {values[-1]:.3g} over {len(values):,} points"
+            for line, (_, values) in curves.items()
+        )
+        result.append(Plot(panel.name, panel.title, f"Line chart: {alt}.", panel.caption, draw))
+    return result
+
+
+def pair_order(positive: Float[np.ndarray, " a"], negative: Float[np.ndarray, " b"]) -> float:
+    """Returns the share of pairs in which the positive value is the larger one, ties as half.
+
+    This is the area under the ROC curve.
+
+    Args:
+      positive: Values that should be large.
+      negative: Values that should be small, at least one.
+    """
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
+    return float(below.mean() / (2 * len(negative)))
+
+
+def rewards(reward: Float[np.ndarray, " r"]) -> Plot:
+    """Returns the histogram of the true rewards of the database's regions."""
+    low, high = np.percentile(reward, [0.5, 99.5])
+    edge = max(-low, high, 1e-12)
+    # 42 edges make an odd number of bins, so that the middle one lies around zero.
+    bins = np.linspace(-edge, edge, 42)
+    counts, _ = np.histogram(reward[reward != 0].clip(-edge, edge), bins)
+    share = counts / len(reward)
+    shares = [float((reward > 0).mean()), float((reward < 0).mean()), float((reward == 0).mean())]
+
+    def draw(axes: Axes, scheme: Scheme) -> None:
+        middle = (bins[1:] + bins[:-1]) / 2
+        colors = [scheme.mch if x > 0 else scheme.bad for x in middle]
+        axes.bar(middle, share, (bins[1] - bins[0]) * 0.88, color=colors)
+        axes.axvline(0, color=scheme.ink, linewidth=0.9)
+        axes.set(xlabel="true reward of keeping the region’s code", ylabel="share of regions")
+        axes.margins(x=0.01)
+        axes.bar(0, 0, color=scheme.bad, label="better without")
+        axes.bar(0, 0, color=scheme.mch, label="worth keeping")
+        axes.set_ylim(0, 1.28 * share.max(initial=1e-3))
+        legend(axes, loc="upper center", ncols=2, columnspacing=1.5)
+
+    text = (
+        f"{shares[0]:.1%} of the database’s regions are worth keeping, {shares[1]:.1%} are better "
+        f"left out, {shares[2]:.1%} change nothing"
+    )
+    caption = f"{text} (not drawn). The outermost bars hold the tails."
+    alt = f"Histogram of true rewards: {text}."
+    return Plot("rewards", "What a region’s code is worth", alt, caption, draw)
+
+
+def keep_probabilities(
+    keep_prob: Float[np.ndarray, " r"], reward: Float[np.ndarray, " r"], threshold: float
+) -> Plot:
+    """Returns the histograms of the agent's keep probabilities, by the sign of the true reward.
+
+    Args:
+      keep_prob: Keep probability of each region of the database.
+      reward: True reward of each region.
+      threshold: Keep threshold xi.
+    """
+    bins = np.linspace(0, 1, 31)
+    positive, negative = keep_prob[reward > 0], keep_prob[reward < 0]
+    kept = float((keep_prob >= threshold).mean())
+
+    def draw(axes: Axes, scheme: Scheme) -> None:
+        for values, label, color, dash in (
+            (negative, "better without", scheme.bad, "--"),
+            (positive, "worth keeping", scheme.mch, "-"),
+        ):
+            share = np.histogram(values, bins)[0] / len(keep_prob)
+            axes.stairs(share, bins, fill=True, color=color, alpha=0.18)
+            axes.stairs(share, bins, color=color, linewidth=1.6, linestyle=dash, label=label)
+        axes.axvline(threshold, color=scheme.ink, linewidth=0.9)
+        axes.set(xlabel=f"keep probability (kept from {threshold:g} on)", ylabel="share of regions")
+        axes.margins(x=0.01)
+        axes.set_ylim(0, 1.28 * axes.get_ylim()[1])
+        legend(axes, loc="upper center", ncols=2, columnspacing=1.5)
+
+    caption = f"The agent keeps {kept:.1%} of the regions."
+    if len(positive) and len(negative):
+        order = pair_order(positive, negative)
+        caption += (
+            f" Of a region worth keeping and one that isn’t, it gives the first the higher "
+            f"probability in {order:.0%} of the cases; guessing would give 50%."
+        )
+    alt = f"Histograms of keep probabilities by the sign of the true reward. {caption}"
+    return Plot("keep-probabilities", "What the agent thinks of it", alt, caption, draw)
+
+
+def codes_per_image(database: CodeFile) -> Plot:
+    """Returns the shares of the database's images that have one code, two codes, and so on."""
+    counts = np.bincount(np.bincount(database.item, minlength=len(database.ids)))
+    share = counts / len(database.ids)
+    codes = np.arange(1, max(len(share), 7))
+    share = np.pad(share, (0, max(0, 7 - len(share))))[1:]
+
+    def draw(axes: Axes, scheme: Scheme) -> None:
+        bars = axes.bar(codes, share, 0.72, color=scheme.mch)
+        texts = [f"{y:.0%}" if y >= 0.01 or y == 0 else "<1%" for y in share]
+        axes.bar_label(bars, texts, padding=2, color=scheme.soft, fontsize=8)
+        axes.set(xlabel="different codes of one image", ylabel="share of images", xticks=codes)
+        axes.margins(y=0.12)
+
+    mean = len(database.item) / len(database.ids)
+    alt = "Bar chart: " + ", ".join(f"{y:.1%} have {x}" for x, y in zip(codes, share, strict=True))
+    caption = f"{mean:.2f} codes an image on average (ANHC); the base has one."
+    return Plot("codes-per-image", "Codes an image", alt + ".", caption, draw)
+
+
+def f1_by_cost(results: Mapping[str, Any]) -> list[Plot]:
+    """Returns F1 against each cost that the results have, for the base model and for MCH.
+
+    Args:
+      results: What results.json holds.
+    """
+    curves = {name: results[name]["f1_bucket"] for name in ("base", "mch")}
+    k = curves["base"]["k"]
+    best = {name: int(np.argmax(curve["f1"])) for name, curve in curves.items()}
+    text = "; ".join(
+        f"{'MCH' if name == 'mch' else 'base'} reaches its best F1 of "
+        f"{curves[name]['f1'][at]:.3f} at K = {k[at]:,}"
+        for name, at in best.items()
+    )
+    result = []
+    for cost in measures.costs(results):
+
+        def draw(axes: Axes, scheme: Scheme, cost=cost) -> None:
+            for name, marker, color, word, dash in (
+                ("base", "s", scheme.base, "base", "--"),
+                ("mch", "o", scheme.mch, "MCH", "-"),
+            ):
+                x, y = curves[name][cost.key], curves[name]["f1"]
+                axes.plot(
+                    x, y, dash, color=color, marker=marker, markersize=4, linewidth=1.7, label=word
+                )
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(power_of_ten))
+            axes.set(xlabel=cost.label, ylabel="F1")
+            axes.set_ylim(bottom=0)
+            legend(axes, loc="upper left")
+
+        caption = (
+            f"Each point is one K, from {k[0]:,} to {k[-1]:,} images asked for; further up and "
+            "further left is better."
+        )
+        alt = f"Line chart of F1 against {cost.label}, base and MCH: {text}."
+        title = f"F1 by {cost.title}"
+        result.append(Plot(f"f1-{cost.key}", title, alt, caption, draw, width=4.2))
+    return result

@@ -1,0 +1,58 @@
+"""What the report reads of a finished run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mch_jax.codes import CodeFile
+from mch_jax.files import checkpoint, codes_file
+from mch_jax.training import logs
+
+
+class RunFiles(NamedTuple):
+    """What the report reads of a run's directory.
+
+    Attributes:
+      config: Resolved config.
+      results: What results.json holds.
+      metrics: The lines of metrics.jsonl.
+      query: Codes of the queries.
+      database: Codes of the database.
+      regions: Codes, keep probabilities, boxes and true rewards of the database's regions.
+    """
+
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+    query: CodeFile
+    database: CodeFile
+    regions: Mapping[str, np.ndarray]
+
+    @property
+    def has_several_codes(self) -> bool:
+        """True where any image of the database has more than one code."""
+        return len(self.database.codes) > len(self.database.ids)
+
+    @property
+    def has_agent(self) -> bool:
+        """True for a method with an agent, whose results have controls."""
+        return "controls" in self.results
+
+
+def read(workdir: Path) -> RunFiles:
+    """Returns what the report shows of a finished run.
+
+    Raises:
+      ValueError: A stage has not run yet, or a file is damaged.
+    """
+    directory = workdir / "codes"
+    return RunFiles(
+        regions=checkpoint.read_npz(directory / "regions.npz", "run the encode stage first"),
+        config=checkpoint.read_json(workdir / "config.json", "run the base stage first"),
+        results=checkpoint.read_json(workdir / "results.json", "run the evaluate stage first"),
+        metrics=logs.read_metrics(workdir / "metrics.jsonl"),
+        query=codes_file.load(directory / "query.npz"),
+        database=codes_file.load(directory / "database.npz"),
+    )
