@@ -305,17 +305,17 @@ def test_verdict_is_honest():
     base = {"map": 0.5, "p_at_h0": 0.3, "r_at_h0": 0.002, "anhc": 1.0}
     mch = {"map": 0.45, "p_at_h0": 0.36, "r_at_h0": 0.00201, "anhc": 1.5}
     assert page.verdict({"base": base, "mch": mch}) == (
-        "With 1.50 codes an image instead of one, MCH raises P@H=0 from 0.300 to 0.360, lowers "
+        "With 1.50 codes per photo instead of one, MCH raises P@H=0 from 0.300 to 0.360, lowers "
         "mAP from 0.500 to 0.450 and leaves R@H=0 at 0.0020."
     )
     mch = {"map": 0.45, "p_at_h0": 0.2, "r_at_h0": 0.003, "anhc": 1.5}
     assert page.verdict({"base": base, "mch": mch}) == (
-        "With 1.50 codes an image instead of one, MCH raises R@H=0 from 0.0020 to 0.0030, but "
+        "With 1.50 codes per photo instead of one, MCH raises R@H=0 from 0.0020 to 0.0030, but "
         "lowers mAP from 0.500 to 0.450 and P@H=0 from 0.300 to 0.200."
     )
     assert page.verdict({"base": base, "mch": base}).startswith("This method has no agent: ")
     kept_none = page.verdict({"base": base, "mch": base, "controls": {"never": base}})
-    assert kept_none.startswith("The agent kept no region: every image has one code")
+    assert kept_none.startswith("The agent kept no region: every photo has one code")
 
 
 def test_small_numbers_are_not_shown_as_zero():

@@ -25,10 +25,10 @@ def base_codes(database: CodeFile) -> CodeFile:
 def with_kept(
     database: CodeFile, regions: Mapping[str, np.ndarray], kept: Bool[np.ndarray, "n t"]
 ) -> CodeFile:
-    """Returns a codes file of the same images with another choice of codes.
+    """Returns a codes file of the same items with another choice of codes.
 
     Args:
-      database: Codes file of the images.
+      database: Codes file of the items.
       regions: Codes, keep probabilities and boxes of all regions, as regions.npz has them.
       kept: True for the codes to keep.
     """
@@ -44,7 +44,7 @@ def with_kept(
 def random_kept(
     regions: Mapping[str, np.ndarray], num_bits: int, num_codes: int, seed: int
 ) -> Bool[np.ndarray, "n t"]:
-    """Returns a random choice among the distinct codes of each image.
+    """Returns a random choice among the distinct codes of each item.
 
     Args:
       regions: Codes of all regions, as regions.npz has them.
@@ -66,7 +66,7 @@ def controls(
     """Returns the database's codes under each control.
 
     `always` keeps the codes of all regions, `random` as many as the agent on average, and `oracle`
-    those whose true reward, computed from the image's own labels, is positive. Keeping none gives
+    those whose true reward, computed from the item's own labels, is positive. Keeping none gives
     `base_codes`.
 
     Args:

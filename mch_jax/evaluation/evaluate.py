@@ -14,11 +14,11 @@ from mch_jax.metrics import Histogram
 
 
 def histogram(query: CodeFile, database: CodeFile, threads: int | None = None) -> Histogram:
-    """Returns the number of database images at each distance from each query, by relevance.
+    """Returns the number of database items at each distance from each query, by relevance.
 
     Args:
       query: Codes of the queries, one each.
-      database: Codes of the database. An image counts at its nearest code, and is relevant to a
+      database: Codes of the database. An item counts at its nearest code, and is relevant to a
         query that shares a label with it.
       threads: Maximum number of threads. Defaults to one per core.
     """
@@ -40,7 +40,7 @@ def f1_bucket(
     ks: Sequence[int],
     threads: int | None = None,
 ) -> dict[str, list[int | float]]:
-    """Returns the mean F1 of the k nearest images and the buckets that Algorithm 1 visits for them.
+    """Returns the mean F1 of the k nearest items and the buckets that Algorithm 1 visits for them.
 
     The buckets follow from combinatorics, for every k in one pass over the codes; none of them is
     enumerated.
@@ -49,7 +49,7 @@ def f1_bucket(
       query: Codes of the queries.
       database: Codes of the database.
       counts: Their `histogram`.
-      ks: Numbers of nearest images, none larger than the database.
+      ks: Numbers of nearest items, none larger than the database.
       threads: Maximum number of threads. Defaults to one per core.
     """
     counted = metrics.has_relevant(counts)
@@ -72,13 +72,13 @@ def buckets_visited(
     ks: Sequence[int],
     threads: int | None = None,
 ) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
-    """Returns the buckets that Algorithm 1 visits up to the k-th image, and those not empty.
+    """Returns the buckets that Algorithm 1 visits up to the k-th item, and those not empty.
 
     Args:
       queries: One code per query.
       database: Codes of the database.
-      counts: Number of the database's images at each distance from each query.
-      ks: Numbers of images, none larger than the database.
+      counts: Number of the database's items at each distance from each query.
+      ks: Numbers of items, none larger than the database.
       threads: Maximum number of threads. Defaults to one per core.
     """
     ordered, column = np.unique(np.asarray(ks, np.int64), return_inverse=True)
@@ -107,7 +107,7 @@ def measure(
     Args:
       query: Codes of the queries.
       database: Codes of the database.
-      ks: Numbers of nearest images to take F1 of.
+      ks: Numbers of nearest items to take F1 of.
       counts: Their `histogram`, where it is known already.
     """
     counts = histogram(query, database) if counts is None else counts

@@ -31,13 +31,27 @@ class Measure(NamedTuple):
     is_cost: bool = False
 
 
+class Term(NamedTuple):
+    """What a name in results.json means.
+
+    Attributes:
+      key: Name in results.json.
+      title: Name for people.
+      meaning: What it means.
+    """
+
+    key: str
+    title: str
+    meaning: str
+
+
 class Choice(NamedTuple):
-    """A way to choose the codes of the database's images.
+    """A way to choose the codes of the database's items.
 
     Attributes:
       key: Name in results.json, for a control below `controls`.
       title: Name for people.
-      note: Which codes an image has.
+      note: Which codes an item has.
       is_control: True for a control beside the base model and the agent.
     """
 
@@ -64,37 +78,38 @@ class Cost(NamedTuple):
 
 
 MEASURES = (
-    Measure("map", "mAP", 3, 4, "mean average precision of the whole ranking: how far up the "
-            "relevant images stand, 1 when all of them come first."),
-    Measure("map_at_5000", "mAP@5000", 3, 4, "the same for the first 5,000 images only."),
-    Measure("p_at_h0", "P@H=0", 3, 4, "the share of relevant images among those that have a code "
-            "equal to the query’s; an empty bucket counts as 0."),
-    Measure("r_at_h0", "R@H=0", 4, 4, "the share of all relevant images that have a code equal to "
-            "the query’s: what one look into the hash table finds."),
-    Measure("nonempty_at_h0", "Non-empty", 3, 4, "the share of queries whose code some image has "
-            "too."),
-    Measure("p_at_h2", "P@H≤2", 3, 4, "precision among the images within two bits of the query."),
-    Measure("r_at_h2", "R@H≤2", 4, 4, "recall within two bits of the query."),
-    Measure("anhc", "ANHC", 2, 2, "average number of hash codes an image, equal codes of one image "
-            "counted once: what MCH pays in memory.", is_cost=True),
+    Measure("map", "mAP", 3, 4, "Mean average precision of ranking the whole database, averaged "
+            "exactly over the orders of ties; 1 if all relevant photos come first."),
+    Measure("map_at_5000", "mAP@5000", 3, 4, "Mean average precision of the first 5,000 photos."),
+    Measure("p_at_h0", "P@H=0", 3, 4, "Precision within radius 0: the share of relevant photos "
+            "among those with a code equal to the query’s; 0 for an empty bucket."),
+    Measure("r_at_h0", "R@H=0", 4, 4, "Recall within radius 0: the share of all relevant photos "
+            "that have a code equal to the query’s. Looking into one bucket finds these."),
+    Measure("nonempty_at_h0", "Non-empty", 3, 4, "Share of the queries whose own bucket holds a "
+            "photo."),
+    Measure("p_at_h2", "P@H≤2", 3, 4, "Precision within a Hamming distance of 2 bits."),
+    Measure("r_at_h2", "R@H≤2", 4, 4, "Recall within a Hamming distance of 2 bits."),
+    Measure("anhc", "ANHC", 2, 2, "Average number of hash codes per photo; equal codes of a photo "
+            "count once. This is what MCH costs in memory.", is_cost=True),
 )  # fmt: skip
 MEASURE = {measure.key: measure for measure in MEASURES}
 
-CHANCE = "chance_map", "Chance mAP", (
-    "what a random ranking would score; a mAP says little without it."
-)  # fmt: skip
-F1_BUCKET = "f1_bucket", "F1-bucket", (
-    "the harmonic mean of precision and recall of the K nearest images, against the buckets of the "
-    "hash table looked into to find them."
-)  # fmt: skip
+CHANCE = Term("chance_map", "Chance mAP", "Expected mAP of a random ranking.")
+F1_BUCKET = Term(
+    "f1_bucket",
+    "F1-bucket",
+    "Mean F1, the harmonic mean of precision and recall, of the K nearest photos, against the "
+    "number of buckets looked into to find them: all of them (probed), or only those that hold a "
+    "photo (non-empty).",
+)
 
 CHOICES = (
-    Choice("base", "Base", "one code an image", False),
+    Choice("base", "Base", "one code per photo", False),
     Choice("mch", "MCH", "the agent chooses", False),
-    Choice("never", "Never", "keep no region", True),
-    Choice("always", "Always", "keep every region", True),
-    Choice("random", "Random", "as many as MCH, drawn by lot", True),
-    Choice("oracle", "Oracle", "what truly helps; looks at labels", True),
+    Choice("never", "Never", "no region", True),
+    Choice("always", "Always", "every region", True),
+    Choice("random", "Random", "as many codes as MCH, drawn at random", True),
+    Choice("oracle", "Oracle", "regions with a positive true reward", True),
 )
 
 COSTS = (
@@ -119,3 +134,15 @@ def chosen(results: Mapping[str, Any]) -> Iterator[tuple[Choice, Mapping[str, An
         found = results.get("controls", {}) if choice.is_control else results
         if choice.key in found:
             yield choice, found[choice.key]
+
+
+def terms(results: Mapping[str, Any] | None = None) -> list[Term]:
+    """Returns what the measures, chance mAP and F1-bucket in results.json mean.
+
+    Args:
+      results: What results.json holds, to leave out measures that it lacks. Defaults to none left
+        out.
+    """
+    found = MEASURES if results is None else measured(results)
+    first, *others = (Term(measure.key, measure.title, measure.meaning) for measure in found)
+    return [first, CHANCE, *others, F1_BUCKET]

@@ -33,7 +33,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def split_hash(files: Sequence[CodeFile]) -> str:
-    """Returns a hash of the names and labels of images, in order.
+    """Returns a hash of the names and labels of items, in order.
 
     Args:
       files: Codes files of the queries, the database and the training set.

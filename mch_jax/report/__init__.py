@@ -2,7 +2,7 @@
 
 page: the report, an HTML page.
 figures: its figures.
-gallery: its gallery of queries with their nearest images.
+gallery: its gallery of queries with their nearest photos.
 markup: pieces of HTML that they share.
 run_files: what the report reads of a run.
 plots: colours and style that all figures share.

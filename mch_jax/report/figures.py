@@ -41,13 +41,13 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("base-loss", "Base model: loss", (Line("base/loss", "loss", "mch"),),
-          "Pair loss and quantization penalty together, batch by batch."),
+          "Pair loss plus quantization penalty of each batch."),
     Panel("agent-reward", "Agent: reward", (Line("agent/reward", "reward", "mch"),),
-          "Mean reward of what the agent does with random regions; keeping none of them earns 0."),
+          "Mean reward of the agent’s decisions on random regions; keeping none of them gives 0."),
     Panel("agent-keep", "Agent: share of regions kept",
           (Line("agent/keep_rate", "kept", "mch"),
            Line("agent/reward_positive", "worth keeping", "base")),
-          "How many regions it keeps, beside how many of them have a positive reward."),
+          "Share of the regions that the agent keeps, and share with a positive reward."),
 )  # fmt: skip
 
 
@@ -146,9 +146,9 @@ def rewards(reward: Float[np.ndarray, " r"]) -> Plot:
         f"{shares[0]:.1%} of the database’s regions are worth keeping, {shares[1]:.1%} are better "
         f"left out, {shares[2]:.1%} change nothing"
     )
-    caption = f"{text} (not drawn). The outermost bars hold the tails."
+    caption = f"{text} (not drawn). The outermost bars include all values beyond."
     alt = f"Histogram of true rewards: {text}."
-    return Plot("rewards", "What a region’s code is worth", alt, caption, draw)
+    return Plot("rewards", "True rewards of the regions", alt, caption, draw)
 
 
 def keep_probabilities(
@@ -184,14 +184,14 @@ def keep_probabilities(
         order = pair_order(positive, negative)
         caption += (
             f" Of a region worth keeping and one that isn’t, it gives the first the higher "
-            f"probability in {order:.0%} of the cases; guessing would give 50%."
+            f"probability in {order:.0%} of the cases; chance is 50%."
         )
     alt = f"Histograms of keep probabilities by the sign of the true reward. {caption}"
-    return Plot("keep-probabilities", "What the agent thinks of it", alt, caption, draw)
+    return Plot("keep-probabilities", "Keep probabilities", alt, caption, draw)
 
 
-def codes_per_image(database: CodeFile) -> Plot:
-    """Returns the shares of the database's images that have one code, two codes, and so on."""
+def codes_per_photo(database: CodeFile) -> Plot:
+    """Returns the shares of the database's photos that have one code, two codes, and so on."""
     counts = np.bincount(np.bincount(database.item, minlength=len(database.ids)))
     share = counts / len(database.ids)
     codes = np.arange(1, max(len(share), 7))
@@ -201,13 +201,13 @@ def codes_per_image(database: CodeFile) -> Plot:
         bars = axes.bar(codes, share, 0.72, color=scheme.mch)
         texts = [f"{y:.0%}" if y >= 0.01 or y == 0 else "<1%" for y in share]
         axes.bar_label(bars, texts, padding=2, color=scheme.soft, fontsize=8)
-        axes.set(xlabel="different codes of one image", ylabel="share of images", xticks=codes)
+        axes.set(xlabel="different codes of one photo", ylabel="share of photos", xticks=codes)
         axes.margins(y=0.12)
 
     mean = len(database.item) / len(database.ids)
     alt = "Bar chart: " + ", ".join(f"{y:.1%} have {x}" for x, y in zip(codes, share, strict=True))
-    caption = f"{mean:.2f} codes an image on average (ANHC); the base has one."
-    return Plot("codes-per-image", "Codes an image", alt + ".", caption, draw)
+    caption = f"{mean:.2f} codes per photo on average (ANHC); the base model has one."
+    return Plot("codes-per-image", "Codes per photo", alt + ".", caption, draw)
 
 
 def f1_by_cost(results: Mapping[str, Any]) -> list[Plot]:
@@ -243,8 +243,8 @@ def f1_by_cost(results: Mapping[str, Any]) -> list[Plot]:
             legend(axes, loc="upper left")
 
         caption = (
-            f"Each point is one K, from {k[0]:,} to {k[-1]:,} images asked for; further up and "
-            "further left is better."
+            f"Each point is one K, from {k[0]:,} to {k[-1]:,} photos. Higher and further left is "
+            "better."
         )
         alt = f"Line chart of F1 against {cost.label}, base and MCH: {text}."
         title = f"F1 by {cost.title}"

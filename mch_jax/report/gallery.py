@@ -1,4 +1,4 @@
-"""The gallery of the report: some queries with their nearest images, without and with MCH."""
+"""The gallery of the report: some queries with their nearest photos, without and with MCH."""
 
 import html
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ THUMBNAIL = 160  # pixels of the longer side
 
 
 class Neighbours(NamedTuple):
-    """The nearest images of one query, nearest first.
+    """The nearest photos of one query, nearest first.
 
     Attributes:
-      item: Item of each image in the database's codes file.
+      item: Item of each photo in the database's codes file.
       distance: Hamming distance in bits.
-      code: Row in the codes file of the image's nearest code.
+      code: Row in the codes file of the photo's nearest code.
     """
 
     item: Int[np.ndarray, " k"]
@@ -35,12 +35,12 @@ class Neighbours(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A query of the gallery with its nearest images.
+    """A query of the gallery with its nearest photos.
 
     Attributes:
       query: Item in the queries' codes file.
-      base: Nearest images by the codes of the whole images.
-      mch: Nearest images by all codes.
+      base: Nearest photos by the codes of the whole images.
+      mch: Nearest photos by all codes.
     """
 
     query: int
@@ -127,7 +127,7 @@ class Gallery:
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def _thumbnail(self, name: str) -> tuple[str, tuple[int, int]]:
-        """Returns the file of an image's thumbnail and the image's own width and height."""
+        """Returns the file of a photo's thumbnail and the photo's own width and height."""
         row = self._rows[name]
         path = f"thumbnails/{row:06d}.jpg"
         if row not in self._sizes:
@@ -139,10 +139,10 @@ class Gallery:
         return path, self._sizes[row]
 
     def _cell(self, name: str, alt: str, box: Sequence[int] = ()) -> str:
-        """Returns an image in a square, with a box drawn around one of its regions.
+        """Returns a photo in a square, with a box drawn around one of its regions.
 
         Args:
-          name: Name of the image.
+          name: Name of the photo.
           alt: Alternative text.
           box: Left, top, right and bottom of the region in pixels; empty to draw none.
         """
@@ -162,17 +162,17 @@ class Gallery:
         )
 
     def _labels(self, labels: np.ndarray, shared: np.ndarray) -> str:
-        """Returns an image's labels, those shared with the query in bold."""
+        """Returns a photo's labels, those shared with the query in bold."""
         names = {i: html.escape(self._dataset.classes[i]) for i in np.flatnonzero(labels)}
         texts = [f"<b>{name}</b>" if shared[i] else name for i, name in names.items()]
         return f'<div class="labels">{", ".join(texts) or "no label"}</div>'
 
     def _class_names(self, labels: np.ndarray) -> str:
-        """Returns an image's labels as plain text."""
+        """Returns a photo's labels as plain text."""
         return words([self._dataset.classes[i] for i in np.flatnonzero(labels)]) or "no label"
 
     def _neighbour(self, query: int, item: int, distance: int, code: int) -> str:
-        """Returns one of a query's nearest images; the arguments are those of `Neighbours`."""
+        """Returns one of a query's nearest photos; the arguments are those of `Neighbours`."""
         database = self._files.database
         name, labels = str(database.ids[item]), database.labels[item]
         shared = labels & self._files.query.labels[query]
@@ -190,7 +190,7 @@ class Gallery:
         )
 
     def _row(self, title: str, query: int, neighbours: Neighbours) -> str:
-        """Returns a query's nearest images under one choice of codes."""
+        """Returns a query's nearest photos under one choice of codes."""
         found = int(relevant(self._files, query, neighbours.item).sum())
         items = "".join(
             self._neighbour(query, *(int(value) for value in values))
@@ -198,12 +198,12 @@ class Gallery:
         )
         return (
             f'<div class="answer"><h4>{title} <span>{found} of {len(neighbours.item)} relevant'
-            f'</span></h4><ol class="row" aria-label="{title}: nearest images">{items}</ol>'
+            f'</span></h4><ol class="row" aria-label="{title}: nearest photos">{items}</ol>'
             "</div>"
         )
 
     def card(self, answer: Answer) -> str:
-        """Returns the HTML of one query with its nearest images under the base and under MCH."""
+        """Returns the HTML of one query with its nearest photos under the base and under MCH."""
         query = self._files.query
         name, labels = str(query.ids[answer.query]), query.labels[answer.query]
         rows = self._row("Base", answer.query, answer.base)

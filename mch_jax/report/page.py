@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mch_jax.data import Dataset
-from mch_jax.evaluation.measures import CHANCE, F1_BUCKET, MEASURE, Measure, chosen, measured
+from mch_jax.evaluation.measures import MEASURE, Measure, chosen, measured, terms
 from mch_jax.report import figures, plots, run_files
 from mch_jax.report.gallery import NUM_NEAREST, NUM_QUERIES, Gallery, pick_answers
 from mch_jax.report.markup import data, figure, plain_table, section, show, words
@@ -25,21 +25,20 @@ TILES = (*HEADLINES, "anhc")
 _MAX_DAMAGED = 20  # damaged photos that are listed by name
 
 _TERMS = (
-    F1_BUCKET[1:],
-    ("Probed, non-empty", "all buckets that were looked into, or only those that held an image."),
-    ("Reward", "how much better the training images are told apart when a region’s code is kept "
-     "beside the whole image’s; above 0, keeping helps."),
-    ("Keep probability", "how strongly the agent wants to keep a region’s code. It sees no label."),
+    ("Reward", "How much the loss on pairs with the training photos falls if a region’s code is "
+     "kept beside that of the whole photo. A region with a positive reward is worth keeping."),
+    ("Keep probability", "The agent’s probability of keeping a region’s code. The agent does not "
+     "see the photo’s labels."),
 )  # fmt: skip
 _RULES = (
-    "Two images are relevant to each other when they share at least one label.",
-    "An image with several codes counts once, at the nearest of them.",
-    "Images at equal distance are tied. Measures average over all their orders; lists and the "
+    "Two photos are relevant to each other if they share at least one label.",
+    "A photo with several codes counts once, at the nearest of them.",
+    "Photos at equal distance are tied. Measures average over all their orders; lists and the "
     "gallery show them in database order.",
-    "An empty ball, where no image lies within the radius, has precision 0 and recall 0, and it "
+    "An empty ball, where no photo lies within the radius, has precision 0 and recall 0, and it "
     "counts in the means.",
-    "A query without any relevant image is left out of every mean and of the gallery.",
-    "Recall divides by all relevant images of the database.",
+    "A query without any relevant photo is left out of every mean and of the gallery.",
+    "Recall divides by all relevant photos of the database.",
     "Measures are fractions between 0 and 1, not per cent.",
 )
 
@@ -49,7 +48,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     base, mch = results["base"], results["mch"]
     if base == mch:
         reason = "The agent kept no region" if "controls" in results else "This method has no agent"
-        return f"{reason}: every image has one code, and MCH equals the base."
+        return f"{reason}: every photo has one code, and MCH equals the base."
     risen, fallen, same = [], [], []
     for measure in (MEASURE[key] for key in HEADLINES):
         before, after = (show(row[measure.key], measure.digits) for row in (base, mch))
@@ -61,7 +60,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     parts = [("raises", risen), ("lowers", fallen), ("leaves", same)]
     parts = [f"{verb} {words(changes)}" for verb, changes in parts if changes]
     clauses = ", but ".join(parts) if risen and fallen and not same else words(parts)
-    return f"With {mch['anhc']:.2f} codes an image instead of one, MCH {clauses}."
+    return f"With {mch['anhc']:.2f} codes per photo instead of one, MCH {clauses}."
 
 
 def _header(results: Mapping[str, Any]) -> str:
@@ -73,7 +72,7 @@ def _header(results: Mapping[str, Any]) -> str:
         "Code length": f"{results['num_bits']} bits",
         "Seed": results["seed"],
         "Queries": f"{counts['queries']:,}",
-        "Database": f"{counts['database']:,} images",
+        "Database": f"{counts['database']:,} photos",
         "of these for training": f"{counts['train']:,}",
         "Classes": classes if isinstance(classes, int) else len(classes),
     }
@@ -139,11 +138,11 @@ def _results(results: Mapping[str, Any]) -> str:
         for title, cells, kind in rows
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Codes", *heads))
-    note = "▲ and ▼ mark what MCH raises or lowers against the base."
+    note = "▲ and ▼ mark what MCH raises or lowers compared with the base."
     if "controls" in results:
         note += (
-            " The last four rows are controls on the same codes: they show what the choice itself "
-            "is worth."
+            " The last rows are controls that choose from the same codes without the agent. They "
+            "show what its choice is worth."
         )
     return (
         f"<section><h2>Results</h2>{_tiles(results)}"
@@ -161,7 +160,7 @@ def _decisions(files: RunFiles) -> list[Plot]:
     return [
         figures.rewards(reward),
         figures.keep_probabilities(keep_prob, reward, files.config["encode"]["keep_threshold"]),
-        figures.codes_per_image(files.database),
+        figures.codes_per_photo(files.database),
     ]
 
 
@@ -181,14 +180,14 @@ def _gallery(folder: Path, dataset: Dataset, files: RunFiles) -> str:
     if files.has_several_codes:
         num_most = min(NUM_QUERIES // 2, len(answers))
         text = (
-            f"The first {num_most} queries are those where MCH gains most in relevant images among "
-            f"the first {NUM_NEAREST}; the others are spread evenly over the remaining queries. A "
-            "yellow box marks the region whose code was hit; without a box it was the whole "
-            "image’s. "
+            f"The first {num_most} queries are those for which MCH finds most additional relevant "
+            f"photos among the first {NUM_NEAREST}; the others are spread evenly over the "
+            "remaining queries. A yellow box marks the region whose code is nearest to that of the "
+            "query; without a box it is the whole photo. "
         )
     text += (
-        "Below each image stand ✓ for relevant or ✕ for irrelevant, its distance, and its labels, "
-        "those of the query in bold."
+        "Below each photo are ✓ for relevant or ✕ for irrelevant, its distance, and its labels, "
+        "with those of the query in bold."
     )
     return section("Gallery", text, [gallery.card(answer) for answer in answers], "gallery")
 
@@ -200,8 +199,8 @@ def _audit(audit: Mapping[str, Any]) -> str:
         "Database": f"{audit['database']:,}",
         "Training, all of it in the database": f"{audit['train']:,}",
         "Photos without a label": f"{audit['unlabelled']:,}",
-        "Labels a photo": f"{audit['labels_per_photo']:.2f}",
-        "Queries without a relevant image": f"{audit['queries_without_relevant']:,}",
+        "Labels per photo": f"{audit['labels_per_photo']:.2f}",
+        "Queries without a relevant photo": f"{audit['queries_without_relevant']:,}",
         "Share of the database relevant to a query": f"{audit['relevant_share']:.3f}",
         "Damaged photos left out": f"{len(audit['damaged']):,}",
     }
@@ -221,8 +220,8 @@ def _audit(audit: Mapping[str, Any]) -> str:
         )
     rules = "".join(f"<li>{rule}</li>" for rule in _RULES)
     return (
-        "<section><h2>The data set</h2><p>Every photo was opened and every list checked before the "
-        'run.</p><div class="split">'
+        "<section><h2>The data set</h2><p>Before the run every photo was decoded and every list "
+        'checked.</p><div class="split">'
         f"<div><h3>Counts</h3>{plain_table(rows)}{damaged}</div>"
         f"<div><h3>Photos by class</h3>{plain_table(classes)}</div></div></section>"
         f'<section><h2>The rules</h2><ul class="rules">{rules}</ul></section>'
@@ -239,9 +238,8 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _terms(files: RunFiles) -> str:
-    terms = [(measure.title, measure.meaning) for measure in measured(files.results)]
-    terms.insert(1, CHANCE[1:])
-    items = "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for name, meaning in (*terms, *_TERMS))
+    found = [(term.title, term.meaning) for term in terms(files.results)]
+    items = "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for name, meaning in (*found, *_TERMS))
     rows = [
         (html.escape(name), f"<td>{html.escape(json.dumps(value))}</td>")
         for name, value in _fields(files.config)
@@ -259,21 +257,21 @@ def _page(folder: Path, dataset: Dataset, audit: Mapping[str, Any], files: RunFi
         _results(files.results),
         section(
             "Search",
-            "A hash table answers a query bucket by bucket, nearest codes first. Looking into "
-            "buckets is what it costs, F1 what it brings.",
+            "A hash table answers a query by looking into buckets, those of the nearest codes "
+            "first. The number of buckets is the cost of a search, F1 is its quality.",
             _drawn(folder, figures.f1_by_cost(files.results)),
         ),
         _gallery(folder, dataset, files),
         section(
             "What the agent decided",
-            "Each image offers five regions beside itself: its corners and its middle. A region’s "
-            "code is kept where the agent is confident enough, and stored once where it equals "
-            "another code of the image.",
+            "Each photo has five regions beside the whole: its four corners and its middle. The "
+            "agent keeps a region’s code if its keep probability reaches the threshold. Equal "
+            "codes of a photo are stored once.",
             _drawn(folder, _decisions(files)),
         ),
         section(
             "Training",
-            "As logged while the run went on.",
+            "As logged during the run.",
             _drawn(folder, figures.training(files.metrics)),
         ),
         _audit(audit),

@@ -119,7 +119,7 @@ def f1_figure(runs: Runs, num_bits: int, path: Path) -> None:
 
 
 def sensitivity_figure(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draws mAP and codes per image against the keep threshold, one line per ratio (Figure 9).
+    """Draws mAP and codes per photo against the keep threshold, one line per ratio (Figure 9).
 
     Args:
       sweeps: Rows of sweep.json, by the title of the run.
@@ -129,7 +129,7 @@ def sensitivity_figure(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     pairs = zip(panels[::2], panels[1::2], strict=True)
     for pair, (title, rows) in zip(pairs, sweeps.items(), strict=True):
         ratios = sorted({row["crop_ratio"] for row in rows})
-        for axes, key, label in zip(pair, ("map", "anhc"), ("mAP", "codes an image"), strict=True):
+        for axes, key, label in zip(pair, ("map", "anhc"), ("mAP", "codes per photo"), strict=True):
             for number, ratio in enumerate(ratios):
                 line = sorted(
                     (row["keep_threshold"], row[key]) for row in rows if row["crop_ratio"] == ratio

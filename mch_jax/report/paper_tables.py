@@ -73,7 +73,7 @@ def difference_table(runs: Runs, control: str) -> str:
             row += [cell(comparison.oracle_share(found), 2)]
         rows.append(row)
     head = ["", "bits", "seeds", *(MEASURE[key].title for key in DIFFERENCES)]
-    head += ["codes an image", "share of the oracle's mAP gain"] if control == "never" else []
+    head += ["codes per photo", "share of the oracle's mAP gain"] if control == "never" else []
     return table(head, rows)
 
 
@@ -126,22 +126,22 @@ def markdown(runs: Runs) -> str:
     first = _first(runs)
     counts = first["dataset"]
     parts = [
-        f"# {counts['name']}\n\n{counts['queries']:,} queries, {counts['database']:,} images in "
+        f"# {counts['name']}\n\n{counts['queries']:,} queries, {counts['database']:,} photos in "
         f"the database, {counts['train']:,} of them for training; chance mAP "
         f"{first['chance_map']:.3f}. "
-        "Means over seeds with 95 % intervals; one seed has none.",
+        "Means over seeds with 95 % intervals; a single seed has none.",
         "## mAP of the whole ranking (Table 2)\n\n" + measure_table(runs, "map"),
         "## Precision within radius 0 (Figure 4)\n\n" + measure_table(runs, "p_at_h0"),
         "## Recall within radius 0 (Figure 3)\n\n" + measure_table(runs, "r_at_h0"),
         "## MCH minus base, paired by seed\n\n" + difference_table(learned, "never"),
         "## MCH minus as many codes at random, paired by seed\n\n"
         + difference_table(learned, "random"),
-        "## Buckets at equal F1, base over MCH\n\nAbove 1, MCH looks into fewer. The F1 are shares "
-        "of the smaller of the two best.\n\n" + bucket_table(learned),
+        "## Buckets at equal F1, base over MCH\n\nAbove 1, MCH looks into fewer buckets. The F1 "
+        "are shares of the smaller of the two best F1.\n\n" + bucket_table(learned),
     ]
     for title, rows in read_sweeps(runs).items():
         parts.append(
-            f"## Codes an image by σ and ξ (Table 3): {title}\n\n" + sweep_table(rows, "anhc")
+            f"## Codes per photo by σ and ξ (Table 3): {title}\n\n" + sweep_table(rows, "anhc")
         )
         parts.append(f"## mAP by σ and ξ (Figure 9): {title}\n\n" + sweep_table(rows, "map"))
     return "\n\n".join(parts) + "\n"

@@ -32,7 +32,7 @@ class RunFiles(NamedTuple):
 
     @property
     def has_several_codes(self) -> bool:
-        """True where any image of the database has more than one code."""
+        """True where any photo of the database has more than one code."""
         return len(self.database.codes) > len(self.database.ids)
 
     @property
