@@ -279,7 +279,7 @@ def main() -> int:
     import orbax.checkpoint  # noqa: F401
 
     from mch_jax import main as _  # noqa: F401
-    from mch_jax.report import page as report  # noqa: F401
+    from mch_jax import report  # noqa: F401
 
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
