@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     config.base.label_weight = 0.0  # weight of the label head's loss in training the features
     config.base.num_views = 8  # random regions per photo whose features fixed convolutions compute
 
+    # A field {method}_{setting} sets an argument of the method's own training in mch_jax/methods.
     config.base.adsh_sample = 2000  # photos that ADSH trains on between two updates of the codes
     config.base.adsh_epochs = 3  # epochs over that sample
     config.base.adsh_gamma = 200.0  # weight of ADSH's quantization loss

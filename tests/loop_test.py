@@ -59,7 +59,7 @@ def test_sigterm_saves_the_current_step(tmp_path):
             train(tmp_path, step)
     finally:
         signal.signal(signal.SIGTERM, before)
-        termination._noted.clear()
+        termination._received.clear()
     assert stop.value.code == 143
     assert (tmp_path / "checkpoints" / "base" / "5").exists()
     assert train(tmp_path) == 55

@@ -170,7 +170,7 @@ def test_sigterm_within_a_turn_saves_the_current_step(tmp_path, monkeypatch):
             base.train(run.open_run(tiny("adsh"), tmp_path / "run"))
     finally:
         signal.signal(signal.SIGTERM, before)
-        termination._noted.clear()
+        termination._received.clear()
     assert stop.value.code == 143
     assert (tmp_path / "run" / "checkpoints" / "base" / "5").exists()
     again = base.train(run.open_run(tiny("adsh"), tmp_path / "run"))

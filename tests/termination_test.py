@@ -14,17 +14,17 @@ def handler():
     termination.install()
     yield
     signal.signal(signal.SIGTERM, before)
-    termination._noted.clear()
+    termination._received.clear()
 
 
-def test_elsewhere_the_signal_ends_the_program_at_once():
+def test_outside_of_loops_the_signal_ends_the_program_at_once():
     with pytest.raises(termination.Terminated) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.value.code == 143
     assert termination.requested()
 
 
-def test_a_loop_ends_after_its_step():
+def test_a_loop_ends_after_the_current_step():
     steps = []
 
     def loop():
@@ -42,7 +42,7 @@ def test_a_loop_ends_after_its_step():
     assert stop.value.code == 143
 
 
-def test_a_signal_that_comes_after_the_last_step_still_counts():
+def test_a_signal_after_the_last_step_ends_the_program():
     with termination.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(termination.Terminated):
@@ -56,7 +56,7 @@ from mch_jax.training import termination
 class Closing:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)  # the signal's exception ends this, and goes no further
+        time.sleep(1)  # the handler's exception ends the sleep and is then ignored
 
 termination.install()
 closing = Closing()

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written beside metrics.jsonl, which is what a run is read from."""
+"""TensorBoard's event files, which are written in addition to metrics.jsonl."""
 
 import os
 import struct
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Events:
-    """The event files of a run, a folder for each stage.
+    """The event files of a run, in one directory per stage.
 
     Raises:
-      ValueError: the package that writes them is not installed.
+      ValueError: The package tensorboardX is not installed.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -28,11 +28,11 @@ class Events:
         self._event, self._checksum = Event, masked_crc32c
 
     def rewind(self, stage: str, step: int) -> None:
-        """Tells readers to pass over what a stage wrote after a step: it goes on from there."""
+        """Makes readers ignore what a stage wrote after a step from which it resumes."""
         self._add(stage, step + 1, session_log={"status": "START"})
 
     def write(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds scalars by their full names, such as `base/loss`."""
+        """Adds scalars under their full names, such as `base/loss`."""
         values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
         self._add(stage, step, summary={"value": values})
 

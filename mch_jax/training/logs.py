@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics for machines, progress for people."""
+"""The logs of a run: metrics for programs, progress for people."""
 
 import json
 import math
@@ -19,13 +19,16 @@ T = TypeVar("T")
 
 
 class MetricsLog:
-    """The file metrics.jsonl: one JSON object a line, with `step`, `stage` and named scalars."""
+    """The file metrics.jsonl: one JSON object per line, with `step`, `stage` and named scalars.
+
+    Only the first of several processes writes it.
+    """
 
     def __init__(self, path: str | os.PathLike[str], events: Events | None = None):
         self._path, self._events = Path(path), events
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drops what a stage wrote after a step: it goes on from there."""
+        """Removes the lines that a stage wrote after a step from which it resumes."""
         if not writes_files():
             return
         if self._events:
@@ -36,7 +39,7 @@ class MetricsLog:
         for line in self._path.read_text().splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed run
+            except json.JSONDecodeError:  # the incomplete last line of a killed run
                 continue
             if row["stage"] != stage or row["step"] <= step:
                 kept.append(line + "\n")
@@ -44,7 +47,7 @@ class MetricsLog:
             temporary.write_text("".join(kept))
 
     def write(self, stage: str, step: int, **scalars: ScalarLike) -> None:
-        """Appends one line; the names get the stage before them, as in `agent/reward`."""
+        """Appends one line. The stage precedes the names of the scalars, as in `agent/reward`."""
         if not writes_files():
             return
         row: dict[str, Any] = {"step": step, "stage": stage}
@@ -56,13 +59,22 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl as dictionaries; none where there is no file."""
+    """Returns the lines of metrics.jsonl as dictionaries; an empty list if there is no file."""
     path = Path(path)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def progress(steps: Iterable[T], total: int, title: str, start: int = 0) -> Iterator[T]:
-    """Yields the steps; on a terminal a bar with rate and time left, else a line each tenth."""
+    """Yields the steps and shows how many are done.
+
+    On a terminal this is a bar with rate and remaining time, elsewhere one log line per tenth.
+
+    Args:
+      steps: The steps that remain.
+      total: Number of all steps.
+      title: What the steps are.
+      start: Number of steps that were done before.
+    """
     if sys.stderr.isatty():
         yield from tqdm(steps, title, total, initial=start, dynamic_ncols=True)
         return
@@ -75,7 +87,7 @@ def progress(steps: Iterable[T], total: int, title: str, start: int = 0) -> Iter
 class FiniteGuard:
     """Stops a training loop at the first step whose scalars are not finite.
 
-    It looks at a step's scalars when the next step is under way, so that the device never waits.
+    The scalars of a step are read while the next step is running, so that the device never waits.
     """
 
     def __init__(self, stage: str):
@@ -83,19 +95,19 @@ class FiniteGuard:
         self._last: tuple[int, Mapping[str, Any]] | None = None
 
     def watch(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Checks the step before, and keeps this one's scalars for the next call."""
+        """Checks the previous step, and keeps the scalars of this step for the next call."""
         self.check()
         self._last = step, scalars
 
     def check(self) -> None:
-        """Checks the newest step now, as before a checkpoint; raises as `check_finite` does."""
+        """Checks the latest step at once, for instance before a checkpoint, as `check_finite`."""
         if self._last is not None:
             check_finite(self._stage, *self._last)
             self._last = None
 
 
 def check_finite(stage: str, step: int, scalars: Mapping[str, Any]) -> None:
-    """Raises ValueError where a scalar is not finite."""
+    """Raises ValueError if a scalar is not finite."""
     for name, value in scalars.items():
         if not math.isfinite(value):
             raise ValueError(

@@ -1,7 +1,8 @@
-"""SIGTERM, which machines that are taken away send before they go: save, then stop.
+"""SIGTERM, which pre-emptible machines send before they stop: save a checkpoint, then exit.
 
-While training, the signal is noted and the loop saves after the step it is in. Everywhere else it
-ends the program at once; files are written whole, so that the next start goes on from them.
+During training the signal sets a flag, and the loop saves a checkpoint after the current step.
+Everywhere else the signal ends the program at once. Files are always written whole, so that the
+same command resumes from them.
 """
 
 import contextlib
@@ -11,21 +12,21 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-STATUS = 128 + signal.SIGTERM  # the exit status that a shell reports for the signal
+STATUS = 128 + signal.SIGTERM  # exit status that a shell reports for the signal
 
 
 class Terminated(SystemExit):
-    """The program was asked to end; what was complete is kept."""
+    """Raised to end the program after SIGTERM."""
 
 
-_noted = threading.Event()
+_received = threading.Event()
 _unraisable = sys.unraisablehook
 _loops = 0
 
 
 def install() -> None:
-    """Makes SIGTERM end the program as described above; for the main thread of a command."""
-    _noted.clear()
+    """Installs the handler of SIGTERM. To be called in the main thread of a command."""
+    _received.clear()
     signal.signal(signal.SIGTERM, _handle)
     if sys.unraisablehook is not _try_again:
         global _unraisable
@@ -34,25 +35,25 @@ def install() -> None:
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     del signum, frame
-    if _noted.is_set() and _loops:
+    if _received.is_set() and _loops:
         return
-    _noted.set()
+    _received.set()
     if not _loops:
         raise Terminated(STATUS)
 
 
-def _try_again(what: "sys.UnraisableHookArgs") -> None:
-    """Sends the signal anew where it came in a destructor, from which Python lets nothing out."""
-    if isinstance(what.exc_value, Terminated):
-        main = threading.main_thread().ident  # of another thread it would not wake this one
+def _try_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Sends the signal again if it arrived in a destructor, where Python ignores exceptions."""
+    if isinstance(unraisable.exc_value, Terminated):
+        main = threading.main_thread().ident  # a signal to another thread would not wake it
         threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGTERM]).start()
     else:
-        _unraisable(what)
+        _unraisable(unraisable)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Notes the signal inside the block, whose loop asks `requested` after each step."""
+    """Defers the signal inside the block, whose loop calls `requested` after each step."""
     global _loops
     _loops += 1
     try:
@@ -62,11 +63,11 @@ def deferred() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Returns whether the signal has come."""
-    return _noted.is_set()
+    """Returns True if the signal was received."""
+    return _received.is_set()
 
 
-def stop_if(yes: bool) -> None:
-    """Ends the program if it is so, as of the signal; to be called when everything is saved."""
-    if yes:
+def stop_if(condition: bool) -> None:
+    """Ends the program as the signal does if the condition is true. Save everything first."""
+    if condition:
         raise Terminated(STATUS)
