@@ -1,7 +1,7 @@
-"""The stages of a run in their order, and the check of a finished run.
+"""The stages of a run in their order, and the verification of a finished run.
 
-Imports of what the stages need are inside the functions: they take seconds, which commands that
-only print their help or refuse an argument need not wait for.
+The functions import what they need themselves. These imports take seconds, for which a command that
+prints its help or refuses an argument should not wait.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
       stage: One of STAGES, or "all".
 
     Returns:
-      The content of results.json where the stages include `evaluate`, else None. With several
+      The content of results.json if `evaluate` is among the stages, else None. With several
       processes, all but the first return None.
 
     Raises:

@@ -1,6 +1,6 @@
-"""What comes of bad input, case by case. docs/bad-input.md is the table of cases and answers.
+"""Cases of bad input and their error messages, which docs/bad-input.md lists in a table.
 
-MCH_WRITE_DOCS=1 writes the answers into the table; then read what has changed.
+MCH_WRITE_DOCS=1 writes the messages into the table; review the changes then.
 """
 
 import io
@@ -30,9 +30,10 @@ HEAD = "| kind | input | answer |\n| --- | --- | --- |\n"
 
 
 class Case(NamedTuple):
-    """One kind of bad input: `act` gets an empty folder and a finished run, and must refuse.
+    """One kind of bad input.
 
-    What it returns instead of raising is the answer of input that is odd and accepted.
+    `act` gets an empty folder and the workdir of a finished run. It raises an error, or returns a
+    text where unusual input is accepted.
     """
 
     kind: str
@@ -113,7 +114,7 @@ def encoded(image: Image.Image, kind="JPEG", **settings) -> bytes:
 
 
 def huge_png() -> bytes:
-    """A few bytes that claim to be a picture of 100,000 by 100,000 pixels."""
+    """Returns a few bytes of a PNG file whose header states 100,000 by 100,000 pixels."""
 
     def chunk(name, content):
         body = name + content
@@ -175,7 +176,7 @@ def compressed_tar(folder):
 
 
 def escaping_tar(folder):
-    """A member above the folder, that labels.csv names: tars are never unpacked."""
+    """Writes a tar with a member above the folder, named in labels.csv. Tars are never unpacked."""
     with tarfile.open(folder / "images.tar", "w") as tar:
         tar.add(folder / "a.jpg", "../a.jpg")
     (folder / "labels.csv").write_text(HEADER + ROWS.replace("a.jpg", "../a.jpg"))
@@ -187,7 +188,7 @@ def incomplete_tar(folder):
 
 
 EXIF = Image.Exif()
-EXIF[0x0112] = 6  # to be turned by a quarter
+EXIF[0x0112] = 6  # rotated by 90 degrees
 ANIMATION = [picture(), picture().rotate(180)]
 DEEP = Image.fromarray(np.full((4, 6), 0x8000, np.uint16))
 
@@ -355,7 +356,7 @@ CASES = CONFIGS + DATA + RUNS
 
 
 def answer(case: Case, folder: pathlib.Path, finished: pathlib.Path) -> str:
-    """Returns the one line that people get, the same on every machine."""
+    """Returns the message of a case, without what differs from machine to machine."""
     try:
         found = str(case.act(folder, finished))
     except (ValueError, OSError) as error:
@@ -364,7 +365,7 @@ def answer(case: Case, folder: pathlib.Path, finished: pathlib.Path) -> str:
         assert "\n" not in found  # noqa: PT017
     for path, word in ((folder, "DIR"), (finished, "RUN")):
         found = found.replace(str(path), word)
-    # What Pillow, NumPy and Python say differs from version to version.
+    # Messages of Pillow, NumPy and Python differ between versions.
     found = re.sub(r"(?<=does not decode: )(?!expected|[\d,]+ pixels).*", "(reason)", found)
     found = re.sub(r"(?<=damaged )\(.*?\)+(?=;)|(?<=cannot be read )\(.*?\)", "(reason)", found)
     return found.replace("|", "/")
@@ -374,12 +375,12 @@ def row(case: Case, found: str) -> str:
     return f"| {case.kind} | {case.input} | {found} |\n"
 
 
-def test_there_are_enough_cases_and_none_twice():
+def test_there_are_at_least_60_different_cases():
     assert len({case[:2] for case in CASES}) == len(CASES) >= 60
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.input}")
-def test_the_answer_is_the_one_in_the_table(case, tmp_path, finished):
+def test_the_message_is_in_the_table(case, tmp_path, finished):
     before = sorted(x.name for x in finished.rglob("*"))
     (tmp_path / "photos").mkdir()
     found = answer(case, tmp_path / "photos", finished)
@@ -398,7 +399,7 @@ def test_the_answer_is_the_one_in_the_table(case, tmp_path, finished):
     assert sorted(x.name for x in finished.rglob("*")) == before
 
 
-def test_the_table_has_no_case_that_is_not_tested():
+def test_the_table_has_only_tested_cases():
     rows = TABLE.read_text().split(HEAD)[1].splitlines()
     known = [f"| {case.kind} | {case.input} |" for case in CASES]
     assert len(rows) == len(known)

@@ -6,8 +6,8 @@ import pytest
 from mch_jax import grid
 from mch_jax.grid import Cell
 
-# Stands in for a run: writes what a run leaves, or ends as a failed one.
-STAND_IN = """
+# Simulates a run: writes the files of a finished run, or fails.
+SIMULATED_RUN = """
 import json, pathlib, sys
 method, workdir = sys.argv[1], pathlib.Path(sys.argv[2])
 if method == "itq":
@@ -19,7 +19,7 @@ measures = {"map": 0.5, "anhc": 1.5}
 """
 
 
-def test_cells_go_seed_by_seed():
+def test_cells_are_ordered_by_seed_first():
     found = grid.cells("coco18", ["dch", "ksh"], [16, 32], [0, 1])
     assert found[:3] == [
         Cell("coco18", "dch", 16, 0),
@@ -36,7 +36,7 @@ def test_a_cell_without_a_config_is_refused(dataset, method):
         grid.cells(dataset, [method], [16], [0])
 
 
-def test_the_command_is_a_run_of_main(tmp_path):
+def test_a_cell_is_a_run_of_main(tmp_path):
     command = grid.run_command(Cell("coco18", "dch", 16, 3), tmp_path, ["base.num_epochs=2"])
     assert command[1:] == [
         "-m",
@@ -50,12 +50,12 @@ def test_the_command_is_a_run_of_main(tmp_path):
     ]
 
 
-def test_a_failed_cell_is_named_and_the_rest_is_run_once(tmp_path, monkeypatch):
+def test_a_failed_cell_is_reported_and_only_it_runs_again(tmp_path, monkeypatch):
     started = []
 
     def run_command(cell, root, changes):
         started.append(cell.name)
-        return [sys.executable, "-c", STAND_IN, cell.method, str(root / cell.name)]
+        return [sys.executable, "-c", SIMULATED_RUN, cell.method, str(root / cell.name)]
 
     monkeypatch.setattr(grid, "run_command", run_command)
     cells = grid.cells("scenes", ["lsh", "itq", "dch"], [16], [0])
@@ -67,7 +67,7 @@ def test_a_failed_cell_is_named_and_the_rest_is_run_once(tmp_path, monkeypatch):
     assert started == ["scenes_itq_16_0"]
 
 
-def test_a_grid_keeps_to_its_settings(tmp_path):
+def test_a_grid_with_other_settings_is_refused(tmp_path):
     grid.claim(tmp_path, {"dataset": "coco18", "set": []})
     grid.claim(tmp_path, {"dataset": "coco18", "set": []})
     with pytest.raises(ValueError, match="another --root"):
@@ -75,7 +75,7 @@ def test_a_grid_keeps_to_its_settings(tmp_path):
     assert json.loads((tmp_path / "grid.json").read_text())["set"] == []
 
 
-def test_cores_are_shared_out_and_gpus_taken_in_turn(monkeypatch):
+def test_jobs_divide_the_cores_and_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     first, second, third = grid.resources(3, ["0", "1"])
     assert (first[0], second[0], third[0]) == ([0, 3], [1], [2])

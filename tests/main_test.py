@@ -1,4 +1,4 @@
-"""Whole runs on a few tiny scenes: every stage, resumed, on one device and two, and bad input."""
+"""Whole runs on a few tiny scenes: every stage, interrupted and resumed, on several devices."""
 
 import functools
 import json
@@ -18,14 +18,14 @@ from mch_jax.training import cross_fit, encode, paper, parallel, run
 
 
 def cross_fit_config(method="dch", **changes):
-    """The recipe for photos: three base models, evidence, Adam and dropout."""
+    """Returns a tiny config with the cross-fitted recipe of the agent."""
     config = tiny(method, **changes)
     config.base.label_weight = 0.2
     config.agent.update(recipe="cross_fit", num_folds=2, optimizer="adam", dropout=0.5)
     return config
 
 
-def test_a_run_leaves_the_files_it_promises(finished):
+def test_a_run_writes_the_documented_files(finished):
     results, arrays = read(finished)
     assert results["dataset"] == {
         "name": "scenes", "queries": 8, "database": 64, "train": 40, "classes": 14,
@@ -33,7 +33,7 @@ def test_a_run_leaves_the_files_it_promises(finished):
     }  # fmt: skip
     assert set(results["controls"]) == {"always", "never", "random", "oracle"}
     assert results["controls"]["never"] == results["base"]
-    never = np.arange(6)[None] == np.zeros((64, 1))
+    never = np.arange(6)[None] == np.zeros((64, 1))  # only the whole image's code
     database = codes_file.load(finished / "codes" / "database.npz")
     regions = {key.split("/")[1]: arrays[key] for key in arrays if key.startswith("regions.npz")}
     for kept, base in zip(
@@ -70,20 +70,20 @@ def test_a_second_run_is_the_same_bit_for_bit(finished, tmp_path):
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
-def cut_off_and_go_on(config, workdir, monkeypatch, after):
-    """Runs all stages, dying after so many checkpoints, and once more; returns what is there."""
+def interrupt_and_resume(config, workdir, monkeypatch, after):
+    """Runs all stages until the given number of checkpoints, then resumes; returns the results."""
     save, calls = checkpoint.Checkpoints.save, []
 
-    def save_and_die(self, step, state):
+    def save_and_stop(self, step, state):
         save(self, step, state)
         calls.append(step)
         if len(calls) == after:
             raise Killed
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
     with pytest.raises(Killed):
         pipeline.run_stages(config, workdir)
     monkeypatch.undo()
@@ -92,22 +92,22 @@ def cut_off_and_go_on(config, workdir, monkeypatch, after):
 
 
 @pytest.mark.parametrize("after", [2, 4, 6, 8])
-def test_a_run_cut_off_after_a_checkpoint_goes_on(finished, tmp_path, monkeypatch, after):
-    assert_same(read(finished), cut_off_and_go_on(tiny(), tmp_path, monkeypatch, after))
+def test_a_run_interrupted_after_a_checkpoint_resumes(finished, tmp_path, monkeypatch, after):
+    assert_same(read(finished), interrupt_and_resume(tiny(), tmp_path, monkeypatch, after))
 
 
-def test_the_stages_one_by_one_give_what_all_give(finished, tmp_path):
+def test_single_stages_give_the_same_as_all_together(finished, tmp_path):
     for stage in pipeline.STAGES:
         pipeline.run_stages(tiny(), tmp_path, stage)
     assert_same(read(finished), read(tmp_path))
 
 
-def test_the_encoder_reads_photos_as_the_run_did(finished):
+def test_the_encoder_gives_the_codes_of_the_run(finished):
     this = run.open_run(tiny(), finished)
     encoder = encode.Encoder.from_run(finished)
     rows = this.dataset.query
     images = np.stack([this.dataset.read(int(row)) for row in rows])
-    # Cached features are float16: a bit may fall the other way, a code may not differ in many.
+    # Cached features are float16, so that a few bits can differ.
     encoded = encoder.encode(images)
     kept = codes_file.load(finished / "codes" / "query.npz").codes
     assert np.bitwise_count(encoded ^ kept).sum() <= 2
@@ -123,12 +123,12 @@ def cross_fitted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("after", [3, 8, 12, 19])
-def test_a_cross_fitted_run_cut_off_goes_on(cross_fitted, tmp_path, monkeypatch, after):
-    again = cut_off_and_go_on(cross_fit_config(), tmp_path, monkeypatch, after)
+def test_an_interrupted_cross_fitted_run_resumes(cross_fitted, tmp_path, monkeypatch, after):
+    again = interrupt_and_resume(cross_fit_config(), tmp_path, monkeypatch, after)
     assert_same(read(cross_fitted), again)
 
 
-def test_the_encoder_keeps_what_the_cross_fitted_run_kept(cross_fitted):
+def test_the_encoder_gives_the_keep_probabilities_of_the_cross_fitted_run(cross_fitted):
     this = run.open_run(cross_fit_config(), cross_fitted)
     encoder = encode.Encoder.from_run(cross_fitted)
     with np.load(cross_fitted / "codes" / "regions.npz", allow_pickle=False) as kept:
@@ -138,7 +138,7 @@ def test_the_encoder_keeps_what_the_cross_fitted_run_kept(cross_fitted):
         np.testing.assert_array_equal(keep_prob, kept["keep_prob"][:16])
 
 
-def test_folds_leave_their_photos_out(cross_fitted):
+def test_each_fold_leaves_its_images_out(cross_fitted):
     this = run.open_run(cross_fit_config(), cross_fitted)
     assert np.bincount(this.folds).tolist() == [20, 20]
     examples = cross_fit.agent_examples(this)
@@ -148,7 +148,7 @@ def test_folds_leave_their_photos_out(cross_fitted):
 
 
 @pytest.mark.parametrize("method", ["ksh", "adsh"])
-def test_methods_of_their_own_kind_cross_fit(method, tmp_path):
+def test_methods_with_their_own_training_cross_fit(method, tmp_path):
     results = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
     assert results["mch"]["anhc"] >= 1
 
@@ -161,13 +161,13 @@ def test_every_method_runs(method, tmp_path):
     assert ("controls" in results) == (method not in ("lsh", "itq"))
 
 
-def test_photos_end_to_end(tmp_path):
+def test_training_of_all_layers(tmp_path):
     config = tiny(base__train_conv=True, base__num_epochs=1, agent__num_steps=2)
     results = pipeline.run_stages(config, tmp_path)
     assert results["mch"]["anhc"] >= 1
 
 
-def test_a_closed_form_needs_no_batch(tmp_path):
+def test_a_closed_form_method_ignores_the_batch_size(tmp_path):
     results = pipeline.run_stages(tiny("lsh", base__batch_size=41), tmp_path)
     assert 0 < results["base"]["map"] <= 1
 

@@ -13,7 +13,7 @@ NUM_BITS = 12
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The codes of a run with three photos, the second with two codes."""
+    """The codes of a run with three photos, of which the second has two codes."""
     run = tmp_path_factory.mktemp("run")
     (run / "codes").mkdir()
     write(run / "codes" / "database.npz", [0b0, 0b111, 0b1, 0b1111], [0, 1, 1, 2], "abc")
@@ -40,7 +40,7 @@ def search(*arguments):
     )
 
 
-def test_codes_to_json(run):
+def test_json(run):
     result = search(f"--run={run}", f"--codes={run / 'query.npz'}", "--k=2", "--json")
     assert result.returncode == 0, result.stderr
     first, second = json.loads(result.stdout)
@@ -56,7 +56,7 @@ def test_codes_to_json(run):
     assert [hit["id"] for hit in second["hits"]] == ["b.jpg", "c.jpg"]
 
 
-def test_codes_to_table_with_fewer_photos_than_asked_for(run):
+def test_table_with_fewer_photos_than_k(run):
     result = search(f"--run={run}", f"--codes={run / 'query.npz'}", "--k=9")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
@@ -74,7 +74,7 @@ def test_codes_to_table_with_fewer_photos_than_asked_for(run):
     ]
 
 
-def test_codes_need_no_jax(run):
+def test_searching_with_codes_does_not_import_jax(run):
     script = (
         "import sys; from mch_jax import search\n"
         "search.main(sys.argv[1:]); assert 'jax' not in sys.modules"

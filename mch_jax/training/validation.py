@@ -1,7 +1,7 @@
-"""What the fields of a config may be, checked before a run begins.
+"""Checks the fields of a config before a run begins.
 
-A field without a rule may be anything; a rule is one line of RULES, of several fields together one
-of COMBINATIONS.
+RULES has the rules for single fields, and COMBINATIONS those for several fields together. A field
+without a rule may have any value.
 """
 
 import math
@@ -11,11 +11,16 @@ from typing import Any, NamedTuple
 from mch_jax import data, methods
 from mch_jax.index import MAX_BITS
 
-SMALLEST_INPUT = 63  # AlexNet's last pool has nothing left of a smaller photo
+SMALLEST_INPUT = 63  # the output of AlexNet's last pooling layer is empty for smaller images
 
 
 class Rule(NamedTuple):
-    """Whether a value will do, and what is expected, in words."""
+    """A condition on the value of a field.
+
+    Attributes:
+      holds: Returns True if the condition holds for a value.
+      expected: Description of the values for which it holds.
+    """
 
     holds: Callable[[Any], bool]
     expected: str
@@ -111,7 +116,7 @@ RULES: Mapping[str, Rule] = {
     "evaluate.bucket_k": _several(_whole(1)),
 }
 
-# Field to blame, whether the config will do, what is expected.
+# Each entry: the field that the error names, the condition on the config, and what is expected.
 COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "base.num_views",
@@ -137,10 +142,11 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def check(config: Any) -> None:
-    """Checks the fields of a config, one by one and together.
+    """Checks the single fields of a config, then combinations of fields.
 
     Raises:
-      ValueError: the first field that will not do, its value and what was expected.
+      ValueError: A field is missing, or its value is not allowed. The text names the first such
+        field, its value, and what was expected.
     """
     for name, rule in RULES.items():
         value = _field(config, name)
