@@ -11,8 +11,9 @@ from bench import inputs, measure, peers
 from configs import coco_dch
 from mch_jax import agent, codes, data, methods, models, pairs, regions
 from mch_jax.agent import state as agent_state
+from mch_jax.encoder import Encoder
 from mch_jax.models import AlexNet
-from mch_jax.training import base, base_step, encode, network, paper, parallel, policy
+from mch_jax.training import base, base_step, network, paper, parallel, policy
 
 NUM_BITS, SIZE, INPUT = 64, 256, 224
 HIDDEN = 4096
@@ -411,7 +412,7 @@ def encoding(quick: bool) -> list[measure.Row]:
     agents = policy.network(CONFIG)
     state = jnp.zeros((1, agent_state.width(HIDDEN, NUM_BITS)))
     variables = jax.jit(agents.init)(jax.random.key(0), state)
-    encoder = encode.Encoder(
+    encoder = Encoder(
         model=MODEL, params=base_params(), policy=agents, policy_variables=variables,
         crop_ratio=CONFIG.encode.crop_ratio, keep_threshold=CONFIG.encode.keep_threshold,
         image_size=SIZE, input_size=INPUT,

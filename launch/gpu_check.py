@@ -106,12 +106,12 @@ def products() -> str:
 
 def network() -> str:
     """Checks codes of six regions of images, made on the device, against those of the host."""
-    run = networks.a_run(1000)
-    encoder = encode.encoder(run, jax.device_get(networks.base_params()), {})
+    params = jax.device_get(networks.base_params())
+    encoder = encode.make_encoder(networks.CONFIG, networks.MODEL, params, {})
     photos = networks.pixels(4, networks.SIZE)
     ours, _ = encoder.encode_regions(photos)
     with jax.default_device(HOST):
-        again = encode.encoder(run, jax.device_get(networks.base_params()), {})
+        again = encode.make_encoder(networks.CONFIG, networks.MODEL, params, {})
         theirs, _ = again.encode_regions(photos)
     differ = int(np.bitwise_count(ours ^ theirs).sum())
     total = ours[..., 0].size * BITS
@@ -171,8 +171,7 @@ def roofline() -> dict[str, float]:
 
 def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
     """Measures AlexNet, the evaluator and the reward, also as shares of the device's limits."""
-    run, rows = networks.a_run(1000), []
-    model: Any = run.model
+    model, rows = networks.MODEL, []
     count = 256 if ON_GPU else 4
     for dtype in (jnp.float32, jnp.bfloat16):
         params = jax.tree.map(lambda x, d=dtype: x.astype(d), networks.base_params())

@@ -1,7 +1,8 @@
-"""Bulk encoding: photos without labels to shards of codes, here or on a cluster.
+"""Bulk encoding: photos without labels to shards of codes, in this process or on a cluster.
 
-A shard is a function of the encoder and of its photos alone and is written whole, so whoever
-encodes it, and however often, the same bytes appear, and a killed run goes on with what is missing.
+A shard depends on the encoder and its photos alone, and is written atomically. It therefore has the
+same bytes whichever process encodes it, even if several do, and a killed export resumes with the
+shards that are missing.
 """
 
 import collections
@@ -18,11 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from absl import logging
 
-from mch_jax import codes
+from mch_jax import batched, codes
 from mch_jax.data import photos, places
+from mch_jax.encoder import FILE, Encoder
 from mch_jax.files import checkpoint, codes_file
-from mch_jax.training import logs, parallel
-from mch_jax.training.encode import FILE, Encoder
+from mch_jax.training import logs
 
 FORMAT = "mch-export/1"
 _S = TypeVar("_S")
@@ -30,14 +31,14 @@ _T = TypeVar("_T")
 
 
 class Plan(NamedTuple):
-    """What is encoded, and where to.
+    """The photos to encode and the files to write.
 
     Attributes:
-      run: workdir of the run whose encoder is used.
-      directory: where the shards go.
-      shards: the photos of each shard.
-      batch_size: photos that the network sees at once; part of the plan, as the last bit of a
-        logit may depend on it.
+      run: Workdir of the run whose encoder is used.
+      directory: Directory of the shards.
+      shards: The photos of each shard.
+      batch_size: Number of photos that the network is called with. It is part of the plan since
+        the last bit of a logit may depend on it.
     """
 
     run: Path
@@ -46,25 +47,33 @@ class Plan(NamedTuple):
     batch_size: int
 
     def path(self, number: int) -> Path:
-        """Returns the codes file of a shard; it exists once the shard is done."""
+        """Returns the path of a shard's codes file, which exists once the shard is done."""
         return self.directory / f"{number:06d}.npz"
 
     def damaged_path(self, number: int) -> Path:
-        """Returns the file with a shard's damaged photos; it exists where there are any."""
+        """Returns the path of the list of a shard's damaged photos, which exists if it has any."""
         return self.directory / f"{number:06d}.damaged.jsonl"
 
     def pending(self) -> list[int]:
-        """Returns the shards that are still to be encoded."""
+        """Returns the numbers of the shards that are not encoded yet."""
         return [n for n in range(len(self.shards)) if not self.path(n).exists()]
 
 
 def make_plan(
     run: Path, found: Sequence[places.Photo], directory: Path, shard_size: int, batch_size: int
 ) -> Plan:
-    """Returns the plan for the photos and writes down what it depends on.
+    """Returns a plan, and writes everything that the shards depend on into plan.json.
+
+    Args:
+      run: Workdir of the run whose encoder is used.
+      found: The photos.
+      directory: Directory of the shards: a new one, or that of an export to resume.
+      shard_size: Number of photos per shard.
+      batch_size: Number of photos that the network is called with. Smaller if there are fewer.
 
     Raises:
-      ValueError: the directory holds shards of another plan, or the run has no encoder.
+      ValueError: The directory has shards of another plan or other files, or the run has no
+        encoder.
     """
     shards = [list(found[n : n + shard_size]) for n in range(0, len(found), shard_size)]
     batch_size = min(batch_size, 1 << (len(found) - 1).bit_length())
@@ -90,18 +99,24 @@ def make_plan(
         if differing:
             raise ValueError(
                 f"{directory} holds an export with another {differing[0]} "
-                f"({before.get(differing[0])}, now {depends[differing[0]]}); go on with what it "
-                "was started with, or remove it"
+                f"({before.get(differing[0])}, now {depends[differing[0]]}); use the same value, "
+                "or remove the directory"
             )
     elif directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty and holds no export; choose another place")
+        raise ValueError(f"{directory} is not empty and holds no export; choose another directory")
     else:
         checkpoint.write_json(path, depends)
     return Plan(run, directory, shards, batch_size)
 
 
 class Prepared(NamedTuple):
-    """A photo as the network takes it, with its own width and height, or what is wrong with it."""
+    """A decoded photo at the encoder's image size.
+
+    Attributes:
+      image: The image; zeros for a photo that cannot be decoded.
+      size: Width and height of the original photo in pixels.
+      reason: Why the photo cannot be decoded, or empty.
+    """
 
     image: np.ndarray
     size: tuple[int, int]
@@ -109,7 +124,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(photo: places.Photo, side: int) -> Prepared:
-    """Decodes one photo and squashes it to the encoder's size."""
+    """Decodes a photo and resizes it to `side` x `side` pixels."""
     try:
         pixels = places.decode(photo)
     except ValueError as error:
@@ -118,13 +133,13 @@ def prepare(photo: places.Photo, side: int) -> Prepared:
     return Prepared(photos.resize(pixels, side), (width, height), "")
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, run: Callable[[_S], _T], items: Iterable[_S], count: int
+def _prefetch(
+    pool: ThreadPoolExecutor, function: Callable[[_S], _T], items: Iterable[_S], count: int
 ) -> Iterator[_T]:
-    """Yields `run(item)` in the items' order, at most `count` of them made ahead."""
+    """Yields `function(item)` in the items' order, and computes at most `count` of them ahead."""
     waiting = collections.deque()
     for item in items:
-        waiting.append(pool.submit(run, item))
+        waiting.append(pool.submit(function, item))
         if len(waiting) > count:
             yield waiting.popleft().result()
     while waiting:
@@ -134,10 +149,19 @@ def _ahead(
 def encode_shards(
     plan: Plan, encoder: Encoder, numbers: Sequence[int], threads: int | None = None
 ) -> Iterator[int]:
-    """Encodes shards and yields their numbers; photos are decoded while the network runs."""
+    """Encodes shards and yields the number of each when it is done.
+
+    Photos are decoded in threads while the network runs.
+
+    Args:
+      plan: The plan.
+      encoder: The encoder of the plan's run.
+      numbers: Numbers of the shards to encode.
+      threads: Number of threads that decode. Defaults to one per core.
+    """
     with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode") as pool:
         wanted = itertools.chain.from_iterable(plan.shards[number] for number in numbers)
-        ready = _ahead(
+        ready = _prefetch(
             pool, lambda photo: prepare(photo, encoder.image_size), wanted, 3 * plan.batch_size
         )
         for number in numbers:
@@ -146,21 +170,23 @@ def encode_shards(
 
 
 def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Prepared]) -> None:
-    shard, sizes, reasons, results = plan.shards[number], [], [], []
+    """Encodes a shard, whose photos are the next ones of `ready`, and writes its files."""
+    shard, sizes, reasons = plan.shards[number], [], []
     began, waited = time.monotonic(), 0.0
-    for start in range(0, len(shard), plan.batch_size):
-        asked = time.monotonic()
-        batch = list(itertools.islice(ready, min(plan.batch_size, len(shard) - start)))
-        waited += time.monotonic() - asked
-        images = np.stack([photo.image for photo in batch])
-        packed, keep_prob = encoder.encode_regions(
-            parallel.pad_to_multiple(images, plan.batch_size)
-        )
-        results.append((packed[: len(batch)], keep_prob[: len(batch)]))
-        sizes += [photo.size for photo in batch]
-        reasons += [photo.reason for photo in batch]
+
+    def batches() -> Iterator[np.ndarray]:
+        nonlocal waited
+        for part in batched.split(shard, plan.batch_size):
+            asked = time.monotonic()
+            batch = list(itertools.islice(ready, len(part)))
+            waited += time.monotonic() - asked
+            sizes.extend(photo.size for photo in batch)
+            reasons.extend(photo.reason for photo in batch)
+            yield np.stack([photo.image for photo in batch])
+
+    results = batched.apply_all(encoder.encode_regions, batches(), plan.batch_size)
     good = np.array([not reason for reason in reasons])
-    if good.any():  # a rate of damaged photos alone says nothing
+    if good.any():  # otherwise the rate would be that of damaged photos alone
         seconds = time.monotonic() - began
         logging.info(
             "shard %d: %.0f photos/s, %.0f %% of the time in the network, %.0f %% waiting",
@@ -169,7 +195,7 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
             100 * (1 - waited / seconds),
             100 * waited / seconds,
         )
-    packed, keep_prob = (np.concatenate(parts)[good] for parts in zip(*results, strict=True))
+    packed, keep_prob = (values[good] for values in results)
     ids = np.array([photo.id for photo, is_good in zip(shard, good, strict=True) if is_good], "U")
     code_set = encoder.code_set(packed, keep_prob, np.array(sizes, np.int32)[good])
     labels = np.zeros((len(ids), 0), np.uint8)
@@ -182,11 +208,11 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
         ],
     )
     file = codes.flatten(code_set, ids, labels, encoder.model.num_bits)
-    codes_file.save(plan.path(number), file)  # the last file: the shard is done
+    codes_file.save(plan.path(number), file)  # the last file, which marks the shard as done
 
 
 def _write_damaged(path: Path, damaged: list[dict[str, str]]) -> None:
-    """Writes what was wrong with which photos, a JSON object a line; no file where all are well."""
+    """Writes one JSON object per damaged photo; if there are none, removes the file."""
     if not damaged:
         path.unlink(missing_ok=True)
         return
@@ -195,14 +221,14 @@ def _write_damaged(path: Path, damaged: list[dict[str, str]]) -> None:
 
 
 def read_damaged(plan: Plan) -> list[dict[str, str]]:
-    """Returns the damaged photos of all shards, by `id` and `reason`."""
+    """Returns `id` and `reason` of the damaged photos of all shards."""
     paths = [plan.damaged_path(number) for number in range(len(plan.shards))]
     lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
     return [json.loads(line) for line in lines]
 
 
 def merge(plan: Plan, path: Path) -> None:
-    """Writes the codes of all shards as one file, and their damaged photos beside it."""
+    """Writes the codes of all shards into one file, and the list of damaged photos beside it."""
     files = [codes_file.load(plan.path(number)) for number in range(len(plan.shards))]
     starts = np.cumsum([0, *(len(file.ids) for file in files)])
     arrays = {
@@ -215,15 +241,12 @@ def merge(plan: Plan, path: Path) -> None:
     codes_file.save(path, file)
 
 
-# Engines
-
-
 def encode_here(plan: Plan, workers: int | None = None) -> None:
-    """Encodes what is missing in this process.
+    """Encodes the missing shards in this process.
 
     Args:
-      plan: of the export.
-      workers: threads that decode photos; one a core when not given.
+      plan: The plan.
+      workers: Number of threads that decode photos. Defaults to one per core.
     """
     pending = plan.pending()
     if not pending:
@@ -234,14 +257,14 @@ def encode_here(plan: Plan, workers: int | None = None) -> None:
 
 
 class Worker:
-    """Encodes shards in a process of a cluster, on the one accelerator that it is given."""
+    """Encodes shards in a process of a cluster, on the accelerator assigned to the process."""
 
     def __init__(self, plan: Plan, threads: int):
         self._plan, self._threads = plan, threads
         self._encoder = Encoder.from_run(plan.run)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Encodes the shards that the rows name; one that another worker finished stays."""
+        """Encodes the shards in the rows, except those that another worker has finished."""
         for number, text in zip(rows["number"].tolist(), rows["photos"].tolist(), strict=True):
             self._plan.shards[number] = [places.Photo(*photo) for photo in json.loads(text)]
             if not self._plan.path(number).exists():
@@ -251,15 +274,15 @@ class Worker:
 
 
 def encode_on_ray(plan: Plan, workers: int | None = None) -> None:
-    """Encodes what is missing on a Ray cluster, a shard at a time on each actor.
+    """Encodes the missing shards on a Ray cluster, one shard at a time on each actor.
 
-    The cluster is the one that RAY_ADDRESS names or, without it, one on this machine. Its nodes see
-    the run, the photos and the output under the same paths. A worker that dies is replaced and its
-    shard encoded anew.
+    The environment variable RAY_ADDRESS names the cluster; without it, one is started on this
+    machine. The run, the photos and the output need the same paths on all nodes. If an actor dies,
+    it is replaced, and its shard is encoded again.
 
     Args:
-      plan: of the export.
-      workers: how many actors; one an accelerator when not given, or one where there is none.
+      plan: The plan.
+      workers: Number of actors. Defaults to one per accelerator, or one if there is none.
 
     Raises:
       ValueError: Ray is not installed.
@@ -284,7 +307,7 @@ def encode_on_ray(plan: Plan, workers: int | None = None) -> None:
         count = max(1, min(workers or accelerators or 1, len(pending)))
         cores = max(1, int(resources.get("CPU", 1)) // count)
         rows = [{"number": n, "photos": json.dumps(plan.shards[n])} for n in pending]
-        slim = plan._replace(shards=[[] for _ in plan.shards])  # an actor gets photos with its row
+        slim = plan._replace(shards=[[] for _ in plan.shards])  # photos come with the rows
         ray.data.DataContext.get_current().enable_progress_bars = False
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Worker,

@@ -53,7 +53,7 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
     if not parallel.leave():
         return None
     if params is not None and "encode" in chosen:
-        encode.encode(this, encode.encoder(this, params, variables))
+        encode.encode(this, encode.make_encoder(config, this.model, params, variables))
     results = None
     if "evaluate" in chosen:
         results = evaluation.write_results(workdir, this.resolved, this.dataset.name)

@@ -19,7 +19,7 @@ NAMES = ("whole image", "top left", "top right", "bottom left", "bottom right", 
 
 
 def region_boxes(crop_ratio: float) -> Float[np.ndarray, "6 4"]:
-    """Returns the whole image's box, then those of the four corners and the middle (Sec. 4.3)."""
+    """Returns the boxes of the regions in the order of `NAMES` (Sec. 4.3)."""
     far, mid = 1 - crop_ratio, (1 - crop_ratio) / 2
     corners = np.array([[0, 0], [far, 0], [0, far], [far, far], [mid, mid]], np.float32)
     return np.concatenate([WHOLE[None], np.concatenate([corners, corners + crop_ratio], 1)])

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from mch_jax import batched
 from mch_jax.data import photos
+from mch_jax.encoder import Encoder
 from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
-from mch_jax.training.encode import Encoder
 
 BATCH = 16  # photos encoded at a time; a single one has a shape of its own
 
@@ -83,12 +84,8 @@ class Retriever:
         if not squares:
             return np.zeros((0, -(-self.database.num_bits // 8)), np.uint8)
         size = 1 if len(squares) == 1 else BATCH
-        parts = []
-        for start in range(0, len(squares), size):
-            batch = np.stack(squares[start : start + size])
-            filled = np.resize(batch, (size, *batch.shape[1:]))
-            parts.append(self.encoder.encode(filled)[: len(batch)])
-        return np.concatenate(parts)
+        batches = map(np.stack, batched.split(squares, size))
+        return batched.apply_all(self.encoder.encode, batches, size)
 
     def search(self, image: Photo, k: int = 10) -> list[Found]:
         """Returns the k nearest photos of the database, nearest first, fewer where it has fewer.

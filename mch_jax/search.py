@@ -38,7 +38,7 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
       ValueError: the photo cannot be read or the run has no encoder.
     """
     from mch_jax.data import photos  # here only: a file of codes needs neither these nor JAX
-    from mch_jax.training.encode import Encoder
+    from mch_jax.encoder import Encoder
 
     command.keep_compiled()
     try:

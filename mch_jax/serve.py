@@ -72,9 +72,9 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"serving needs the package {error.name}; run pip install 'mch_jax[serve]'"
         ) from None
+    from mch_jax.encoder import Encoder
     from mch_jax.serving import catalogue
     from mch_jax.serving.gate import Limits
-    from mch_jax.training.encode import Encoder
 
     command.keep_compiled()
     run = Path(options.run)

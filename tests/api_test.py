@@ -21,9 +21,9 @@ from PIL import Image
 
 from mch_jax import codes
 from mch_jax.data import photos
+from mch_jax.encoder import Encoder
 from mch_jax.serving import api, catalogue
 from mch_jax.serving.gate import Limits
-from mch_jax.training.encode import Encoder
 
 LIMITS = Limits(pending=8, upload=200_000, pending_upload=800_000, pixels=1_000_000)
 

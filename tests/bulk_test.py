@@ -1,4 +1,4 @@
-"""Bulk encoding: against one photo at a time, resumed, killed, damaged photos, both engines."""
+"""Tests of bulk encoding: results, resuming, damaged photos, the command, and both engines."""
 
 import contextlib
 import importlib.util
@@ -19,9 +19,9 @@ import small_run as small
 
 from mch_jax import bulk, codes
 from mch_jax.data import places
+from mch_jax.encoder import Encoder
 from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
-from mch_jax.training.encode import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def encoder(small_run):
 
 @pytest.fixture
 def place(small_run, tmp_path):
-    """Ten photos, of which two do not decode."""
+    """A folder of photos, two of which cannot be decoded."""
     place = tmp_path / "place"
     shutil.copytree(small_run / "photos" / "sub", place)
     (place / "bad.jpg").write_bytes(b"no photo")
@@ -53,7 +53,7 @@ def export(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_shards_hold_what_single_photos_give(small_run, place, tmp_path, encoder):
+def test_shards_have_the_codes_of_single_photos(small_run, place, tmp_path, encoder):
     plan = plan_of(small_run, place, tmp_path / "out")
     bulk.encode_here(plan)
     assert plan.pending() == []
@@ -80,7 +80,7 @@ def test_shards_hold_what_single_photos_give(small_run, place, tmp_path, encoder
     assert reasons["bad.jpg"].startswith("'bad.jpg' does not decode: expected one of JPEG")
 
 
-def test_a_killed_export_goes_on_and_ends_the_same(small_run, place, tmp_path, monkeypatch):
+def test_an_interrupted_export_resumes(small_run, place, tmp_path, monkeypatch):
     whole = plan_of(small_run, place, tmp_path / "whole")
     bulk.encode_here(whole)
     plan = plan_of(small_run, place, tmp_path / "killed")
@@ -115,12 +115,12 @@ def test_a_tar_and_a_list_give_the_codes_of_the_folder(small_run, place, tmp_pat
         directory = tmp_path / f"{source.name}.out"
         bulk.encode_here(plan_of(small_run, source, directory))
         found.append(files_of(directory))
-        del found[-1]["plan.json"]  # it knows the photos' lengths in a tar
+        del found[-1]["plan.json"]  # it has the photos' lengths in a tar
     assert len(found[0]) > 2
     assert found[0] == found[1] == found[2]
 
 
-def test_the_command_killed_without_notice_goes_on(small_run, place, tmp_path):
+def test_the_killed_command_resumes(small_run, place, tmp_path):
     arguments = [f"--run={small_run}", f"--images={place}", "--shard_size=1", "--batch_size=1"]
     out, parts = tmp_path / "killed.npz", tmp_path / "killed.npz.parts"
     command = [sys.executable, "-m", "mch_jax.export", *arguments, f"--out={out}"]
@@ -137,7 +137,7 @@ def test_the_command_killed_without_notice_goes_on(small_run, place, tmp_path):
     assert not parts.exists()
 
 
-def test_a_plan_is_not_mixed_with_another(small_run, place, tmp_path):
+def test_shards_of_different_plans_are_not_mixed(small_run, place, tmp_path):
     plan_of(small_run, place, tmp_path / "out")
     with pytest.raises(ValueError, match=r"an export with another shard_size \(5, now 6\)"):
         plan_of(small_run, place, tmp_path / "out", shard_size=6)
@@ -184,9 +184,9 @@ def test_wrong_arguments_get_one_line(small_run, place, tmp_path, arguments, rea
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore")  # Ray warns of what it calls itself
+@pytest.mark.filterwarnings("ignore")  # Ray warns about its own calls
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
-def test_ray_gives_the_same_bytes_though_a_worker_is_killed(small_run, tmp_path):
+def test_ray_writes_the_same_bytes_when_a_worker_is_killed(small_run, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
     for seed in range(120):

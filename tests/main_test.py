@@ -11,10 +11,11 @@ from tiny_run import assert_same, read, tiny
 from mch_jax import codes as code_lib
 from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
+from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate
 from mch_jax.files import checkpoint, codes_file
 from mch_jax.training import base as base_stage
-from mch_jax.training import cross_fit, encode, paper, parallel, run
+from mch_jax.training import cross_fit, paper, parallel, run
 
 
 def cross_fit_config(method="dch", **changes):
@@ -104,7 +105,7 @@ def test_single_stages_give_the_same_as_all_together(finished, tmp_path):
 
 def test_the_encoder_gives_the_codes_of_the_run(finished):
     this = run.open_run(tiny(), finished)
-    encoder = encode.Encoder.from_run(finished)
+    encoder = Encoder.from_run(finished)
     rows = this.dataset.query
     images = np.stack([this.dataset.read(int(row)) for row in rows])
     # Cached features are float16, so that a few bits can differ.
@@ -130,7 +131,7 @@ def test_an_interrupted_cross_fitted_run_resumes(cross_fitted, tmp_path, monkeyp
 
 def test_the_encoder_gives_the_keep_probabilities_of_the_cross_fitted_run(cross_fitted):
     this = run.open_run(cross_fit_config(), cross_fitted)
-    encoder = encode.Encoder.from_run(cross_fitted)
+    encoder = Encoder.from_run(cross_fitted)
     with np.load(cross_fitted / "codes" / "regions.npz", allow_pickle=False) as kept:
         rows = this.dataset.database[:16]
         packed, keep_prob = encoder.encode_regions(this.region_features[rows])

@@ -11,9 +11,9 @@ import shutil
 import pytest
 import small_run as small
 
+from mch_jax.encoder import Encoder
 from mch_jax.serving import api, catalogue
 from mch_jax.serving.gate import Limits
-from mch_jax.training.encode import Encoder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect

@@ -12,9 +12,9 @@ from PIL import Image
 
 from mch_jax import codes, data
 from mch_jax.data import photos
+from mch_jax.encoder import FILE, Encoder
 from mch_jax.files import codes_file
 from mch_jax.models import AlexNet, Policy
-from mch_jax.training.encode import FILE, Encoder
 from mch_jax.training.network import random_params
 
 NUM_BITS, SIDE, HIDDEN = 12, 64, 16

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mch_jax import codes
+from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate, results
 from mch_jax.files import checkpoint, codes_file
 from mch_jax.training import encode, run
@@ -23,7 +24,7 @@ FILE = "sweep.json"
 MEASURES = ("map", "p_at_h0", "r_at_h0", "anhc")
 
 
-def region_codes(this: run.Run, encoder: encode.Encoder, ratio: float) -> dict[str, np.ndarray]:
+def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.ndarray]:
     """Returns codes, keep probabilities and boxes of the database's regions at a crop ratio.
 
     They are computed once and then read from a file of the run.
@@ -40,7 +41,14 @@ def region_codes(this: run.Run, encoder: encode.Encoder, ratio: float) -> dict[s
         other = dataclasses.replace(this, config=config)
         encoder = dataclasses.replace(encoder, crop_ratio=ratio)
         rows = this.dataset.database
-        packed, keep_prob = encode.encode_rows(other, encoder, rows, f"database at {ratio:g}")
+        packed, keep_prob = encode.encode_rows(
+            encoder,
+            other.region_batches,
+            rows,
+            batch_size=config.encode.batch_size,
+            directory=this.workdir / "parts",
+            title=f"database at {ratio:g}",
+        )
         box = encoder.code_set(packed, keep_prob, this.dataset.sizes[rows]).box
         with checkpoint.whole_file(path) as temporary:
             packed_bytes = codes.to_bytes(packed, encoder.model.num_bits)
@@ -74,7 +82,7 @@ def sweep(
             "choose another run"
         )
     this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
-    encoder = encode.Encoder.from_run(workdir)
+    encoder = Encoder.from_run(workdir)
     query, database = (
         codes_file.load(workdir / "codes" / f"{title}.npz") for title in ("query", "database")
     )

@@ -34,10 +34,10 @@ from starlette.routing import Match
 
 from mch_jax import __version__, codes, regions
 from mch_jax.data import photos
+from mch_jax.encoder import Encoder
 from mch_jax.serving.catalogue import Catalogue, Neighbour
 from mch_jax.serving.gate import Gate, Limits, Refused
 from mch_jax.serving.workers import Workers
-from mch_jax.training.encode import Encoder
 
 FREE_PATHS = ("/", "/health", "/metrics", "/openapi.json")
 BOX = "left, top, right, bottom in pixels of the upright photo"

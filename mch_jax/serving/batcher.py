@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax.training.parallel import pad_to_multiple
+from mch_jax import batched
 
 
 class Batcher:
@@ -92,4 +92,4 @@ class Batcher:
 
     def _padded(self, batch: np.ndarray) -> Sequence[np.ndarray]:
         size = next(size for size in self._sizes if size >= len(batch))
-        return self._run(pad_to_multiple(batch, size))
+        return batched.apply(self._run, batch, size)

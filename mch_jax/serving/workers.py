@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from mch_jax.encoder import Encoder
 from mch_jax.serving.batcher import Batcher
-from mch_jax.training.encode import Encoder
 
 
 class Workers:

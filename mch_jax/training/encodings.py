@@ -1,5 +1,6 @@
 """Encodings of photos by a base model of the run, on the host."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -8,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt32
 
-from mch_jax import codes, data, models, regions
-from mch_jax.codes import Encoding
-from mch_jax.training import parallel
+from mch_jax import batched, codes, data, models, regions
 from mch_jax.training.run import NUM_REGIONS, Run
 
 _crop = jax.jit(regions.crop, static_argnums=2)
@@ -39,18 +38,17 @@ def whole(run: Run, params: Mapping[str, Any], positions: Int[np.ndarray, " n"] 
       positions: Positions of the photos in the training set. Defaults to all of them.
     """
     positions = np.arange(len(run.dataset.train)) if positions is None else positions
-    size, parts = run.config.encode.batch_size * NUM_REGIONS, []
+    size = run.config.encode.batch_size * NUM_REGIONS
     encode = jax.jit(lambda params, batch: models.encode(run.model, params, batch))
     params = jax.device_put(jax.device_get(run.needed_params(params)))
-    for batch in _whole_batches(run, positions, size):
-        count = len(next(iter(batch.values())))
-        batch = {k: parallel.pad_to_multiple(v, size) for k, v in batch.items()}
+
+    def encode_whole(batch):
         if "image" in batch:
             box = jnp.tile(jnp.asarray(regions.WHOLE)[None], (size, 1))
             batch = {"image": _crop(batch["image"], box, run.config.model.input_size)}
-        encoding = encode(params, batch)
-        parts.append([np.asarray(x)[:count] for x in encoding])
-    return Encoding(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        return encode(params, batch)
+
+    return batched.apply_all(encode_whole, _whole_batches(run, positions, size), size)
 
 
 def _whole_batches(
@@ -62,8 +60,8 @@ def _whole_batches(
         for batch in data.epoch(run.dataset, rows, config.dataset.image_size, size):
             yield {"image": batch["image"]}
     else:
-        for start in range(0, len(positions), size):
-            yield {"conv": run.train_views[positions[start : start + size], 0]}
+        for part in batched.split(positions, size):
+            yield {"conv": run.train_views[part, 0]}
 
 
 def of_regions(
@@ -88,12 +86,11 @@ def of_regions(
             run.model, params, batch, boxes, run.config.model.input_size
         )
         packed = codes.pack(codes.sign(encoding.logits))
-        return packed, encoding.logits, encoding.label_logits
+        return RegionEncodings(packed, encoding.logits, encoding.label_logits)
 
     params = jax.device_put(run.needed_params(params))
-    size, parts = run.config.encode.batch_size, []
-    for batch in run.region_batches(rows, size):
-        inputs = batch if run.config.base.train_conv else batch[:, :num_regions]
-        result = encode(params, parallel.pad_to_multiple(inputs, size))
-        parts.append([np.asarray(x)[: len(batch)] for x in result])
-    return RegionEncodings(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    size = run.config.encode.batch_size
+    batches = run.region_batches(rows, size)
+    if not run.config.base.train_conv:
+        batches = (batch[:, :num_regions] for batch in batches)
+    return batched.apply_all(functools.partial(encode, params), batches, size)

@@ -1,15 +1,15 @@
-"""Features of fixed convolutions, made once: for runs that do not train the convolutions.
+"""Features of fixed convolutions, computed once, for runs that do not train the convolutions.
 
-They lie in a directory that runs of other methods, code lengths and seeds can share, under a name
-made of all that they depend on.
+Runs of other methods, code lengths and seeds share them through a directory. The name of a file
+contains a hash of everything that its features depend on.
 """
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,37 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
-from mch_jax import data, regions
+from mch_jax import batched, data, regions
 from mch_jax.files.checkpoint import read_json, write_json
 from mch_jax.models import AlexNet
-from mch_jax.training import logs, parallel
+from mch_jax.training import logs
 
 
-def fingerprint(*parts: Any) -> str:
-    """Returns 16 hexadecimal digits that depend on every byte of the arrays and values given."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(parts):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
+class Views(NamedTuple):
+    """Regions of photos whose features are computed.
+
+    Attributes:
+      rows: The photos' rows in the data set.
+      boxes: Regions of each photo, as fractions of width and height.
+      flips: Which regions are mirrored left to right.
+    """
+
+    rows: Int[np.ndarray, " n"]
+    boxes: Float[np.ndarray, "n v 4"]
+    flips: Bool[np.ndarray, "n v"]
 
 
-def random_views(
-    rows: Int[np.ndarray, " n"], num_crops: int, crop_ratio: float
-) -> tuple[Float[np.ndarray, "n v 4"], Bool[np.ndarray, "n v"]]:
-    """Returns boxes and flips: the whole photo, its mirror image, random crops, half mirrored.
+def region_views(rows: Int[np.ndarray, " n"], crop_ratio: float) -> Views:
+    """Returns the six regions that are encoded of each photo, none of them mirrored."""
+    boxes = np.tile(regions.region_boxes(crop_ratio)[None], (len(rows), 1, 1))
+    return Views(rows, boxes, np.zeros(boxes.shape[:2], bool))
 
-    They depend on the row alone, so that every run sees the same.
+
+def random_views(rows: Int[np.ndarray, " n"], num_crops: int, crop_ratio: float) -> Views:
+    """Returns views to train on: the whole photo, its mirror image, and random regions.
+
+    Each random region is mirrored with probability 1/2. The views of a photo depend on its row
+    alone, so all runs get the same views.
     """
 
     def one(row):
@@ -51,16 +60,24 @@ def random_views(
         return jnp.concatenate([whole, boxes]), jnp.concatenate([jnp.array([False, True]), flips])
 
     boxes, flips = jax.jit(jax.vmap(one))(rows)
-    return np.asarray(boxes), np.asarray(flips)
+    return Views(rows, np.asarray(boxes), np.asarray(flips))
+
+
+def fingerprint(*values: Any) -> str:
+    """Returns 16 hexadecimal digits that depend on every byte of the given arrays and numbers."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(values):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def cached(
     directory: str | Path,
     title: str,
     dataset: data.Dataset,
-    rows: Int[np.ndarray, " n"],
-    boxes: Float[np.ndarray, "n v 4"],
-    flips: Bool[np.ndarray, "n v"],
+    views: Views,
     model: AlexNet,
     params: Mapping[str, Any],
     *,
@@ -68,27 +85,26 @@ def cached(
     input_size: int,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Returns float16 convolutional features [n v k] of regions of photos, from a file.
+    """Returns the convolutional features of views of photos, float16 [n v k], from a file.
 
-    The file is made on first use, and a killed run goes on with it where it stopped.
+    The file is written on first use. A run that is killed meanwhile resumes when it is restarted.
 
     Args:
-      directory: of the files.
-      title: of the file, for people.
-      dataset: whose photos to read.
-      rows: of the photos.
-      boxes: regions of each photo.
-      flips: which regions are mirrored.
-      model: whose convolutions to use.
-      params: its parameters.
-      image_size: the size that photos are squashed to before they are cropped.
-      input_size: the size of the network's input.
-      batch_size: photos at a time.
+      directory: Directory of the shared files.
+      title: First part of the file's name, and the title of the progress bar.
+      dataset: The data set that the photos belong to.
+      views: The views to compute features of.
+      model: The network whose convolutions are used.
+      params: Parameters of the network.
+      image_size: Side in pixels to which photos are resized before they are cropped.
+      input_size: Side in pixels of the network's input.
+      batch_size: Number of photos that the network is called with.
     """
     conv_params = {name: value for name, value in params.items() if name.startswith("conv")}
+    rows = views.rows
     name = fingerprint(
         np.array(dataset.name), dataset.ids[rows], dataset.sizes[rows], _sample(dataset, rows),
-        boxes, flips, conv_params, image_size, input_size,
+        views.boxes, views.flips, conv_params, image_size, input_size,
     )  # fmt: skip
 
     @jax.jit
@@ -98,11 +114,14 @@ def cached(
         return jnp.asarray(features, jnp.float16)
 
     width = jax.eval_shape(
-        extract, np.zeros((1, image_size, image_size, 3), np.uint8), boxes[:1, 0], flips[:1, 0]
+        extract,
+        np.zeros((1, image_size, image_size, 3), np.uint8),
+        views.boxes[:1, 0],
+        views.flips[:1, 0],
     ).shape[-1]
     path = Path(directory) / f"{title}-{name}.npy"
     return extracted(
-        path, dataset, rows, boxes, flips, extract, width,
+        path, dataset, views, extract, width,
         title=title, image_size=image_size, batch_size=batch_size,
     )  # fmt: skip
 
@@ -110,9 +129,7 @@ def cached(
 def extracted(
     path: Path,
     dataset: data.Dataset,
-    rows: Int[np.ndarray, " n"],
-    boxes: Float[np.ndarray, "n v 4"],
-    flips: Bool[np.ndarray, "n v"],
+    views: Views,
     extract: Callable[[Array, Array, Array], Any],
     width: int,
     *,
@@ -120,66 +137,76 @@ def extracted(
     image_size: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Returns float16 features [n v k] of regions of photos, from a file made on first use.
+    """Returns features of views of photos, float16 [n v k], from a file written on first use.
 
     Args:
-      path: of the file.
-      dataset: whose photos to read.
-      rows: of the photos.
-      boxes: regions of each photo.
-      flips: which regions are mirrored.
-      extract: (photos uint8 [b s s 3], boxes [b 4], flips [b]) -> features [b k].
-      width: k.
-      title: of the progress bar.
-      image_size: the size that photos are squashed to before they are cropped.
-      batch_size: photos at a time.
+      path: Path of the file.
+      dataset: The data set that the photos belong to.
+      views: The views to compute features of.
+      extract: Maps images [b s s 3], boxes [b 4] and flips [b] to features [b k].
+      width: Number k of features.
+      title: Title of the progress bar.
+      image_size: Side in pixels to which photos are resized before they are cropped.
+      batch_size: Number of photos that `extract` is called with.
     """
     if path.exists():
         try:
             return np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:
-            logging.warning("%s is damaged (%s): it is made again", path, error)
+            logging.warning("%s is damaged (%s); computing it again", path, error)
             path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
-        # Of several runs that share the file one makes it; the lock ends with its process.
+        # One of the runs that share the file writes it. The lock ends with that run's process.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            _extract(
-                path, dataset, rows, boxes, flips, extract, width, title, image_size, batch_size
-            )
+
+            def batches(start_step: int) -> Iterator[np.ndarray]:
+                for batch in data.epoch(
+                    dataset, views.rows, image_size, batch_size, start_step=start_step
+                ):
+                    yield batch["image"]
+
+            _write(path, batches, views, extract, width, title, batch_size)
     return np.load(path, mmap_mode="r")
 
 
-def _extract(path, dataset, rows, boxes, flips, extract, width, title, image_size, batch_size):
-    """Writes the file of `extracted`, going on with what is there of it."""
-    num_views = boxes.shape[1]
+def _write(
+    path: Path,
+    batches: Callable[[int], Iterator[np.ndarray]],
+    views: Views,
+    extract: Callable[[Array, Array, Array], Any],
+    width: int,
+    title: str,
+    batch_size: int,
+) -> None:
+    """Writes the file of `extracted`, or resumes writing it.
+
+    The features go into a memory-mapped file with the suffix .part, and the number of photos done
+    into a .json beside it; at the end, the former is renamed.
+    """
+    num_photos, num_views = views.flips.shape
     part, done_file = path.with_suffix(".part"), path.with_suffix(".json")
     done = 0
     if part.exists() and done_file.exists():
         done = read_json(done_file, "start again")["done"]
     mode = "r+" if done else "w+"
-    shape = (len(rows), num_views, width)
+    shape = (num_photos, num_views, width)
     features = np.lib.format.open_memmap(part, mode, np.dtype(np.float16), shape)
-    reserve(part)
-    batches = data.epoch(dataset, rows, image_size, batch_size, start_step=done // batch_size)
-    total = -(-len(rows) // batch_size)
-    for batch in logs.progress(batches, total, f"features of {title}", done // batch_size):
-        images, count = batch["image"], len(batch["image"])
-        images = jnp.asarray(parallel.pad_to_multiple(images, batch_size))
-        block = slice(done, done + count)
-        # All views are under way before the first is fetched.
-        parts = [
-            extract(
-                images,
-                _filled(boxes[block, view], batch_size),
-                _filled(flips[block, view], batch_size),
-            )
-            for view in range(num_views)
-        ]
-        for view, values in enumerate(parts):
-            features[block, view] = np.asarray(values)[:count]
-        done += count
+    allocate(part)
+
+    def each_view(batch):
+        images, boxes, flips = jnp.asarray(batch[0]), *batch[1:]
+        # All views are dispatched before the first result is fetched.
+        return [extract(images, boxes[:, view], flips[:, view]) for view in range(num_views)]
+
+    start, total = done // batch_size, -(-num_photos // batch_size)
+    for images in logs.progress(batches(start), total, f"features of {title}", start):
+        block = slice(done, done + len(images))
+        batch = (images, views.boxes[block], views.flips[block])
+        for view, values in enumerate(batched.apply(each_view, batch, batch_size)):
+            features[block, view] = values
+        done += len(images)
         if (done // batch_size) % 16 == 0:
             features.flush()
             write_json(done_file, {"done": done})
@@ -188,11 +215,14 @@ def _extract(path, dataset, rows, boxes, flips, extract, width, title, image_siz
     done_file.unlink(missing_ok=True)
 
 
-def reserve(path: Path) -> None:
-    """Takes the disk space that a file of holes will need; without it a full disk kills a writer.
+def allocate(path: Path) -> None:
+    """Allocates the disk blocks of a sparse file, and removes the file if the disk is full.
+
+    Without this, a process that writes to a memory map of the file is killed by a signal when the
+    disk is full.
 
     Raises:
-      OSError: there is not enough; the file is removed.
+      OSError: There is not enough space.
     """
     with open(path, "r+b") as file:
         try:
@@ -202,11 +232,9 @@ def reserve(path: Path) -> None:
             raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
-def _filled(values: np.ndarray, length: int) -> Array:
-    """Returns rows repeated up to a length: an empty box would be divided by zero."""
-    return jnp.asarray(np.resize(values, (length, *values.shape[1:])))
-
-
 def _sample(dataset: data.Dataset, rows: np.ndarray) -> list[np.ndarray]:
-    """Returns a few photos: data sets of one name and size may still hold other pictures."""
+    """Returns the pixels of a few photos.
+
+    They tell apart data sets with the same name, ids and sizes but other contents.
+    """
     return [dataset.read(int(row)) for row in rows[:: max(1, len(rows) // 4)][:4]]

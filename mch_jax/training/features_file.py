@@ -1,18 +1,18 @@
-"""Features from a file: any network's, in place of AlexNet's convolutions.
+"""Features of any network, read from a file, in place of those of AlexNet's convolutions.
 
 A features file is an .npz that `numpy.load(path, allow_pickle=False)` opens, format
 `mch-features/1`:
 
 | array | dtype, shape | what |
 | --- | --- | --- |
-| `ids` | str [n] | the photos' names, in any order; further photos do no harm |
-| `regions` | float [n, 6, d] | of the whole photo, its four corners and its middle |
-| `crop_ratio` | float scalar | side ratio of the five, `encode.crop_ratio` of the runs |
-| `view_ids` | str [t] | names of training photos; may be left out with `views` |
-| `views` | float [t, v, d] | of the whole photo, its mirror image, and random regions as large |
+| `ids` | str [n] | names of the photos, in any order; photos of no data set are ignored |
+| `regions` | float [n, 6, d] | features of each photo's regions, in the order of `regions.NAMES` |
+| `crop_ratio` | float scalar | side ratio of the regions, equal to the runs' `encode.crop_ratio` |
+| `view_ids` | str [t] | names of the training photos; optional, together with `views` |
+| `views` | float [t, v, d] | features of the whole photo, its mirror image and random regions |
 | `format` | str scalar | `mch-features/1` |
 
-Without `views` a base model trains on the whole photo and on the five regions.
+Without `views`, base models are trained on the whole photo and the five regions.
 """
 
 import os
@@ -35,11 +35,11 @@ Network = Callable[[UInt8[np.ndarray, "b s s 3"]], Float[np.ndarray, "b d"]]
 
 
 class Features(NamedTuple):
-    """The features of a data set's photos.
+    """Features of a data set's photos.
 
     Attributes:
-      regions: of every photo, in the order of the data set's rows.
-      views: of the training photos: whole, mirrored, random regions.
+      regions: Features of the regions of every photo, in the order of the data set's rows.
+      views: Features of the training photos: the whole photo, its mirror image, random regions.
     """
 
     regions: Float[np.ndarray, "n 6 d"]
@@ -54,7 +54,7 @@ def save(
     view_ids: np.ndarray | None = None,
     views: Float[np.ndarray, "t v d"] | None = None,
 ) -> None:
-    """Writes a features file, whole or not at all; the arrays are described above."""
+    """Writes a features file atomically; the arrays are described in this module's docstring."""
     arrays = {"ids": np.asarray(ids), "regions": region_features, "crop_ratio": crop_ratio}
     if views is not None:
         arrays |= {"view_ids": np.asarray(view_ids), "views": views}
@@ -66,26 +66,26 @@ def load(path: str | os.PathLike[str], dataset: data.Dataset, crop_ratio: float)
     """Returns the features of a data set's photos.
 
     Args:
-      path: of the file.
-      dataset: whose photos to look for.
-      crop_ratio: side ratio of the regions that the run wants.
+      path: Path of the features file.
+      dataset: The data set. The file may have its photos in another order, and further ones.
+      crop_ratio: Side ratio of the run's regions.
 
     Raises:
-      ValueError: the file is missing, damaged, of another format, or lacks a photo.
+      ValueError: The file is missing, damaged or has another format or crop ratio, or a photo is
+        missing from it.
     """
     arrays = _read(path)
-    found, table = arrays["ids"], arrays["regions"]
     if not np.isclose(arrays["crop_ratio"], crop_ratio):
         raise ValueError(
-            f"features file {path} is of regions at ratio {float(arrays['crop_ratio'])}, the run "
-            f"has encode.crop_ratio {crop_ratio}; make them equal"
+            f"features file {path} has regions with crop_ratio {float(arrays['crop_ratio'])}, the "
+            f"run has encode.crop_ratio {crop_ratio}; make them equal"
         )
-    own = table[_rows(path, found, dataset.ids)]
+    own = arrays["regions"][_rows(path, arrays["ids"], dataset.ids)]
     train_ids = dataset.ids[dataset.train]
     if "views" in arrays:
         views = arrays["views"][_rows(path, arrays["view_ids"], train_ids)]
     else:
-        # The whole photo stands for its mirror image too, and the regions for random ones.
+        # The whole photo also takes the place of its mirror image, the regions of random ones.
         views = own[dataset.train][:, [0, 0, *range(1, NUM_REGIONS)]]
     return Features(own, views)
 
@@ -94,31 +94,32 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = dict(archive)
-        reason = "" if _is_sound(arrays) else "its arrays are not as described"
+        reason = "" if _is_sound(arrays) else "an array has another type or shape"
     except FileNotFoundError:
         raise ValueError(
-            f"features file {path} does not exist; docs/backbones.md says how to make one"
+            f"features file {path} does not exist; see docs/backbones.md for how to make one"
         ) from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
     if reason:
         raise ValueError(
-            f"features file {path} is not of the format {FORMAT} ({reason}); docs/backbones.md "
-            "says what is in one"
+            f"features file {path} is not of the format {FORMAT} ({reason}); see "
+            "docs/backbones.md for the format"
         )
     return arrays
 
 
 def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
-    ids, table = arrays["ids"], arrays["regions"]
+    """Returns True if the arrays have the types and shapes of the format and finite values."""
+    ids, own = arrays["ids"], arrays["regions"]
     sound = (
         str(arrays["format"]) == FORMAT
         and arrays["crop_ratio"].shape == ()
         and ids.dtype.kind == "U"
-        and table.dtype.kind == "f"
-        and table.shape[:2] == (len(ids), NUM_REGIONS)
-        and table.ndim == 3
-        and bool(np.isfinite(table).all())
+        and own.dtype.kind == "f"
+        and own.shape[:2] == (len(ids), NUM_REGIONS)
+        and own.ndim == 3
+        and bool(np.isfinite(own).all())
     )
     if sound and "views" in arrays:
         ids, views = arrays["view_ids"], arrays["views"]
@@ -128,19 +129,20 @@ def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
             and views.ndim == 3
             and views.shape[0] == len(ids)
             and views.shape[1] >= 3
-            and views.shape[2] == table.shape[2]
+            and views.shape[2] == own.shape[2]
             and bool(np.isfinite(views).all())
         )
     return sound
 
 
 def _rows(path: str | os.PathLike[str], found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns the positions of the wanted ids among those of the file."""
     row_of = {str(name): row for row, name in enumerate(found)}
     missing = [str(name) for name in wanted if str(name) not in row_of]
     if missing:
         raise ValueError(
-            f"features file {path} lacks {len(missing)} of {len(wanted)} photos, '{missing[0]}' "
-            "first; make it from the same data set"
+            f"features file {path} lacks {len(missing)} of {len(wanted)} photos, the first is "
+            f"'{missing[0]}'; make the file from the same data set"
         )
     return np.array([row_of[str(name)] for name in wanted], np.int64)
 
@@ -156,17 +158,19 @@ def make(
     input_size: int = 224,
     batch_size: int = 16,
 ) -> None:
-    """Makes a features file with a network; a call that was cut off goes on when repeated.
+    """Writes a features file, with features that a network computes.
+
+    To resume a call that was interrupted, repeat it.
 
     Args:
-      path: of the file.
-      dataset: audited, whose photos to read.
-      network: photos in RGB -> their features, in NumPy.
-      crop_ratio: side ratio of the regions.
-      num_views: random regions of each training photo; without, training makes do with the five.
-      image_size: the size that photos are squashed to before they are cropped.
-      input_size: of the network's input.
-      batch_size: photos at a time.
+      path: Path of the features file.
+      dataset: The data set, as `data.audit` returns it.
+      network: Maps RGB images to their features, in NumPy.
+      crop_ratio: Side ratio of the regions.
+      num_views: Number of random regions of each training photo. With 0, the file has no `views`.
+      image_size: Side in pixels to which photos are resized before they are cropped.
+      input_size: Side in pixels of the network's input.
+      batch_size: Number of photos in a batch.
     """
     path = Path(path)
     cropped = jax.jit(lambda *a: jnp.rint(regions.crop(*a[:2], input_size, a[2])).astype(jnp.uint8))
@@ -176,23 +180,20 @@ def make(
 
     width = network(np.zeros((1, input_size, input_size, 3), np.uint8)).shape[-1]
 
-    def table(title, rows, boxes, flips):
-        part = path.with_name(f"{path.name}.{title}.npy")
-        return part, features.extracted(
-            part, dataset, rows, boxes, flips, extract, width,
+    def extracted(title, views):
+        return features.extracted(
+            path.with_name(f"{path.name}.{title}.npy"), dataset, views, extract, width,
             title=title, image_size=image_size, batch_size=batch_size,
         )  # fmt: skip
 
     rows = np.arange(len(dataset.ids))
-    boxes = np.tile(regions.region_boxes(crop_ratio)[None], (len(rows), 1, 1))
-    parts = [table("regions", rows, boxes, np.zeros(boxes.shape[:2], bool))]
-    view_ids = views = None
+    region_features = extracted("regions", features.region_views(rows, crop_ratio))
+    view_ids = view_features = None
     if num_views:
         view_ids = dataset.ids[dataset.train]
-        drawn = features.random_views(dataset.train, num_views, crop_ratio)
-        parts.append(table("views", dataset.train, *drawn))
-        views = parts[1][1]
-    save(path, dataset.ids, parts[0][1], crop_ratio, view_ids, views)
-    for part, _ in parts:
-        part.unlink()
-        part.with_suffix(".lock").unlink()
+        views = features.random_views(dataset.train, num_views, crop_ratio)
+        view_features = extracted("views", views)
+    save(path, dataset.ids, region_features, crop_ratio, view_ids, view_features)
+    for title in ("regions", "views") if num_views else ("regions",):
+        path.with_name(f"{path.name}.{title}.npy").unlink()
+        path.with_name(f"{path.name}.{title}.lock").unlink()

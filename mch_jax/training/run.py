@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax import data, methods, models, pairs, regions
+from mch_jax import batched, data, methods, models, pairs, regions
 from mch_jax.files import checkpoint
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
@@ -115,8 +115,8 @@ class Run:
             for batch in data.epoch(self.dataset, rows, self.config.dataset.image_size, size):
                 yield batch["image"]
         else:
-            for start in range(0, len(rows), size):
-                yield self.region_features[rows[start : start + size]]
+            for part in batched.split(rows, size):
+                yield self.region_features[part]
 
     @functools.cached_property
     def given_features(self) -> features_file.Features:
@@ -129,11 +129,10 @@ class Run:
         """Convolutional features [n v k] of training photos: whole, mirrored, random regions."""
         if self.config.model.features:
             return self.given_features.views
-        rows = self.dataset.train
-        boxes, flips = features.random_views(
-            rows, self.config.base.num_views, self.config.encode.crop_ratio
+        views = features.random_views(
+            self.dataset.train, self.config.base.num_views, self.config.encode.crop_ratio
         )
-        return self._cached("train_views", rows, boxes, flips)
+        return self._cached("train_views", views)
 
     @functools.cached_property
     def region_features(self) -> np.ndarray:
@@ -141,19 +140,15 @@ class Run:
         if self.config.model.features:
             return self.given_features.regions
         rows = np.arange(len(self.dataset.ids))
-        boxes = np.tile(
-            regions.region_boxes(self.config.encode.crop_ratio)[None], (len(rows), 1, 1)
-        )
-        return self._cached("regions", rows, boxes, np.zeros(boxes.shape[:2], bool))
+        views = features.region_views(rows, self.config.encode.crop_ratio)
+        return self._cached("regions", views)
 
-    def _cached(self, title: str, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray):
+    def _cached(self, title: str, views: features.Views) -> np.ndarray:
         return features.cached(
             Path(self.config.cache_dir or self.workdir / "features"),
             f"{self.config.dataset.name}-{title}",
             self.dataset,
-            rows,
-            boxes,
-            flips,
+            views,
             self.model,
             self.initial_params,
             image_size=self.config.dataset.image_size,

@@ -6,8 +6,9 @@ from PIL import Image
 from tiny_run import tiny
 
 from mch_jax import codes, data, pipeline, regions
+from mch_jax.encoder import Encoder
 from mch_jax.files import codes_file
-from mch_jax.training import encode, features_file, run
+from mch_jax.training import features_file, run
 
 SCENES = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
 
@@ -41,7 +42,7 @@ def write(path, **changed):
     return path
 
 
-def test_a_made_file_holds_the_regions_of_each_photo(scenes, path):
+def test_make_writes_the_features_of_each_region(scenes, path):
     made = arrays(path)
     assert [p.name for p in path.parent.iterdir()] == ["grid.npz"]
     assert made["regions"].shape == (72, 6, 51)
@@ -66,7 +67,7 @@ def test_rows_are_found_by_name(scenes, path, tmp_path):
     np.testing.assert_array_equal(straight.views, shuffled.views)
 
 
-def test_without_views_the_regions_stand_in(scenes, path, tmp_path):
+def test_without_views_the_regions_are_used(scenes, path, tmp_path):
     made = {key: value for key, value in arrays(path).items() if not key.startswith("view")}
     loaded = features_file.load(write(tmp_path / "a.npz", **made), scenes, 0.5)
     assert loaded.views.shape == (40, 7, 51)
@@ -74,7 +75,7 @@ def test_without_views_the_regions_stand_in(scenes, path, tmp_path):
     np.testing.assert_array_equal(loaded.views[:, 2:], loaded.regions[:40, 1:])
 
 
-def test_make_goes_on_where_it_was_cut_off(scenes, path, tmp_path):
+def test_make_resumes_after_an_interruption(scenes, path, tmp_path):
     calls = []
 
     def dies(images):
@@ -98,11 +99,11 @@ def test_make_goes_on_where_it_was_cut_off(scenes, path, tmp_path):
     [
         ({"format": np.str_("other/1")}, "is not of the format mch-features/1"),
         ({"regions": None}, r"not of the format .*regions"),
-        ({"regions": np.zeros((72, 5, 51), np.float16)}, "not as described"),
-        ({"regions": np.full((72, 6, 51), np.nan)}, "not as described"),
-        ({"views": np.zeros((40, 4, 50), np.float16)}, "not as described"),
+        ({"regions": np.zeros((72, 5, 51), np.float16)}, "another type or shape"),
+        ({"regions": np.full((72, 6, 51), np.nan)}, "another type or shape"),
+        ({"views": np.zeros((40, 4, 50), np.float16)}, "another type or shape"),
         ({"ids": np.array([f"x{i}" for i in range(72)])}, "lacks 72 of 72 photos"),
-        ({"crop_ratio": np.float64(0.7)}, "at ratio 0.7, the run has encode.crop_ratio 0.5"),
+        ({"crop_ratio": np.float64(0.7)}, "crop_ratio 0.7, the run has encode.crop_ratio 0.5"),
     ],
 )
 def test_bad_files(scenes, path, tmp_path, change, message):
@@ -113,7 +114,7 @@ def test_bad_files(scenes, path, tmp_path, change, message):
 
 
 def test_no_file_and_damaged_file(scenes, tmp_path):
-    with pytest.raises(ValueError, match="does not exist; docs/backbones.md"):
+    with pytest.raises(ValueError, match="does not exist; see docs/backbones.md"):
         features_file.load(tmp_path / "a.npz", scenes, 0.5)
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04" + bytes(99))
     with pytest.raises(ValueError, match="is not of the format"):
@@ -126,13 +127,13 @@ def test_a_whole_run_on_given_features(path, tmp_path, method, hidden):
     results = pipeline.run_stages(config, tmp_path)
     assert results["base"]["map"] > 0.9 * results["chance_map"]
     assert not (tmp_path / "features").exists()  # nothing was made of AlexNet
-    encoder = encode.Encoder.from_run(tmp_path)
+    encoder = Encoder.from_run(tmp_path)
     assert not [name for name in encoder.params if name.startswith("conv")]
     this = run.open_run(config, tmp_path)
     packed, _ = encoder.encode_regions(this.region_features[this.dataset.query])
     kept = codes_file.load(tmp_path / "codes" / "query.npz").codes
     np.testing.assert_array_equal(codes.to_bytes(packed[:, 0], 12), kept)
-    with pytest.raises(ValueError, match="cannot encode photos; give encode_regions their"):
+    with pytest.raises(ValueError, match="cannot encode images; pass their features"):
         encoder.encode(np.zeros((1, 64, 64, 3), np.uint8))
     assert json.loads((tmp_path / "config.json").read_text())["model"]["features"] == str(path)
 

@@ -1,0 +1,194 @@
+"""The encoder: photos to the codes of their regions, with a trained base model and policy.
+
+An encoder is independent of the run that trained it. `encoder.npz` in a run's workdir holds
+everything it needs.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8, UInt32
+
+from mch_jax import agent, codes, models, regions
+from mch_jax.agent import evidence
+from mch_jax.files import checkpoint
+from mch_jax.models import AlexNet, Policy
+
+FILE = "encoder.npz"
+NUM_REGIONS = len(regions.NAMES)
+HostOrDevice = Array | np.ndarray
+_NUMBERS = ("crop_ratio", "keep_threshold", "image_size", "input_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A trained base model and policy: photos to the codes and keep probabilities of six regions.
+
+    Attributes:
+      model: The base hashing model's network.
+      params: Parameters of the base hashing model.
+      policy: The agent's network, or None for a method without an agent.
+      policy_variables: Parameters and batch statistics of the policy and, for an agent that was
+        trained on evidence, under `evidence` what the evidence is computed from.
+      crop_ratio: Side ratio of the regions, sigma in the paper.
+      keep_threshold: Smallest keep probability of a code that is kept, xi in the paper.
+      image_size: Side in pixels to which photos are resized before they are cropped.
+      input_size: Side in pixels of the network's input.
+    """
+
+    model: AlexNet
+    params: Mapping[str, Any]
+    policy: Policy | None
+    policy_variables: Mapping[str, Any]
+    crop_ratio: float
+    keep_threshold: float
+    image_size: int
+    input_size: int
+
+    @functools.cached_property
+    def _encode(self):
+        @functools.partial(jax.jit, static_argnames="num_regions")
+        def encode(params, policy_variables, inputs, num_regions):
+            boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
+            encoding = models.encode_regions(self.model, params, inputs, boxes, self.input_size)
+            packed = codes.pack(codes.sign(encoding.logits))
+            keep_prob = jnp.ones(packed.shape[:2])
+            if self.policy is not None and num_regions > 1:
+                state = region_states(packed, encoding, policy_variables)
+                logits: Any = self.policy.apply(
+                    {name: policy_variables[name] for name in ("params", "batch_stats")},
+                    state.reshape(-1, state.shape[-1]),
+                )
+                prob = jax.nn.softmax(logits)[:, agent.KEEP].reshape(state.shape[:2])
+                keep_prob = keep_prob.at[:, 1:].set(prob)
+            return packed, keep_prob
+
+        return encode
+
+    def _check(self, inputs: Shaped[HostOrDevice, "..."]) -> None:
+        if inputs.ndim == 4 and "conv1" not in self.params:
+            raise ValueError(
+                "this run's features came from a file (config.model.features), so its encoder "
+                "cannot encode images; pass their features from the same network to encode_regions"
+            )
+
+    def encode_regions(
+        self, inputs: Shaped[HostOrDevice, "..."]
+    ) -> tuple[UInt32[np.ndarray, "b t w"], Float[np.ndarray, "b t"]]:
+        """Returns packed codes and keep probabilities of all six regions.
+
+        The keep probability of the whole photo, region 0, is 1.
+
+        Args:
+          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k].
+
+        Raises:
+          ValueError: Images are given, and the encoder was trained on features from a file.
+        """
+        self._check(inputs)
+        packed, keep_prob = self._encode(self.params, self.policy_variables, inputs, NUM_REGIONS)
+        return np.asarray(packed), np.asarray(keep_prob)
+
+    def encode(self, images: UInt8[HostOrDevice, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
+        """Returns the codes of whole images at `image_size`, in the form of a codes file.
+
+        Raises:
+          ValueError: The encoder was trained on features from a file.
+        """
+        self._check(images)
+        packed, _ = self._encode(self.params, self.policy_variables, images, 1)
+        return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
+
+    def code_set(
+        self, packed: np.ndarray, keep_prob: np.ndarray, sizes: np.ndarray
+    ) -> codes.CodeSet:
+        """Returns the codes with a mask of those that are kept, and the boxes of their regions.
+
+        Args:
+          packed: Packed codes [n t w] of `encode_regions`.
+          keep_prob: Keep probabilities [n t] of `encode_regions`.
+          sizes: Width and height [n 2] of the original photos in pixels; boxes refer to them.
+        """
+        kept = keep_prob >= self.keep_threshold
+        kept[:, 0] = True
+        boxes = regions.region_boxes(self.crop_ratio)[None]
+        box = regions.pixel_boxes(boxes, sizes[:, None, 0], sizes[:, None, 1])
+        return codes.CodeSet(packed, keep_prob, kept, box)
+
+    def save(self, path: Path) -> None:
+        """Writes the encoder into one file of plain arrays."""
+        settings = {
+            "num_bits": self.model.num_bits,
+            "hidden": self.model.hidden,
+            "width": self.model.width,
+            "num_anchors": self.model.num_anchors,
+            "num_classes": self.model.num_classes,
+            "widths": list(self.policy.widths) if self.policy else None,
+        } | {name: getattr(self, name) for name in _NUMBERS}
+        variables = {"base": self.params, "policy": self.policy_variables}
+        checkpoint.save_arrays(path, variables, settings)
+
+    @classmethod
+    def load(cls, path: Path) -> "Encoder":
+        """Returns the encoder in a file that `save` wrote.
+
+        Raises:
+          ValueError: The file is missing, damaged, or was written by another version.
+        """
+        variables, settings = checkpoint.load_arrays(path)
+        try:
+            widths = settings.pop("widths")
+            numbers = {name: settings.pop(name) for name in _NUMBERS}
+            return cls(
+                model=AlexNet(**settings),
+                params=variables["base"],
+                policy=Policy(tuple(widths)) if widths else None,
+                policy_variables=variables.get("policy", {}),
+                **numbers,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} was written by another version of mch_jax ({error}); run the encode stage "
+                "again"
+            ) from None
+
+    @classmethod
+    def from_run(cls, workdir: str | os.PathLike[str]) -> "Encoder":
+        """Returns the encoder of a finished run.
+
+        Raises:
+          ValueError: The run has no encoder yet, or its file is damaged.
+        """
+        return cls.load(Path(workdir) / FILE)
+
+
+def region_states(
+    packed: UInt32[Array, "b t w"], encoding: codes.Encoding, policy_variables: Mapping[str, Any]
+) -> Float[Array, "b regions s"]:
+    """Returns the policy's input for each region but the whole image.
+
+    This is the state of Eq. 3, or the evidence for an agent that was trained on evidence.
+
+    Args:
+      packed: Packed codes, the whole image's first.
+      encoding: Features and logits [b t ...] of the same regions.
+      policy_variables: Variables of the policy; the key `evidence` is present for an agent that
+        was trained on evidence.
+    """
+    made_from = policy_variables.get("evidence")
+    if made_from is not None:
+        reference = evidence.Reference(**made_from["reference"])
+        states = evidence.states(
+            packed, encoding.logits, encoding.label_logits, made_from["calibration"], reference
+        )
+        flat = states.reshape(-1, states.shape[-1])
+        return evidence.normalize(made_from["statistics"], flat).reshape(states.shape)
+    whole, *crops = (codes.Encoding(*(x[:, t] for x in encoding)) for t in range(packed.shape[1]))
+    return jnp.stack([agent.states(whole, crop) for crop in crops], 1)
