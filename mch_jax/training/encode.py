@@ -149,7 +149,7 @@ def _encode_database(run: Run, encoder: Encoder) -> None:
     code_set = _code_set(run, encoder, rows, "database")
     ids, labels, is_train = dataset.ids[rows], dataset.labels[rows], np.isin(rows, dataset.train)
     reward = np.zeros(code_set.keep_prob.shape, np.float32)
-    if run.config.method in methods.METHODS:
+    if run.config.method in methods.OBJECTIVES:
         table = losses.loss_table(run.objective, num_bits, run.similar_fraction)
         reward = true_rewards(code_set.packed, run.labels[rows], is_train, table)
     with checkpoint.whole_file(directory / "regions.npz") as temporary:
