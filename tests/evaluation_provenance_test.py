@@ -21,7 +21,7 @@ def code_file(ids="ab", labels=((0, 1), (1, 1))):
     )  # fmt: skip
 
 
-def test_config_hash_knows_values_and_not_places():
+def test_config_hash_depends_on_values_but_not_on_paths():
     config = {"seed": 0, "cache_dir": "", "dataset": {"name": "folder", "root": "a"}}
     elsewhere = {"cache_dir": "/x", "dataset": {"root": "b", "name": "folder"}, "seed": 0}
     assert provenance.config_hash(config) == provenance.config_hash(elsewhere)
@@ -29,7 +29,7 @@ def test_config_hash_knows_values_and_not_places():
     assert config["dataset"]["root"] == "a"
 
 
-def test_split_hash_knows_names_labels_and_order():
+def test_split_hash_depends_on_names_labels_and_order():
     first, other = code_file(), code_file("cd")
     hashes = {
         provenance.split_hash(files)
@@ -52,12 +52,12 @@ def test_provenance_is_json_with_versions_device_commit_and_hashes():
     assert len(found["config_hash"]) == len(found["split_hash"]) == 64
 
 
-def test_no_git_no_commit(monkeypatch):
+def test_commit_is_none_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert provenance.commit.__wrapped__() is None
 
 
-def test_differences_name_the_place():
+def test_differences_name_the_value():
     stated = {"a": {"b": [1, 2.0]}, "c": "x", "more": 1}
     assert list(provenance.differences(stated, {"a": {"b": [1, 2.0 + 1e-12]}, "c": "x"})) == []
     recomputed = {"a": {"b": [1, 2.1]}, "c": "y", "d": {"e": 3}}

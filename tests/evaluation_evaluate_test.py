@@ -21,7 +21,10 @@ def code_file(words, item, labels):
 
 
 def test_f1_bucket_curves_are_those_of_algorithm_1():
-    """Bucket by bucket as the paper prints it; F1 over every choice among the last distance's."""
+    """Against a loop over the buckets in the order of Algorithm 1.
+
+    F1 is the mean over every choice of items at the last distance that completes the k nearest.
+    """
     rng = np.random.default_rng(0)
     item = np.sort(np.concatenate([np.arange(14), rng.integers(0, 14, 10)]))
     words = rng.integers(0, 256, len(item))
@@ -30,7 +33,7 @@ def test_f1_bucket_curves_are_those_of_algorithm_1():
     query_labels = [
         *(rng.random((4, 3)) < 0.5),
         np.zeros(3, bool),
-    ]  # nothing is relevant to the last
+    ]  # no item is relevant to the last query
     query = code_file(query_words, range(5), query_labels)
     database = code_file(words, item, labels)
     ks = [1, 3, 6, 14]

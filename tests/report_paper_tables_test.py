@@ -28,7 +28,7 @@ def test_one_seed_has_no_interval():
     assert paper_tables.cell(found, 2) == "0.25"
 
 
-def test_buckets_between_two_points_are_taken_in_logarithms():
+def test_buckets_between_two_points_are_interpolated_in_logarithms():
     curve = {"f1": [0.0, 0.2, 0.4, 0.3], "probed": [1, 10, 1000, 10000]}
     assert comparison.buckets_at(curve, "probed", 0.3) == pytest.approx(100)
     assert comparison.buckets_at(curve, "probed", 0.4) == pytest.approx(1000)
@@ -45,7 +45,7 @@ def test_bucket_ratio_is_one_for_equal_curves_and_ten_for_a_tenth():
 
 @pytest.fixture(scope="module")
 def root(finished, tmp_path_factory):
-    """Two seeds of a tiny run, the second with a better MCH by known amounts."""
+    """Two seeds of a tiny run, whose MCH is better than the base by known amounts."""
     root = tmp_path_factory.mktemp("grid")
     results = json.loads((finished / "results.json").read_text())
     for seed in range(2):
@@ -72,7 +72,7 @@ def test_a_sweep_at_the_runs_own_settings_gives_the_runs_own_measures(finished, 
         name: pytest.approx(results["mch"][name]) for name in sweep.MEASURES
     }
     assert never["anhc"] == 1.0
-    # A crop of ratio 1 is the whole image, whose code is merged.
+    # A crop of ratio 1 is the whole image, so all codes of an item are equal and count once.
     (whole,) = sweep.sweep(tmp_path / "run", [1.0], [0.0])
     assert whole["anhc"] == 1.0
 

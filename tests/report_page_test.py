@@ -40,7 +40,7 @@ def _measures(file, query, kept):
 
 
 def _write_run(workdir, dataset):
-    """Makes the files of a run with random codes; returns the two codes files."""
+    """Writes the files of a run with random codes, and returns its two codes files."""
     rng = np.random.default_rng(0)
     n = len(dataset.database)
     packed = rng.integers(0, 2**NUM_BITS, (n, 6, 1), dtype=np.uint32)
@@ -106,7 +106,7 @@ def _write_run(workdir, dataset):
 
 
 class _Page(html.parser.HTMLParser):
-    """What a page refers to, its table of results, its gallery and its open elements."""
+    """Parses a page: its files, its table of results, its gallery and its open elements."""
 
     VOID = frozenset({"meta", "img", "source", "br", "link"})
 
@@ -151,7 +151,7 @@ class _Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def dataset():
-    """Scenes, some of them not square, with names that would be HTML if they weren't escaped."""
+    """Scenes, some of them not square, whose names would be HTML if they were not escaped."""
     scenes = data.load("scenes", size=64, num_train=16, num_database=24, num_query=12)
     ids = np.array([f"<b>{name}&\"'" for name in scenes.ids.tolist()])
     classes = (*scenes.classes[:-1], '<img src="http://x">')
@@ -161,7 +161,7 @@ def dataset():
         ids=ids,
         classes=classes,
         read=lambda row, read=scenes.read: read(row)[: 64 - row % 3 * 8],
-        sizes=np.zeros_like(scenes.sizes),  # to be measured: the reader's are those of whole scenes
+        sizes=np.zeros_like(scenes.sizes),  # to be measured; the reader knows those of uncut scenes
     )
     return data.audit(scenes)
 
@@ -174,7 +174,7 @@ def run(tmp_path_factory, dataset):
     return workdir, path, _Page(path.read_text("utf-8")), files
 
 
-def test_every_file_of_the_page_is_there_and_no_other(run):
+def test_the_folder_holds_the_files_of_the_page_and_no_others(run):
     _, path, page, _ = run
     there = {str(p.relative_to(path.parent)) for p in path.parent.rglob("*") if p.is_file()}
     assert there == page.files | {"index.html"}
@@ -184,7 +184,7 @@ def test_every_file_of_the_page_is_there_and_no_other(run):
     for name in page.files:
         with Image.open(path.parent / name) as image:
             image.load()
-            if name in figures:  # sharp on a screen with two pixels a CSS pixel
+            if name in figures:  # sharp on a screen with two pixels per CSS pixel
                 assert image.width >= 2 * 320
             else:
                 assert max(image.size) <= gallery.THUMBNAIL
@@ -197,7 +197,7 @@ def test_page_needs_no_network_and_no_script(run):
     assert "url(" not in text
     assert "@import" not in text
     assert not page.open
-    # The only address is the name of a class, as text.
+    # The only address is a class's name, which is text.
     assert "http" not in text.replace("&lt;img src=&quot;http://x&quot;&gt;", "")
 
 
@@ -227,7 +227,7 @@ def test_table_equals_results(run):
 
 
 def _hits(query, file, k, only_first):
-    """Returns item, distance and the row of the code that was hit, by a plain double loop."""
+    """Returns item, distance and row of the nearest code of each item, by a plain double loop."""
     bits = np.unpackbits(file.codes, axis=1, bitorder="little")
     code = np.unpackbits(query, bitorder="little")
     best = {}
@@ -239,7 +239,7 @@ def _hits(query, file, k, only_first):
     return [(item, distance, row) for distance, item, row in order[:k]]
 
 
-def test_gallery_shows_the_nearest_images_and_the_regions_that_were_hit(run, dataset):
+def test_gallery_shows_the_nearest_photos_and_their_nearest_regions(run, dataset):
     _, _, page, (query, database) = run
     rows = {name: row for row, name in enumerate(dataset[0].ids.tolist())}
     asked = [x["title"] for x in page.images if x["alt"].startswith("Query: ")]
@@ -269,7 +269,7 @@ def test_gallery_shows_the_nearest_images_and_the_regions_that_were_hit(run, dat
     assert boxes > 20
 
 
-def test_first_queries_gain_most(run):
+def test_first_queries_are_those_with_the_largest_gain(run):
     _, _, page, (query, database) = run
     gain = []
     for row in range(len(query.ids)):
@@ -301,7 +301,7 @@ def test_nearest_breaks_ties_by_item_then_by_code():
     assert hits.code.tolist() == [1, 3, 4]
 
 
-def test_verdict_is_honest():
+def test_verdict_says_what_rises_and_what_falls():
     base = {"map": 0.5, "p_at_h0": 0.3, "r_at_h0": 0.002, "anhc": 1.0}
     mch = {"map": 0.45, "p_at_h0": 0.36, "r_at_h0": 0.00201, "anhc": 1.5}
     assert page.verdict({"base": base, "mch": mch}) == (
@@ -343,7 +343,7 @@ def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(t
     codes_file.save(tmp_path / "codes" / "database.npz", database._replace(**kept))
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.png").write_bytes(b"")
-    (tmp_path / ".report-new").mkdir()  # of a run that was killed
+    (tmp_path / ".report-new").mkdir()  # left by a killed run
 
     page = _Page(report.write(tmp_path, *dataset).read_text("utf-8"))
     there = {p.name for p in (tmp_path / "report").iterdir()}
@@ -353,7 +353,7 @@ def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(t
     assert not list(tmp_path.glob(".report*"))
 
 
-def test_a_missing_stage_is_one_line_and_leaves_the_old_report(tmp_path, dataset):
+def test_a_missing_stage_is_named_and_the_old_report_stays(tmp_path, dataset):
     _write_run(tmp_path, dataset[0])
     report.write(tmp_path, *dataset)
     before = (tmp_path / "report" / "index.html").read_bytes()
