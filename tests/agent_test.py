@@ -12,7 +12,7 @@ NUM_BITS, NUM_TRAIN = 35, 90
 
 
 class Case:
-    """Four images with two codes of their own, one region each, and a training set."""
+    """Four images with two codes each, one region of each, and a training set."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -46,8 +46,8 @@ def case() -> Case:
 
 
 def test_figure_1():
-    # The image has 010; a similar training image lies at 101, a dissimilar one at 010. The region
-    # with the code 101 brings the first from 3 bits to 0 and leaves the second where it is.
+    # The image has the code 010, a similar training image 101, a dissimilar one 010. The region's
+    # code 101 reduces the distance to the first from 3 bits to 0, and to the second not at all.
     packed = codes.pack(jnp.array([[-1, 1, -1], [1, -1, 1]], jnp.int8))
     histogram = agent.reward_histogram(
         packed[None, :1],
@@ -59,7 +59,7 @@ def test_figure_1():
         3,
     )
     assert histogram.tolist() == [[[0, 0, 0, 0], [-1, 0, 0, 1]]]
-    # Where a similar pair loses d, the sum falls by 3 and the mean over two pairs by 3 / 2.
+    # If the loss of a similar pair is d, the sum falls by 3 and the mean over two pairs by 3 / 2.
     table = jnp.array([[3.0, 2, 1, 0], [0, 1, 2, 3]])
     assert agent.rewards(histogram, table, 2).tolist() == [1.5]
 
@@ -83,16 +83,16 @@ def test_reward_equals_the_double_loop(case):
         for j in range(NUM_TRAIN):
             distances = [(code != case.train[j]).sum() for code in (*case.own[i], case.region[i])]
             loss = table[int(case.similar[i, j])]
-            # Eq. 6: the loss before less the loss after, with Eq. 5's distance.
+            # Eq. 6: the loss before minus the loss after, with the distance of Eq. 5.
             expected[i] += case.count[j] * (loss[min(distances[:2])] - loss[min(distances)])
     np.testing.assert_allclose(result, expected / case.count.sum(), rtol=1e-5, atol=1e-7)
 
 
-def test_an_equal_code_is_worth_nothing(case):
+def test_an_equal_code_has_no_reward(case):
     histogram = case.histogram()
     assert not histogram[1].any()
     assert histogram[[0, 2, 3]].any((1, 2)).all()
-    # As many pairs leave a distance as arrive at another, and none moves away.
+    # As many pairs leave distances as reach others, and no distance grows.
     np.testing.assert_array_equal(histogram.sum(-1), 0)
     assert (histogram.cumsum(-1) <= 0).all()
 
@@ -123,7 +123,7 @@ def test_reinforce_loss_is_log_probability_times_advantage():
     assert (agent.DISCARD, agent.KEEP) == (0, 1)
 
 
-def test_discard_is_worth_nothing():
+def test_discarding_has_no_reward():
     logits, reward = jnp.array([[0.3, -0.2]]), jnp.array([4.0])
     action = jnp.array([agent.DISCARD])
     assert agent.reinforce_loss(logits, action, reward * (action == agent.KEEP)).tolist() == [0]

@@ -1,4 +1,4 @@
-"""Nothing is compiled after the first step of a training, whatever it sees."""
+"""Nothing is compiled after the first step of a training."""
 
 import jax
 import pytest
@@ -18,7 +18,7 @@ def _listen(event: str, duration: float, **_: object) -> None:
 
 @pytest.fixture
 def per_step(monkeypatch):
-    """How many programs each step of each stage compiled."""
+    """Counts the programs that each step of each stage compiles."""
     train, counts = loop.train, {}
 
     def watched(checkpoints, log, stage, state, num_steps, step, *rest, **options):

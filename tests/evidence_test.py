@@ -10,7 +10,7 @@ NUM_BITS, NUM_CLASSES, NUM_REFERENCE = 9, 4, 30
 
 
 class Case:
-    """Five photos of three regions, and reference photos."""
+    """Five photos with three regions each, and reference photos."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_values_are_the_derivative_of_average_precision():
         for distance in range(3):
             for kind in range(2):
                 if kind and not histogram[distance, 1]:
-                    continue  # the half item of a ball's first relevant one makes a step there
+                    continue  # not differentiable: the first relevant item adds half an item
                 step = np.zeros_like(histogram)
                 step[distance, kind] = 1e-5
                 slope = (score(histogram + step, total) - score(histogram - step, total)) / 2e-5
@@ -73,7 +73,7 @@ def test_values_are_the_derivative_of_average_precision():
                 assert result[i, kind, distance] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
-def test_recall_is_worth_one_relevant_item_in_all():
+def test_recall_adds_to_the_value_of_relevant_items_at_distance_0():
     counts = np.array([[[2, 1], [0, 3]]])
     both = [np.asarray(evidence.values(counts, weight)) for weight in (0.0, 0.5)]
     difference = both[1] - both[0]
@@ -81,7 +81,7 @@ def test_recall_is_worth_one_relevant_item_in_all():
     assert np.count_nonzero(difference) == 1
 
 
-def test_a_photo_is_no_item_of_its_own_query(case):
+def test_a_photo_is_not_an_item_of_its_own_query(case):
     reference = case.reference()
     packed, labels = np.asarray(reference.packed), case.labels
     words = pairs.pack_labels(labels)
@@ -95,7 +95,7 @@ def test_a_photo_is_no_item_of_its_own_query(case):
         np.testing.assert_allclose(reference.values[i], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rewards_equal_the_loop(case):
+def test_rewards_equal_a_double_loop(case):
     reference = case.reference()
     similarity = np.random.default_rng(1).random((5, NUM_REFERENCE)).astype(np.float32)
     result = evidence.rewards(case.packed(), jnp.asarray(similarity), reference)
@@ -112,7 +112,7 @@ def test_rewards_equal_the_loop(case):
             assert result[i, region - 1] == pytest.approx(expected / NUM_REFERENCE, abs=1e-5)
 
 
-def test_similarity_probability_is_that_of_a_label_in_common(case):
+def test_similarity_probability_is_the_probability_of_a_shared_label(case):
     logits = case.label_logits[:, 0]
     result = evidence.similarity_probability(jnp.asarray(logits), case.labels)
     prob = 1 / (1 + np.exp(-logits.astype(np.float64)))
@@ -121,24 +121,24 @@ def test_similarity_probability_is_that_of_a_label_in_common(case):
     assert np.all(result[:, 0] == 0)  # a photo without labels is similar to none
 
 
-def test_the_posterior_learns_to_trust_the_region_that_knows():
+def test_the_posterior_learns_which_region_is_informative():
     rng = np.random.default_rng(0)
     labels = (rng.random((400, 3)) < 0.3).astype(np.uint8)
     noise = rng.normal(size=(400, 6, 3)).astype(np.float32)
-    noise[:, 0] += 4 * labels - 2  # the whole photo knows, the crops do not
+    noise[:, 0] += 4 * labels - 2  # only the whole photo is informative
     fitted = evidence.fit_posterior(jnp.asarray(noise), labels)
     logits = evidence.posterior(fitted, jnp.asarray(noise))
     assert np.mean((logits > 0) == labels) > 0.95
 
 
-def test_the_state_belongs_to_no_axis_of_the_base_model(case):
+def test_states_do_not_depend_on_the_order_of_bits(case):
     state = case.state()
     assert state.shape == (5, 2, len(evidence.NAMES))
     order = np.random.default_rng(2).permutation(NUM_BITS)
     np.testing.assert_allclose(case.state(order), state, rtol=1e-4, atol=1e-5)
 
 
-def test_the_state_holds_expected_rewards_and_counts(case):
+def test_states_hold_expected_rewards_and_counts(case):
     state = dict(zip(evidence.NAMES, np.moveaxis(case.state(), -1, 0), strict=True))
     np.testing.assert_allclose(
         state["reward"], state["benefit"] + state["cost"], rtol=1e-4, atol=1e-6

@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL in each of its stages, and goes on, as one that is not."""
+"""A run that is killed with SIGKILL in each stage and resumed equals an undisturbed run."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import jax
 import pytest
 from tiny_run import assert_same, read
 
-# A thread of the run itself waits for a file of the stage, so that the kill comes in time however
-# busy the machine is.
+# A thread of the run itself waits for a file of the stage and kills the run, so that the kill is in
+# time even on a busy machine.
 RUN = """
 import os, pathlib, runpy, signal, sys, threading, time
 
@@ -27,7 +27,7 @@ sys.argv = ["mch_jax.main", "--config=tests/tiny_run.py", f"--workdir={workdir}"
 runpy.run_module("mch_jax.main", run_name="__main__")
 """
 
-# What is there once a stage has begun, and once it has ended.
+# Files that exist once a stage has begun, and once it has ended.
 STAGES = {
     "base": ("checkpoints/base/[0-9]*", "checkpoints/agent/*"),
     "agent": ("checkpoints/agent/[0-9]*", "encoder.npz"),
@@ -39,8 +39,8 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def start():
-    """Starts the tiny run in a process of its own, which shares the tests' compiled programs."""
-    # As many devices as the tests have: sums over another number of parts round otherwise.
+    """Starts the tiny run in a separate process that uses the tests' cache of compiled programs."""
+    # As many devices as in the tests, since rounding depends on their number.
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
@@ -59,7 +59,7 @@ def start():
     return start
 
 
-def test_a_run_killed_in_every_stage_ends_as_one_that_is_not(finished, tmp_path, start):
+def test_a_run_killed_in_every_stage_equals_an_undisturbed_one(finished, tmp_path, start):
     for stage, (begun, ended) in STAGES.items():
         result = start(tmp_path, begun)
         assert result.returncode == -signal.SIGKILL, (stage, result.stderr)

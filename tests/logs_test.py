@@ -9,7 +9,7 @@ import pytest
 from mch_jax.training import events, logs
 
 
-def test_metrics_are_one_json_object_a_line(tmp_path):
+def test_metrics_are_one_json_object_per_line(tmp_path):
     log = logs.MetricsLog(tmp_path / "metrics.jsonl")
     log.write("base", 1, loss=0.5)
     log.write("agent", 1, reward=2, keep_rate=0.25)
@@ -51,7 +51,7 @@ def test_rewind_drops_what_the_stage_will_write_again(tmp_path):
         (15, [f"title: {n} of 20" for n in (16, 18, 20)]),
     ],
 )
-def test_progress_without_a_terminal_is_a_line_each_tenth(caplog, start, expected):
+def test_progress_without_a_terminal_is_a_line_per_tenth(caplog, start, expected):
     with caplog.at_level(logging.INFO, "absl"):
         assert list(logs.progress(range(start, 20), 20, "title", start)) == list(range(start, 20))
     assert [record.getMessage() for record in caplog.records] == expected
@@ -86,7 +86,7 @@ def test_the_guard_names_the_first_bad_step():
 
 
 def read_events(folder):
-    """Yields the events of a folder's files in the order of their names."""
+    """Yields the events of all files of a directory, in the order of their names."""
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.iterdir()):
@@ -97,15 +97,15 @@ def read_events(folder):
             data = data[16 + length :]
 
 
-def test_event_files_say_what_metrics_say(tmp_path):
-    for start in (0, 1):  # the second one goes on after the first step
+def test_event_files_equal_the_metrics(tmp_path):
+    for start in (0, 1):  # the second log resumes after the first step
         log = logs.MetricsLog(tmp_path / "metrics.jsonl", events.Events(tmp_path / "events"))
         log.rewind("base", start)
         for step in range(start + 1, 4):
             log.write("base", step, loss=step + start / 2)
     found = {}
     for event in read_events(tmp_path / "events" / "base"):
-        if event.HasField("session_log"):  # as TensorBoard reads it
+        if event.HasField("session_log"):  # as TensorBoard treats it
             found = {step: values for step, values in found.items() if step < event.step}
         for value in event.summary.value:
             found[event.step] = {value.tag: value.simple_value}

@@ -33,14 +33,14 @@ def train(workdir, step=lambda state, batch: state + batch, num_steps=10, **opti
     return float(state["total"])
 
 
-def test_a_loop_saves_and_logs_on_the_way(tmp_path):
+def test_a_loop_saves_and_logs(tmp_path):
     assert train(tmp_path) == 55
     assert [row["step"] for row in logs.read_metrics(tmp_path / "metrics.jsonl")] == [4, 8, 10]
     assert {x.name for x in (tmp_path / "checkpoints" / "base").iterdir()} == {"8", "10"}
     assert train(tmp_path) == 55  # no step is left
 
 
-def test_checkpoints_are_as_far_apart_as_asked(tmp_path):
+def test_the_distance_of_checkpoints_can_be_set(tmp_path):
     assert train(tmp_path, save_every=3) == 55
     assert {x.name for x in (tmp_path / "checkpoints" / "base").iterdir()} == {"9", "10"}
 
@@ -68,7 +68,7 @@ def test_sigterm_saves_the_current_step(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, value):
-    """Step 7 is neither logged nor saved; it stops the run while step 8 is under way."""
+    """Step 7 is neither logged nor saved, and stops the run while step 8 is running."""
     steps = []
 
     def step(state, batch):

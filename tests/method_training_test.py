@@ -1,4 +1,4 @@
-"""A new method touches its own file and its line in the table: here one in closed form."""
+"""A new method needs only its own file and its line in the table; this one is in closed form."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from mch_jax.methods.base import Method
 
 
 def fit(features, labels, num_bits, key, *, scale: float = 1.0, repeats: int = 1):
-    """Returns a hash layer of the first class means, less the mean of all features."""
+    """Returns a hash layer of class means, on features less their mean."""
     del key
     features, labels = np.asarray(features), np.asarray(labels)
     means = [features[labels[:, 0] >> c & 1 == 1].mean(0) for c in range(num_bits)]

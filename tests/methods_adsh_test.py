@@ -15,7 +15,7 @@ GAMMA = 7.0
 
 
 class Problem:
-    """Four sampled images of a database of 9, 5 bits."""
+    """Four sampled images of a database of nine, with 5 bits."""
 
     def __init__(self, seed: int):
         rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ class Problem:
         return np.asarray(found)
 
 
-def test_dissimilar_pairs_pull_as_much_as_similar_ones():
+def test_both_kinds_of_pairs_have_the_same_total_weight():
     problem = Problem(0)
     similar = jnp.asarray(problem.similar)
     soft = adsh.soft_similarity(similar, adsh.dissimilar_target(similar))
@@ -52,7 +52,7 @@ def test_dissimilar_pairs_pull_as_much_as_similar_ones():
     )
 
 
-def test_train_loss_is_the_objective_over_the_pairs():
+def test_train_loss_is_the_objective_divided_by_the_pairs():
     problem = Problem(0)
     own = problem.codes[problem.rows]
     arrays = (problem.relaxed, own, problem.codes, problem.target)
@@ -84,7 +84,7 @@ def test_update_never_increases_the_objective(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_last_bit_of_a_sweep_is_the_best_with_the_others_held(seed):
+def test_the_last_bit_of_a_sweep_is_optimal_given_the_others(seed):
     problem = Problem(seed)
     codes = problem.update(problem.codes)
     for row in range(9):

@@ -1,4 +1,4 @@
-"""What every entry of the table of methods keeps to, and each one's formula."""
+"""The contract of every method in the table, and the formula of each."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_loss_and_gradient_are_finite_at_every_distance(name, num_bits):
 
 @pytest.mark.parametrize("num_bits", [11, 64])
 @pytest.mark.parametrize("name", NAMES)
-def test_similar_pairs_want_to_be_near_and_dissimilar_ones_far(name, num_bits):
+def test_the_loss_of_similar_pairs_rises_and_of_dissimilar_pairs_falls(name, num_bits):
     dissimilar, similar = methods.objective(name, num_bits).pair_loss(*both_kinds(num_bits))
     assert (jnp.diff(similar) >= 0).all()
     assert (jnp.diff(dissimilar) <= 0).all()
@@ -44,7 +44,7 @@ def test_similar_pairs_want_to_be_near_and_dissimilar_ones_far(name, num_bits):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_relaxed_codes_lie_within_the_distances(name, key):
+def test_distances_of_relaxed_codes_are_in_range(name, key):
     model = methods.objective(name, 16)
     logits = 5 * jax.random.normal(key, (40, 16))
     for progress in PROGRESS:
@@ -83,7 +83,7 @@ def test_degenerate_logits_keep_the_loss_and_its_gradient_finite(name, logits):
 
 
 def plain(name: str, d: int, similar: bool, q: int) -> float:
-    """Table 1, written as it is printed; DCH's distance has its floor."""
+    """Returns the loss of Table 1 as printed, with the floor of DCH's distance."""
     if name == "ksh":
         return ((q - 2 * d) / q - (2 * similar - 1)) ** 2
     if name == "hashnet":
@@ -144,7 +144,7 @@ def test_penalty_is_table_1(name, weight):
 
 
 @pytest.mark.parametrize("name", ["dch", "mmhh"])
-def test_cosine_methods_see_the_angle_only(name, key):
+def test_cosine_methods_depend_on_the_angle_only(name, key):
     logits = jnp.arctanh(0.1 * jax.random.normal(key, (2, 8)) / 3)
     u = np.tanh(np.asarray(logits, np.float64))
     cosine = u[0] @ u[1] / np.linalg.norm(u[0]) / np.linalg.norm(u[1])
@@ -163,8 +163,8 @@ def test_mmhh_is_flat_within_the_radius(similar):
 
 
 @pytest.mark.parametrize("num_bits", [16, 32, 64])
-def test_mmhh_gains_nothing_by_one_code_for_all(num_bits):
-    """The mean over balanced pairs is the sum of the table over both kinds, each by its share."""
+def test_mmhh_does_not_prefer_one_code_for_all_images(num_bits):
+    """The mean loss weighs each kind of pair in the table by its fraction."""
 
     def at(distance: int, **settings: float) -> float:
         table = losses.loss_table(methods.objective("mmhh", num_bits, **settings), num_bits, 0.3)
@@ -174,7 +174,7 @@ def test_mmhh_gains_nothing_by_one_code_for_all(num_bits):
     assert at(0, dissimilar_weight=1.0) < at(num_bits // 2, dissimilar_weight=1.0)
 
 
-def test_dch_floor_sets_the_cost_of_a_collision():
+def test_the_floor_of_dch_determines_the_loss_of_a_collision():
     def collision(floor: float) -> float:
         model = methods.objective("dch", 32, floor=floor)
         return float(model.pair_loss(jnp.array(0.0), jnp.array(False)))
@@ -197,13 +197,13 @@ def test_dch_floor_sets_the_cost_of_a_collision():
         (("dch", 32), {"gamma": "20"}, "gamma is '20'.*number"),
     ],
 )
-def test_a_wrong_name_or_setting_is_told_with_the_choices(arguments, settings, message):
+def test_a_wrong_name_or_setting_is_refused_with_the_choices(arguments, settings, message):
     with pytest.raises(ValueError, match=message):
         methods.objective(*arguments, **settings)
 
 
 def toy(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features and labels of images that show two of six classes, each a direction."""
+    """Returns features and labels of images with two of six classes, each class a direction."""
     labels = np.zeros((size, 6), np.uint8)
     for row in labels:
         row[rng.choice(6, 2, replace=False)] = 1
@@ -212,7 +212,7 @@ def toy(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def toy_map(signs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns the mAP and its chance level, the first 40 images being the queries."""
+    """Returns mAP and its chance level, with the first 40 images as queries."""
     as_bytes = codes.to_bytes(np.asarray(codes.pack(jnp.asarray(signs))), signs.shape[1])
     relevant = labels[:40].astype(int) @ labels[40:].T > 0
     histogram = metrics.histogram(

@@ -1,4 +1,4 @@
-"""Closed-form hash layers: LSH, ITQ and KSH."""
+"""The methods in closed form: LSH, ITQ and KSH."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from mch_jax.methods import itq, ksh, lsh
 
 @pytest.fixture(scope="module")
 def features() -> np.ndarray:
-    """Non-negative, as features after ReLU are."""
+    """Returns non-negative features, like those after ReLU."""
     return np.abs(np.random.default_rng(0).normal(size=(200, 12))).astype(np.float32)
 
 
-def test_lsh_is_random_and_not_centred_unless_asked(features, key):
+def test_lsh_is_random_and_centred_only_if_asked(features, key):
     layer = lsh.fit(features, None, 7, key)
     assert layer["kernel"].shape == (12, 7)
     np.testing.assert_array_equal(layer["bias"], 0)
@@ -51,7 +51,7 @@ def test_itq_of_fewer_images_than_features_has_the_same_components(key):
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(6), atol=1e-5)
     _, _, right = np.linalg.svd(wide - wide.mean(0), full_matrices=False)
     np.testing.assert_allclose(kernel, right[:6].T @ (right[:6] @ kernel), atol=1e-5)
-    # Of images without variance too, each column is of length one and bits differ.
+    # Even for images without variance the columns are orthonormal, so that bits differ.
     flat = np.asarray(itq.fit(np.ones((30, 50), np.float32), None, 6, key)["kernel"])
     np.testing.assert_allclose(flat.T @ flat, np.eye(6), atol=1e-5)
 
@@ -65,13 +65,13 @@ def test_itq_steps_never_increase_the_quantization_loss(features, key):
     assert losses[-1] < losses[0] - 1
 
 
-def test_itq_wants_features_as_wide_as_its_codes(features, key):
+def test_itq_refuses_codes_longer_than_features(features, key):
     with pytest.raises(ValueError, match="got 13, expected at most the features' width, 12"):
         itq.fit(features, None, 13, key)
 
 
 class Problem:
-    """300 images with two of five labels, each label a direction."""
+    """300 images with two of five labels each, each label a direction."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def test_ksh_more_bits_fit_better(problem, layer):
     assert problem.loss(problem.fit(num_bits=16)) < problem.loss(layer)
 
 
-def test_ksh_draws_no_more_than_there_is(problem):
+def test_ksh_refuses_more_anchors_than_images(problem):
     layer = problem.fit(num_bits=1, num_anchors=300, num_labelled=1000)
     assert layer["anchors"].shape == (300, 16)
     assert np.isfinite(layer["projection"]).all()
@@ -140,7 +140,7 @@ def test_ksh_draws_no_more_than_there_is(problem):
         problem.fit(num_bits=1, num_anchors=301)
 
 
-def test_ksh_target_multiplies_as_the_whole_matrix():
+def test_ksh_target_equals_the_whole_matrix():
     rng = np.random.default_rng(0)
     labels = (rng.random((50, 40)) < 0.04).astype(np.uint8)
     target = np.where((labels.astype(int) @ labels.T > 0) | np.eye(50, dtype=bool), 1.0, -1.0)
@@ -149,7 +149,7 @@ def test_ksh_target_multiplies_as_the_whole_matrix():
     assert not labels.any(axis=1).all()
 
 
-def test_ksh_spectral_start_is_the_best_of_its_norm():
+def test_ksh_spectral_start_is_the_maximiser_of_its_norm():
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(30, 4))
     residual = np.where(rng.random((30, 30)) < 0.5, 1.0, -1.0)

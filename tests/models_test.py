@@ -28,7 +28,7 @@ def test_alexnet_has_torchvisions_parameters():
 
 
 def test_policy_parameters():
-    # State 2 d + 2 q wide; batch norm in place of the hidden layers' biases.
+    # The state has 2 d + 2 q columns, and batch norm replaces the biases of the hidden layers.
     state, widths = 2 * 4096 + 2 * 64, (1024, 512, 256, 128)
     dense = sum(a * b for a, b in zip((state, *widths), (*widths, 2), strict=True)) + 2
     assert num_params(Policy(), 1, state) == dense + 2 * sum(widths) == 9_211_906
@@ -57,7 +57,7 @@ def test_without_hidden_layers_features_are_the_convolutions(params):
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 7), (7, 8), (13, 6), (3, 5)])
-def test_adaptive_mean_pool_equals_the_loop(height, width):
+def test_adaptive_mean_pool_equals_a_loop(height, width):
     x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
     rows, columns = min(height, 6), min(width, 6)
     expected = np.zeros((2, rows, columns, 3))
@@ -84,7 +84,7 @@ def test_dropout_depends_on_the_example_alone(params, key):
     assert len(np.unique(np.asarray(whole), axis=0)) > 1
 
 
-def test_kernel_head_equals_the_loop():
+def test_kernel_head_equals_a_loop():
     rng = np.random.default_rng(0)
     features, anchors = rng.normal(size=(3, 4)), rng.normal(size=(6, 4))
     mean, projection, scale = rng.normal(size=6), rng.normal(size=(6, 5)), 2.5
@@ -104,12 +104,12 @@ def test_kernel_head_equals_the_loop():
     assert jax.tree.map(jnp.shape, shapes["params"]["hash"]) == jax.tree.map(jnp.shape, params)
 
 
-def test_squared_distance_is_of_full_precision():
+def test_squared_distance_has_full_precision():
     x = jnp.ones((3, 4))
     assert "HIGHEST" in str(jax.make_jaxpr(models.squared_distance)(x, x))
 
 
-def test_squared_distance_is_not_below_zero():
+def test_squared_distance_is_not_negative():
     x = jnp.float32(np.random.default_rng(0).normal(size=(20, 7)) + 100)
     distance = np.asarray(models.squared_distance(x, x))
     assert distance.min() >= 0
@@ -127,12 +127,12 @@ def test_policy_starts_near_one_half_and_averages_its_statistics(key):
     statistics = updated["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(statistics["mean"], 0.1 * hidden.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * hidden.var(0), rtol=1e-4)
-    # At test time an image's answer does not depend on the others.
+    # At test time the result for an image does not depend on the others.
     alone = model.apply(variables, state[:1])
     np.testing.assert_allclose(alone, model.apply(variables, state)[:1], rtol=1e-5, atol=1e-6)
 
 
-def test_max_pool_is_linens_and_its_gradient_goes_to_the_maximum(key):
+def test_max_pool_and_its_gradient_equal_those_of_flax(key):
     x = jax.random.normal(key, (2, 14, 13, 5))
     expected, pull = jax.vjp(lambda x: nn.max_pool(x, (3, 3), (2, 2), "VALID"), x)
     result, own_pull = jax.vjp(models.max_pool, x)

@@ -1,4 +1,4 @@
-"""Two processes of four devices each against one of eight, by the losses and a checkpoint."""
+"""Two processes with four devices each give the losses of one process with eight."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ from mch_jax.training import logs, loop, parallel
 
 ROOT = Path(__file__).parents[1]
 
-# At the tiny run's own learning rate rounding grows from step to step, whatever the devices.
+# At the learning rate of the tiny run, the effect of rounding grows too fast to compare losses.
 CHANGES = {"base__learning_rate": 1e-5}
 
-# The tiny run up to the agent, every step in the log: devices, workdir, processes, process, port.
+# Trains the tiny run up to the agent. Arguments: devices, workdir, processes, process, port.
 SCRIPT = """
 import pathlib
 import sys
@@ -40,7 +40,7 @@ run_all_steps(pathlib.Path(workdir))
 
 
 def run_all_steps(workdir):
-    """Trains in this process, with a line in the log for each step."""
+    """Trains in this process and logs every step."""
     train_loop = loop.train
 
     def log_each(*arguments, log_every=1):
@@ -59,7 +59,7 @@ def free_port():
 
 
 def train(workdir, *, processes, devices):
-    """Trains in processes of their own."""
+    """Trains in separate processes."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mch_jax" / "tests"
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
@@ -96,12 +96,12 @@ def assert_equal_losses(found, expected):
                 np.testing.assert_allclose(one[name], two[name], rtol=5e-7, atol=1e-8, err_msg=name)
 
 
-def test_two_processes_train_as_one_and_another_shape_goes_on(tmp_path):
+def test_two_processes_equal_one_and_another_number_resumes(tmp_path):
     expected = run_all_steps(tmp_path / "one")  # one process of eight devices
     assert len(expected) == 15 + 6
     two = tmp_path / "two"
     assert_equal_losses(train(two, processes=2, devices=4), expected)
-    # Nothing is left of the second process, and nothing is there that the first did not finish.
+    # The second process leaves no file, and the first process none that is incomplete.
     assert not [path for path in two.rglob("*") if path.name.startswith(".")]
     assert not (two / "codes").exists()
     steps = sorted(int(path.name) for path in (two / "checkpoints" / "base").iterdir())
@@ -111,13 +111,13 @@ def test_two_processes_train_as_one_and_another_shape_goes_on(tmp_path):
     assert_equal_losses(train(two, processes=1, devices=1), expected)
 
 
-def test_wrong_numbers_of_processes_are_named():
+def test_wrong_numbers_of_processes_are_refused():
     for arguments in (("", 2, 0), ("localhost:1", 2, 2), ("localhost:1", 1, -1), ("a:b", 2, 0)):
         with pytest.raises(ValueError, match="expected HOST:PORT of the first process"):
             parallel.start(*arguments)
 
 
-def test_a_first_process_that_is_not_there_is_named():
+def test_a_missing_first_process_is_reported():
     port = free_port()
     with pytest.raises(
         ValueError, match=f"does not answer at localhost:{port}: Connection refused"
@@ -130,7 +130,7 @@ def test_a_first_process_that_is_not_there_is_named():
         parallel.start(f"localhost:{taken.getsockname()[1]}", 2, 0)
 
 
-def test_another_process_leaves_no_file(tmp_path, monkeypatch):
+def test_only_the_first_process_writes_files(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_writes_files", False)
     checkpoint.write_json(tmp_path / "a.json", {})
     log = logs.MetricsLog(tmp_path / "metrics.jsonl")

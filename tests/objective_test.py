@@ -47,7 +47,7 @@ def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
 
 
 @pytest.mark.parametrize("name", methods.OBJECTIVES)
-def test_two_devices_give_what_one_gives(name, batch, key):
+def test_two_devices_equal_one(name, batch, key):
     features, labels = batch
     model = methods.objective(name, NUM_BITS)
     kernel = jax.random.normal(key, (7, NUM_BITS))
@@ -73,7 +73,7 @@ def test_loss_table_is_weighted_and_dissimilar_first():
     np.testing.assert_allclose(table, expected, rtol=1e-5)
 
 
-def test_vectors_go_to_the_sphere_and_zero_stays():
+def test_vectors_are_scaled_to_the_sphere_except_zero():
     vectors = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     expected = [[0.6 * np.sqrt(2), 0.8 * np.sqrt(2)], [0, 0]]
     np.testing.assert_allclose(losses.to_sphere(vectors), expected, rtol=1e-5)

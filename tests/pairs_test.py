@@ -7,7 +7,7 @@ from mch_jax import codes, pairs
 
 @pytest.fixture(scope="module")
 def labels() -> np.ndarray:
-    """Multi-hot labels of 50 images over 40 classes, more than one word; some have none."""
+    """Returns multi-hot labels of 50 images, some without any; 40 classes take two words."""
     return (np.random.default_rng(0).random((50, 40)) < 0.04).astype(np.uint8)
 
 
@@ -27,7 +27,7 @@ def test_similarity_is_a_shared_label(labels):
     found = pairs.similarity(packed[:7], packed)
     expected = [[bool((a & b).any()) for b in labels] for a in labels[:7]]
     np.testing.assert_array_equal(found, expected)
-    assert not labels.any(axis=1).all()  # an image without labels is among them
+    assert not labels.any(axis=1).all()  # some image has no label
 
 
 @pytest.mark.parametrize("block", [1, 7, 1024])
@@ -43,7 +43,7 @@ def test_similar_fraction_counts_every_pair_once(labels, monkeypatch, block):
     assert pairs.similar_fraction(pairs.pack_labels(repeated)) == np.mean(similar)
 
 
-def test_similar_fraction_wants_a_pair():
+def test_similar_fraction_needs_two_images():
     with pytest.raises(ValueError, match="at least 2"):
         pairs.similar_fraction(np.zeros((1, 1), np.uint32))
 
@@ -58,7 +58,7 @@ def test_relaxed_distance_of_codes_is_hamming(num_bits):
     np.testing.assert_array_equal(relaxed, hamming)
 
 
-def test_both_kinds_of_pairs_weigh_the_same(labels):
+def test_both_kinds_of_pairs_have_the_same_total_weight(labels):
     packed = pairs.pack_labels(labels)
     fraction = pairs.similar_fraction(packed)
     similar = np.asarray(pairs.similarity(jnp.asarray(packed), jnp.asarray(packed)))

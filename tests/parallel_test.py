@@ -48,11 +48,11 @@ def test_keys_and_results_do_not_depend_on_the_number_of_devices(key, num_device
     np.testing.assert_array_equal(drawn, expected)
     np.testing.assert_allclose(state["mean"], expected_state["mean"], rtol=1e-5)
     assert state["step"] == 2
-    # Every example of every step draws for itself.
+    # Every example of every step has a key of its own.
     assert len(np.unique(drawn)) == 24
 
 
-def test_a_process_takes_its_part_of_a_batch(monkeypatch):
+def test_each_process_takes_its_part_of_a_batch(monkeypatch):
     batch = {"x": np.arange(24).reshape(12, 2)}
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     parts = []

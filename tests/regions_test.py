@@ -37,7 +37,7 @@ def test_boxes_lie_inside_the_photo(key, crop_ratio):
     keys = jax.random.split(key, 100)
     boxes = jax.vmap(lambda k: regions.random_box(k, crop_ratio))(keys)
     for box in (np.asarray(boxes), regions.region_boxes(crop_ratio)[1:]):
-        # To a rounding of float32, far below a pixel.
+        # Up to the rounding of float32, far below a pixel.
         assert box.min() >= 0
         assert box.max() <= 1 + 1e-6
         np.testing.assert_allclose(box[:, 2:] - box[:, :2], crop_ratio, atol=1e-6)
@@ -98,7 +98,7 @@ def test_crop_of_the_whole_photo_at_its_size_changes_nothing():
 
 
 @pytest.mark.parametrize("size", [20, 80])
-def test_the_same_regions_of_photos_are_those_of_crop(size):
+def test_crop_same_equals_crop(size):
     images = jnp.asarray(np.stack([photo(seed=seed) for seed in range(3)]))
     boxes = np.concatenate(
         [regions.region_boxes(0.5), np.array([[0.13, 0.07, 0.83, 0.77]], np.float32)]
@@ -110,7 +110,7 @@ def test_the_same_regions_of_photos_are_those_of_crop(size):
 
 
 @pytest.mark.parametrize(("size", "largest"), [(20, 0.7), (80, 0.7), (80, 0.75)])
-def test_what_lies_far_from_a_box_does_not_matter(size, largest):
+def test_pixels_far_from_a_box_do_not_matter(size, largest):
     images = jnp.asarray(np.stack([photo(seed=seed) for seed in range(4)]))
     boxes = np.array(
         [[0, 0, 0.7, 0.7], [0.3, 0.3, 1, 1], [0.13, 0.07, 0.83, 0.77], [0.4, 0.1, 0.6, 0.3]],

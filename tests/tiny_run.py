@@ -1,4 +1,4 @@
-"""A config whose whole run takes seconds, for the tests of everything that needs a run."""
+"""A config whose whole run takes seconds, for tests that need a run."""
 
 import json
 
@@ -11,7 +11,7 @@ FILES = ("query.npz", "database.npz", "train.npz", "regions.npz")
 
 
 def shrunk(config):
-    """Returns a config made as small as the tests' network, whose compiled shapes they share."""
+    """Returns a config with the small sizes of the tests, which share compiled programs."""
     config.num_bits = 12
     config.dataset.image_size = 64
     config.model.update(input_size=63, width=1 / 16, hidden=16, num_anchors=10)
@@ -35,7 +35,7 @@ def tiny(method="dch", **changes):
 
 
 def changed(**fields):
-    """Returns the default config with fields set, as `base__batch_size`, whatever their type."""
+    """Returns the default config with fields set to any value, such as `base__batch_size`."""
     config = default.get_config().to_dict()
     for name, value in fields.items():
         *parents, last = name.split("__")
@@ -59,7 +59,7 @@ def read(workdir):
 
 
 def assert_same(a, b):
-    """Compares what `read` returned, bit for bit."""
+    """Asserts that two results of `read` are equal bit for bit."""
     assert a[0] == b[0]
     for name, array in a[1].items():
         np.testing.assert_array_equal(array, b[1][name], name)
