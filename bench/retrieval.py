@@ -7,6 +7,7 @@ import numpy as np
 from bench import inputs, measure
 from mch_jax import codes, histograms, metrics, pairs
 from mch_jax.evaluation import evaluate
+from mch_jax.files import code_sets
 from mch_jax.index import to_words
 from mch_jax.kernels import index_kernels, metric_kernels
 
@@ -177,7 +178,7 @@ def device_histogram(quick: bool) -> list[measure.Row]:
     """Measures the histogram in the form for accelerators, on JAX's default device."""
     num_queries, num_items = (16, 5_000) if quick else (256, 120_000)
     query, database = inputs.retrieval(num_queries, num_items, 6)
-    ((_, packed),) = codes.by_number(database)
+    ((_, packed),) = code_sets.by_num_codes(database)
     words = codes.from_bytes(query.codes, 64)
     query_labels, labels = (pairs.pack_labels(x.labels) for x in (query, database))
     arguments = words, packed, query_labels, np.ascontiguousarray(labels.T), 64

@@ -20,6 +20,7 @@ from bench import inputs, measure, networks
 from mch_jax import agent, codes, histograms, metrics, models, pairs, regions
 from mch_jax.agent import evidence
 from mch_jax.evaluation import evaluate
+from mch_jax.files import code_sets
 from mch_jax.training import encode
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
@@ -50,7 +51,7 @@ def histogram() -> str:
     relevant = (query.labels.astype(int) @ database.labels.T) > 0
     plain = metrics.histogram(query.codes, database.codes, database.item, relevant, BITS)
     np.testing.assert_array_equal(evaluate.histogram(query, database), plain)
-    ((_, packed),) = codes.by_number(database)
+    ((_, packed),) = code_sets.by_num_codes(database)
     labels = [pairs.pack_labels(x.labels) for x in (query, database)]
     words = codes.from_bytes(query.codes, BITS)
     for on_device in (False, True):

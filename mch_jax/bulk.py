@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from absl import logging
 
-from mch_jax import batched, codes
-from mch_jax.data import photos, places
+from mch_jax import batched
+from mch_jax.data import photos, sources
 from mch_jax.encoder import FILE, Encoder
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import code_sets, codes_file, whole_file, write_json
 from mch_jax.training import logs
 
 FORMAT = "mch-export/1"
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
 
     run: Path
     directory: Path
-    shards: list[list[places.Photo]]
+    shards: list[list[sources.Photo]]
     batch_size: int
 
     def path(self, number: int) -> Path:
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    run: Path, found: Sequence[places.Photo], directory: Path, shard_size: int, batch_size: int
+    run: Path, found: Sequence[sources.Photo], directory: Path, shard_size: int, batch_size: int
 ) -> Plan:
     """Returns a plan, and writes everything that the shards depend on into plan.json.
 
@@ -105,7 +105,7 @@ def make_plan(
     elif directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty and holds no export; choose another directory")
     else:
-        checkpoint.write_json(path, depends)
+        write_json(path, depends)
     return Plan(run, directory, shards, batch_size)
 
 
@@ -123,10 +123,10 @@ class Prepared(NamedTuple):
     reason: str
 
 
-def prepare(photo: places.Photo, side: int) -> Prepared:
+def prepare(photo: sources.Photo, side: int) -> Prepared:
     """Decodes a photo and resizes it to `side` x `side` pixels."""
     try:
-        pixels = places.decode(photo)
+        pixels = sources.decode(photo)
     except ValueError as error:
         return Prepared(np.zeros((side, side, 3), np.uint8), (0, 0), " ".join(str(error).split()))
     height, width, _ = pixels.shape
@@ -207,7 +207,7 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
             if reason
         ],
     )
-    file = codes.flatten(code_set, ids, labels, encoder.model.num_bits)
+    file = code_sets.flatten(code_set, ids, labels, encoder.model.num_bits)
     codes_file.save(plan.path(number), file)  # the last file, which marks the shard as done
 
 
@@ -216,7 +216,7 @@ def _write_damaged(path: Path, damaged: list[dict[str, str]]) -> None:
     if not damaged:
         path.unlink(missing_ok=True)
         return
-    with checkpoint.whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in damaged))
 
 
@@ -266,7 +266,7 @@ class Worker:
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Encodes the shards in the rows, except those that another worker has finished."""
         for number, text in zip(rows["number"].tolist(), rows["photos"].tolist(), strict=True):
-            self._plan.shards[number] = [places.Photo(*photo) for photo in json.loads(text)]
+            self._plan.shards[number] = [sources.Photo(*photo) for photo in json.loads(text)]
             if not self._plan.path(number).exists():
                 list(encode_shards(self._plan, self._encoder, [number], self._threads))
             self._plan.shards[number] = []

@@ -1,4 +1,4 @@
-"""Binary codes: signs, packed words, popcount distances, and the two forms of a set of codes.
+"""Binary codes: signs, packed words, popcount distances, and sets of codes at a fixed width.
 
 A code of q bits is an int8 vector in {-1, +1}. Packed, it is ceil(q / 32) uint32 words, least
 significant bit first, with +1 stored as 1 and zeros as padding. The bytes of a codes file are the
@@ -6,26 +6,23 @@ bytes of these words, cut to ceil(q / 8).
 """
 
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int8, Int32, UInt8, UInt32
 
-from mch_jax.files.codes_file import CodeFile
-
-AnyArray = Array | np.ndarray  # on the device or on the host
+AnyArray = Array | np.ndarray  # an array on the device or on the host
 
 
 class Encoding(NamedTuple):
-    """What a base hashing model says of a batch of images.
+    """The outputs of a base hashing model for a batch of images.
 
     Attributes:
-      features: fc7 after ReLU.
-      logits: of the hash layer; their signs are the code.
-      label_logits: of the label head; zero wide for a model without one.
+      features: Activations of fc7 after ReLU.
+      logits: Logits of the hash layer. Their signs are the code.
+      label_logits: Logits of the label head, of width zero for a model without one.
     """
 
     features: Float[AnyArray, "b d"]
@@ -34,7 +31,16 @@ class Encoding(NamedTuple):
 
 
 class CodeSet(NamedTuple):
-    """Several codes per image at a fixed width; slot 0 is the whole image and always kept."""
+    """Several codes per image, padded to the same number of slots.
+
+    Slot 0 is the whole image and always kept.
+
+    Attributes:
+      packed: Packed codes.
+      keep_prob: The policy's probability of keeping each code.
+      kept: Whether each code is kept.
+      box: Left, top, right and bottom of the region of each code, in pixels of the original image.
+    """
 
     packed: UInt32[AnyArray, "n t w"]
     keep_prob: Float[AnyArray, "n t"]
@@ -43,12 +49,12 @@ class CodeSet(NamedTuple):
 
 
 def sign(logits: Float[AnyArray, "*b q"]) -> Int8[AnyArray, "*b q"]:
-    """Returns the code of each row: +1 where the logit is not negative, -1 elsewhere."""
+    """Returns the codes of logits: +1 where a logit is not negative, -1 elsewhere."""
     return jnp.where(logits >= 0, 1, -1).astype(jnp.int8)
 
 
 def num_words(num_bits: int) -> int:
-    """Returns how many uint32 words hold a code."""
+    """Returns the number of uint32 words in a packed code."""
     return -(-num_bits // 32)
 
 
@@ -57,7 +63,7 @@ def _shifts(shape: tuple[int, ...]) -> Array:
 
 
 def pack(codes: Int8[AnyArray, "*b q"]) -> UInt32[AnyArray, "*b w"]:
-    """Returns codes as uint32 words, least significant bit first, +1 as 1."""
+    """Returns codes as uint32 words, least significant bit first, with +1 as 1."""
     *batch, num_bits = codes.shape
     words = num_words(num_bits)
     bits = jnp.zeros((*batch, words * 32), jnp.uint32)
@@ -67,7 +73,7 @@ def pack(codes: Int8[AnyArray, "*b q"]) -> UInt32[AnyArray, "*b w"]:
 
 
 def unpack(packed: UInt32[AnyArray, "*b w"], num_bits: int) -> Int8[AnyArray, "*b q"]:
-    """Returns the int8 codes in {-1, +1} that `pack` made the words from."""
+    """Returns packed codes as int8 codes in {-1, +1}. Inverse of `pack`."""
     bits = (packed[..., None] >> _shifts((*packed.shape, 32))) & jnp.uint32(1)
     bits = bits.reshape(*packed.shape[:-1], -1)[..., :num_bits]
     return jnp.where(bits == 1, 1, -1).astype(jnp.int8)
@@ -76,8 +82,8 @@ def unpack(packed: UInt32[AnyArray, "*b w"], num_bits: int) -> Int8[AnyArray, "*
 def hamming_distance(
     a: UInt32[AnyArray, "*a w"], b: UInt32[AnyArray, "*b w"]
 ) -> Int32[AnyArray, "*c"]:
-    """Returns the Hamming distance in bits between packed codes; the leading axes broadcast."""
-    # Word by word: a sum over a short last axis does not vectorise on the CPU.
+    """Returns the Hamming distance in bits between packed codes. The leading axes broadcast."""
+    # A sum over the short last axis would not be vectorised on a CPU.
     distances = [
         jax.lax.population_count(a[..., i] ^ b[..., i]).astype(jnp.int32)
         for i in range(a.shape[-1])
@@ -88,9 +94,13 @@ def hamming_distance(
 def distance_to(
     code: UInt32[AnyArray, " w"], packed: UInt32[AnyArray, "w n"]
 ) -> Int32[AnyArray, " n"]:
-    """Returns the Hamming distance in bits from one code to each of many, which come last.
+    """Returns the Hamming distance in bits from one code to each of many.
 
-    Word by word along memory: in any other order the CPU does not make it a loop of vectors.
+    The many codes are on the last axis, because only then does XLA vectorise the loop on a CPU.
+
+    Args:
+      code: One packed code.
+      packed: n packed codes, word by word.
     """
     bits = [jax.lax.population_count(words ^ one) for words, one in zip(packed, code, strict=True)]
     return functools.reduce(jnp.add, bits).astype(jnp.int32)
@@ -99,16 +109,16 @@ def distance_to(
 def counts_by_scatter(
     bins: Int32[AnyArray, " n"], weight: Int32[AnyArray, " n"], num_bins: int
 ) -> Int32[Array, " bins"]:
-    """Returns the sum of the weights in each bin, one addition after the other."""
+    """Returns the sum of the weights in each bin, by scattered additions."""
     return jnp.zeros(num_bins, jnp.int32).at[bins].add(weight)
 
 
 def counts_by_reduction(
     bins: Int32[AnyArray, " n"], weight: Int32[AnyArray, " n"], num_bins: int
 ) -> Int32[Array, " bins"]:
-    """Returns the sum of the weights in each bin, as a sum over a row of comparisons for each bin.
+    """Returns the sum of the weights in each bin, by comparing every element with every bin.
 
-    Many operations, but all of them parallel, and fused: nothing is written to memory.
+    The operations are parallel and fused, so that no intermediate result is written to memory.
     """
     inside = bins[None, :] == jnp.arange(num_bins)[:, None]
     return jnp.sum(jnp.where(inside, weight[None, :], 0), 1, dtype=jnp.int32)
@@ -117,10 +127,15 @@ def counts_by_reduction(
 def weighted_counts(
     bins: Int32[AnyArray, " n"], weight: Int32[AnyArray, " n"], num_bins: int
 ) -> Int32[Array, " bins"]:
-    """Returns the sum of the weights in each bin, by the form that suits the device.
+    """Returns the sum of the weights in each bin, by the faster method for the device.
 
-    An accelerator would wait for the atomic additions of a scatter; a CPU is many times slower
-    with a comparison for each bin.
+    A scatter is slow on an accelerator, which must serialise its atomic additions. Comparing with
+    every bin is many times slower on a CPU.
+
+    Args:
+      bins: The bin of each element.
+      weight: The weight of each element.
+      num_bins: Number of bins.
     """
     return jax.lax.platform_dependent(
         bins,
@@ -131,13 +146,13 @@ def weighted_counts(
 
 
 def to_bytes(packed: UInt32[np.ndarray, "*b w"], num_bits: int) -> UInt8[np.ndarray, "*b bytes"]:
-    """Returns packed codes as the bytes of a codes file, ceil(q / 8) a code."""
+    """Returns packed codes as the bytes of a codes file, ceil(q / 8) per code."""
     words = np.ascontiguousarray(packed, dtype="<u4")
     return words.view(np.uint8)[..., : -(-num_bits // 8)].copy()
 
 
 def from_bytes(codes: UInt8[np.ndarray, "*b bytes"], num_bits: int) -> UInt32[np.ndarray, "*b w"]:
-    """Returns the packed words of codes as they lie in a codes file."""
+    """Returns the codes of a codes file as uint32 words. Inverse of `to_bytes`."""
     padded = np.zeros((*codes.shape[:-1], num_words(num_bits) * 4), np.uint8)
     padded[..., : codes.shape[-1]] = codes
     return padded.view("<u4").astype(np.uint32)
@@ -146,38 +161,7 @@ def from_bytes(codes: UInt8[np.ndarray, "*b bytes"], num_bits: int) -> UInt32[np
 def first_of_equals(
     packed: UInt32[AnyArray, "n t w"], kept: Bool[AnyArray, "n t"]
 ) -> Bool[AnyArray, "n t"]:
-    """Returns `kept` without the codes that an earlier kept code of the same image equals."""
+    """Returns `kept` without codes that are equal to an earlier kept code of the same image."""
     equal = jnp.all(packed[:, :, None] == packed[:, None, :], -1)  # [n, t, t]
     earlier = jnp.tril(jnp.ones(equal.shape[1:], bool), -1)
     return kept & ~jnp.any(equal & earlier[None] & kept[:, None, :], -1)
-
-
-def flatten(code_set: CodeSet, ids: np.ndarray, labels: np.ndarray, num_bits: int) -> CodeFile:
-    """Returns the kept codes as a flat list, an image's equal codes once."""
-    kept = np.asarray(first_of_equals(jnp.asarray(code_set.packed), jnp.asarray(code_set.kept)))
-    item, slot = np.nonzero(kept)
-    return CodeFile(
-        codes=to_bytes(np.asarray(code_set.packed)[item, slot], num_bits),
-        item=item.astype(np.int64),
-        ids=np.asarray(ids).astype(np.str_),
-        keep_prob=np.asarray(code_set.keep_prob)[item, slot].astype(np.float32),
-        box=code_set.box[item, slot].astype(np.int32),
-        labels=np.asarray(labels, np.uint8),
-        num_bits=num_bits,
-    )
-
-
-def by_number(
-    file: CodeFile,
-) -> Iterator[tuple[Int[np.ndarray, " k"], UInt32[np.ndarray, "t w k"]]]:
-    """Yields the items with one code, those with two, and so on, with packed codes, items last.
-
-    Padding all of them to the largest number would take up to t times the memory and work.
-    """
-    counts = np.bincount(file.item, minlength=len(file.ids))
-    starts = np.cumsum(counts) - counts
-    words = from_bytes(file.codes, file.num_bits).T
-    for number in np.unique(counts[counts > 0]):
-        items = np.flatnonzero(counts == number)
-        rows = starts[items][None] + np.arange(number)[:, None]
-        yield items, np.ascontiguousarray(words[:, rows].swapaxes(0, 1))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Shaped, UInt8, UInt32
 
 from mch_jax import agent, codes, models, regions
 from mch_jax.agent import evidence
-from mch_jax.files import checkpoint
+from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet, Policy
 
 FILE = "encoder.npz"
@@ -133,7 +133,7 @@ class Encoder:
             "widths": list(self.policy.widths) if self.policy else None,
         } | {name: getattr(self, name) for name in _NUMBERS}
         variables = {"base": self.params, "policy": self.policy_variables}
-        checkpoint.save_arrays(path, variables, settings)
+        save_arrays(path, variables, settings)
 
     @classmethod
     def load(cls, path: Path) -> "Encoder":
@@ -142,7 +142,7 @@ class Encoder:
         Raises:
           ValueError: The file is missing, damaged, or was written by another version.
         """
-        variables, settings = checkpoint.load_arrays(path)
+        variables, settings = load_arrays(path)
         try:
             widths = settings.pop("widths")
             numbers = {name: settings.pop(name) for name in _NUMBERS}

@@ -59,11 +59,11 @@ def main(arguments: Sequence[str]) -> None:
             ".npz for one file, another name for a directory of shards"
         )
     from mch_jax import bulk
-    from mch_jax.data import places
+    from mch_jax.data import sources
 
     command.keep_compiled()
     directory = out.with_name(out.name + ".parts") if is_file else out
-    found = places.find(options.images)
+    found = sources.find(options.images)
     plan = bulk.make_plan(
         Path(options.run), found, directory, options.shard_size, options.batch_size
     )

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 
 from mch_jax import command
-from mch_jax.files import checkpoint
+from mch_jax.files import read_json, write_json
 
 
 class Cell(NamedTuple):
@@ -72,14 +72,14 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
     """
     path = root / "grid.json"
     if path.exists():
-        before = checkpoint.read_json(path, "choose another --root")
+        before = read_json(path, "choose another --root")
         if before != settings:
             raise ValueError(
                 f"--root={root} holds a grid with {json.dumps(before)}, this one has "
                 f"{json.dumps(settings)}; use the same, or another --root"
             )
     root.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, settings)
+    write_json(path, settings)
 
 
 def run_command(cell: Cell, root: Path, changes: Sequence[str]) -> list[str]:
@@ -159,7 +159,7 @@ def run_grid(
             line = f"{cell.name}: exit status {status}: {lines[-1]}"
             logging.error("%s", line)
             return line
-        found = summary(checkpoint.read_json(root / cell.name / "results.json", "run it again"))
+        found = summary(read_json(root / cell.name / "results.json", "run it again"))
         logging.info(
             "%d of %d, %s: %s, %.1f min", next(done), len(waiting), cell.name, found, minutes
         )

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_run import changed, tiny
 
 from mch_jax import data, evaluation
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import Checkpoints, codes_file, load_arrays, save_arrays
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
 from mch_jax.training import run, validation
@@ -281,9 +281,9 @@ def query_with(**changes):
 
 def encoder_with(change: Callable[[dict, dict], None]):
     def act(workdir):
-        variables, settings = checkpoint.load_arrays(workdir / "encoder.npz")
+        variables, settings = load_arrays(workdir / "encoder.npz")
         change(variables, settings)
-        checkpoint.save_arrays(workdir / "encoder.npz", variables, settings)
+        save_arrays(workdir / "encoder.npz", variables, settings)
         Retriever(workdir)
 
     return act
@@ -300,7 +300,7 @@ def damaged(name: str, act: Callable[[pathlib.Path], object], size=100):
 def restore(num_bits: int):
     def act(workdir):
         state = {"hash": {"kernel": np.zeros((16, 12), np.float32)}}
-        checkpoints = checkpoint.Checkpoints(workdir / "other")
+        checkpoints = Checkpoints(workdir / "other")
         checkpoints.save(1, state)
         try:
             checkpoints.restore({"hash": {"kernel": np.zeros((16, num_bits), np.float32)}})

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import small_run as small
 
-from mch_jax import bulk, codes
-from mch_jax.data import places
+from mch_jax import bulk
+from mch_jax.data import sources
 from mch_jax.encoder import Encoder
-from mch_jax.files import codes_file
+from mch_jax.files import code_sets, codes_file
 from mch_jax.index import BucketIndex
 
 
@@ -41,7 +41,7 @@ def place(small_run, tmp_path):
 
 
 def plan_of(run, place, directory, shard_size=5, batch_size=4):
-    return bulk.make_plan(run, places.find(place), directory, shard_size, batch_size)
+    return bulk.make_plan(run, sources.find(place), directory, shard_size, batch_size)
 
 
 def files_of(directory):
@@ -59,12 +59,12 @@ def test_shards_have_the_codes_of_single_photos(small_run, place, tmp_path, enco
     assert plan.pending() == []
     bulk.merge(plan, tmp_path / "codes.npz")
     file = codes_file.load(tmp_path / "codes.npz")
-    photos = [photo for photo in places.find(place) if photo.id not in ("bad.jpg", "cut.png")]
+    photos = [photo for photo in sources.find(place) if photo.id not in ("bad.jpg", "cut.png")]
     assert file.ids.tolist() == [photo.id for photo in photos]
     for number, photo in enumerate(photos):
         ready = bulk.prepare(photo, small.SIDE)
         packed, keep_prob = encoder.encode_regions(np.tile(ready.image, (4, 1, 1, 1)))
-        one = codes.flatten(
+        one = code_sets.flatten(
             encoder.code_set(packed[:1], keep_prob[:1], np.array([ready.size])),
             np.array([photo.id]), np.zeros((1, 0)), small.NUM_BITS,
         )  # fmt: skip

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mch_jax import pipeline
-from mch_jax.codes import CodeFile
 from mch_jax.evaluation import provenance
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import codes_file, write_json
+from mch_jax.files.codes_file import CodeFile
 
 
 def code_file(ids="ab", labels=((0, 1), (1, 1))):
@@ -77,12 +77,12 @@ def test_a_run_verifies_and_changed_files_do_not(finished, tmp_path, capsys):
     results = json.loads((workdir / "results.json").read_text())
     right = results["mch"]["map"]
     results["mch"]["map"] = right + 0.01
-    checkpoint.write_json(workdir / "results.json", results)
+    write_json(workdir / "results.json", results)
     assert pipeline.verify(workdir) == 1
     assert "mch.map: " in capsys.readouterr().out
 
     results["mch"]["map"] = right
-    checkpoint.write_json(workdir / "results.json", results)
+    write_json(workdir / "results.json", results)
     query = codes_file.load(workdir / "codes" / "query.npz")
     codes_file.save(workdir / "codes" / "query.npz", query._replace(labels=1 - query.labels))
     assert pipeline.verify(workdir) == 1

@@ -27,8 +27,8 @@ from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
 from mch_jax import data
-from mch_jax.data import archives, lists, photos, tables
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.data import archives, label_files, photos, split_lists
+from mch_jax.files import codes_file, load_arrays, read_arrays
 from mch_jax.index import bucket as index
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
@@ -150,7 +150,7 @@ def test_codes_files(changes, change):
     path = FOLDER / "codes.npz"
     path.write_bytes(damaged(written, *change) if change else written)
     read_or_refuse(path, read_codes)
-    for reader in (checkpoint.load_arrays, checkpoint.read_arrays):
+    for reader in (load_arrays, read_arrays):
         read_or_refuse(path, reader)
 
 
@@ -207,7 +207,7 @@ def test_labels_csv(lines, sound, end, change):
     folder = emptied()
     (folder / "labels.csv").write_bytes(text_bytes(lines, end, change))
     read_or_refuse(folder, read_folder)
-    read_or_refuse(folder / "labels.csv", tables.read_table)
+    read_or_refuse(folder / "labels.csv", label_files.read_table)
 
 
 @fuzz(
@@ -233,7 +233,7 @@ def test_lists(query, database, train, sound, end, change):
     read_or_refuse(folder, read_folder)
     names, labels = ["a.jpg", "b.jpg", "c.jpg"], np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
     read_or_refuse(
-        folder, lambda place: lists.read_splits(place, names, labels, os.path.basename, "hint")
+        folder, lambda path: split_lists.read_splits(path, names, labels, os.path.basename, "hint")
     )
 
 
@@ -330,7 +330,7 @@ def test_archives(kind, changes):
 
     def read(path):
         members = (archives.tar_members if kind == "tar" else archives.zip_members)(path)
-        for name, place in members.items():
-            photos.decode(archives.read_member(path, *place[1:], name), name)
+        for name, span in members.items():
+            photos.decode(archives.read_span(path, span, name), name)
 
     read_or_refuse(path, read)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mch_jax.files.checkpoint import Checkpoints
+from mch_jax.files import Checkpoints
 from mch_jax.training import logs, loop, termination
 
 

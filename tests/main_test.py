@@ -13,7 +13,7 @@ from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
 from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import Checkpoints, codes_file
 from mch_jax.training import base as base_stage
 from mch_jax.training import cross_fit, paper, parallel, run
 
@@ -76,7 +76,7 @@ class Killed(Exception):
 
 def interrupt_and_resume(config, workdir, monkeypatch, after):
     """Runs all stages until the given number of checkpoints, then resumes; returns the results."""
-    save, calls = checkpoint.Checkpoints.save, []
+    save, calls = Checkpoints.save, []
 
     def save_and_stop(self, step, state):
         save(self, step, state)
@@ -84,7 +84,7 @@ def interrupt_and_resume(config, workdir, monkeypatch, after):
         if len(calls) == after:
             raise Killed
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
     with pytest.raises(Killed):
         pipeline.run_stages(config, workdir)
     monkeypatch.undo()

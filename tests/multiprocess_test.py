@@ -13,7 +13,7 @@ import pytest
 from tiny_run import tiny
 
 from mch_jax import pipeline
-from mch_jax.files import checkpoint
+from mch_jax.files import processes, write_json
 from mch_jax.training import logs, loop, parallel
 
 ROOT = Path(__file__).parents[1]
@@ -131,8 +131,8 @@ def test_a_missing_first_process_is_reported():
 
 
 def test_only_the_first_process_writes_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_writes_files", False)
-    checkpoint.write_json(tmp_path / "a.json", {})
+    monkeypatch.setattr(processes, "_is_writer", False)
+    write_json(tmp_path / "a.json", {})
     log = logs.MetricsLog(tmp_path / "metrics.jsonl")
     log.write("base", 1, loss=1.0)
     assert list(tmp_path.iterdir()) == []

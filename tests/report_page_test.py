@@ -10,7 +10,7 @@ from PIL import Image
 
 from mch_jax import codes, data, metrics, regions, report
 from mch_jax.evaluation.measures import MEASURES
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import code_sets, codes_file, write_json
 from mch_jax.report import figures, gallery, markup, page
 
 NUM_BITS = 12
@@ -53,8 +53,8 @@ def _write_run(workdir, dataset):
     code_set = codes.CodeSet(jnp.asarray(packed), jnp.asarray(keep_prob), keep_prob >= 0.5, boxes)
     labels, ids = dataset.labels, dataset.ids
     rows = dataset.database
-    database = codes.flatten(code_set, ids[rows], labels[rows], NUM_BITS)
-    never = codes.flatten(
+    database = code_sets.flatten(code_set, ids[rows], labels[rows], NUM_BITS)
+    never = code_sets.flatten(
         code_set._replace(kept=np.arange(6)[None] == np.zeros((n, 1))),
         ids[rows],
         labels[rows],
@@ -92,8 +92,8 @@ def _write_run(workdir, dataset):
     results["controls"] = {
         name: {**results["base"], "map": 0.1 + i / 7} for i, name in enumerate(names)
     }
-    checkpoint.write_json(workdir / "results.json", results)
-    checkpoint.write_json(
+    write_json(workdir / "results.json", results)
+    write_json(
         workdir / "config.json", {"encode": {"keep_threshold": 0.5}, "note": "<script>1</script>"}
     )
     with open(workdir / "metrics.jsonl", "w") as file:
@@ -336,7 +336,7 @@ def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(t
     results = json.loads((tmp_path / "results.json").read_text())
     del results["controls"]
     results["mch"] = results["base"]
-    checkpoint.write_json(tmp_path / "results.json", results)
+    write_json(tmp_path / "results.json", results)
     (tmp_path / "metrics.jsonl").unlink()
     _, first = np.unique(database.item, return_index=True)
     kept = {name: getattr(database, name)[first] for name in ("codes", "item", "keep_prob", "box")}

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mch_jax import codes, data
+from mch_jax import data
 from mch_jax.data import photos
 from mch_jax.encoder import FILE, Encoder
-from mch_jax.files import codes_file
+from mch_jax.files import code_sets, codes_file
 from mch_jax.models import AlexNet, Policy
 from mch_jax.training.network import random_params
 
@@ -62,7 +62,7 @@ def make(workdir, count=24):
     sizes = np.array([(x.shape[1], x.shape[0]) for x in images])
     code_set = this.code_set(packed, keep_prob, sizes)
     ids, labels = dataset.ids[dataset.database], dataset.labels[dataset.database]
-    file = codes.flatten(code_set, ids, labels, NUM_BITS)
+    file = code_sets.flatten(code_set, ids, labels, NUM_BITS)
     codes_file.save(workdir / "codes" / "database.npz", file)
     return workdir
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mch_jax.files.checkpoint import write_json
+from mch_jax.files import write_json
 from mch_jax.index import BINOMIALS, Ball, BucketIndex, Hits, checked_items, joined, to_words
 from mch_jax.kernels import index_kernels
 

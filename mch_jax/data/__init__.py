@@ -1,7 +1,16 @@
-"""Data sets: readers, the audit every one of them passes, and batches.
+"""Data sets of photos: readers, audit, splits, and batches.
 
-A data set is names, labels and three lists of rows in memory, and a function that decodes one
-photo. Rows are numbers into `ids`; the database holds the training rows and no query row.
+  dataset: the class `Dataset`: names, labels, three splits, and a function that decodes a photo.
+  readers, literature: readers of the built-in scenes, coco18, folders, and published data sets.
+  label_files, split_lists: the text files with labels and splits that readers read.
+  splits: random splits.
+  archives, photos, sources: photos in folders, tars and zips, and their decoding.
+  audits: the checks that every data set passes before a run.
+  loader: batches, decoded in background threads.
+  composer: the generator of the built-in data set.
+  fetch, records: download of published archives, and their conversion to small records.
+
+Rows are indices into `Dataset.ids`. The database contains the training rows and no query row.
 """
 
 import inspect
@@ -43,7 +52,7 @@ READERS: Mapping[str, Callable[..., Dataset]] = {
     "folder": folder,
 }
 
-# Those that `mch_jax.data.records` makes records of.
+# The data sets that `mch_jax.data.records` can convert to records.
 PUBLISHED = ("coco", "nuswide", "mirflickr")
 
 
@@ -54,20 +63,20 @@ def _is_records(root: str | os.PathLike | None) -> bool:
 def load(
     name: str, root: str | os.PathLike | None = None, seed: int = 0, **settings: Any
 ) -> Dataset:
-    """Returns a data set by its name; nothing of it is checked before `audit`.
+    """Returns a data set by its name. Call `audit` to check it.
 
     Args:
-      name: a key of READERS.
-      root: where its files lie, for the readers that have files; for those in PUBLISHED perhaps
-        the folder of their records.
-      seed: for the readers that draw something.
-      **settings: further arguments of the reader.
+      name: A key of READERS.
+      root: Folder with the files of the data set, for readers that need one. For a name in
+        PUBLISHED it may be a folder of records.
+      seed: Seed for readers that draw something.
+      **settings: Further arguments of the reader.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: no reader has that name or takes that setting, or its files are not as expected.
+      ValueError: The name or a setting is unknown, or a file is missing or damaged.
     """
     if name not in READERS:
         raise ValueError(f"data set '{name}' is unknown, expected one of {', '.join(READERS)}")
@@ -76,8 +85,8 @@ def load(
 
         if settings:
             raise ValueError(
-                f"data set '{name}': '{root}' holds records, which have their settings from when "
-                f"they were made; remove '{next(iter(settings))}'"
+                f"data set '{name}': '{root}' holds records, whose settings were fixed when they "
+                f"were made; remove '{next(iter(settings))}'"
             )
         return records.read(name, pathlib.Path(root or ""))
     takes = inspect.signature(READERS[name]).parameters

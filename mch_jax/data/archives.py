@@ -1,4 +1,4 @@
-"""Files below a folder and inside archives there, found by name; nothing is unpacked."""
+"""Files below a folder and inside archives there, found by name. Nothing is unpacked."""
 
 import os
 import pathlib
@@ -13,21 +13,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from mch_jax.data.tables import inside
+from mch_jax.data.label_files import relative_name
 
 # A member that claims to be longer, text or photo, is refused before it is inflated.
 MAX_MEMBER = 2**31 - 1
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 
-class Place(NamedTuple):
-    """Where a file's bytes are.
+class Span(NamedTuple):
+    """The bytes of one file, which may lie inside an archive.
 
     Attributes:
-      archive: number of the archive, -1 for a file on disk.
-      offset: of the first byte in the archive.
-      stored: number of bytes there.
-      inflated: number of bytes once inflated; 0 where they are stored as they are.
+      archive: Index of the archive in a list of archives, or -1 for a file on disk.
+      offset: Position of the first byte in the archive.
+      stored: Number of bytes in the archive.
+      inflated: Number of bytes after inflating, or 0 if the bytes are not compressed.
     """
 
     archive: int
@@ -36,24 +36,45 @@ class Place(NamedTuple):
     inflated: int
 
 
-def tar_members(path: pathlib.Path, number: int = 0) -> dict[str, Place]:
-    """Returns the files of an uncompressed tar by name."""
+ON_DISK = Span(-1, 0, 0, 0)
+
+
+def tar_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
+    """Returns the spans of the files in an uncompressed tar, by name.
+
+    The last of several members with the same name counts, as when a tar is unpacked.
+
+    Args:
+      path: Path of the tar.
+      archive: Index of the tar for the spans.
+
+    Raises:
+      ValueError: The tar is damaged or compressed.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
-            return {m.name: Place(number, m.offset_data, m.size, 0) for m in tar if m.isfile()}
+            return {m.name: Span(archive, m.offset_data, m.size, 0) for m in tar if m.isfile()}
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"'{path}' is not a whole, uncompressed tar: {error}") from error
 
 
-def zip_members(path: pathlib.Path, number: int = 0) -> dict[str, Place]:
-    """Returns the files of a zip by name, those that are stored or deflated, no links.
+def zip_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
+    """Returns the spans of the files in a zip, by name.
 
-    A member whose name leads out of the archive's folder is passed over.
+    Only members that are stored or deflated are returned. Links, encrypted members and members
+    whose name leads outside the archive are skipped.
+
+    Args:
+      path: Path of the zip.
+      archive: Index of the zip for the spans.
+
+    Raises:
+      ValueError: The zip is damaged.
     """
     members = {}
     try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            for info in archive.infolist():
+        with zipfile.ZipFile(path) as content, open(path, "rb") as file:
+            for info in content.infolist():
                 is_plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
                 is_link = stat.S_ISLNK(info.external_attr >> 16)
                 name = pathlib.PurePosixPath(info.filename)
@@ -61,15 +82,16 @@ def zip_members(path: pathlib.Path, number: int = 0) -> dict[str, Place]:
                     continue
                 if info.is_dir() or is_link or not is_plain or info.flag_bits & 1:
                     continue
-                # The bytes begin behind the local header, whose extra field is one of its own.
+                # The data follows the local header, whose extra field may be longer or shorter
+                # than the one in the central directory.
                 file.seek(info.header_offset)
                 header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 if header[0] != b"PK\x03\x04":
                     raise zipfile.BadZipFile(f"no file begins where '{info.filename}' should")
                 offset = info.header_offset + _LOCAL_HEADER.size + header[-2] + header[-1]
                 is_stored = info.compress_type == zipfile.ZIP_STORED
-                members[info.filename] = Place(
-                    number,
+                members[info.filename] = Span(
+                    archive,
                     offset,
                     info.compress_size if info.file_size else 0,
                     0 if is_stored else info.file_size,
@@ -81,49 +103,48 @@ def zip_members(path: pathlib.Path, number: int = 0) -> dict[str, Place]:
     return members
 
 
-def read_member(
-    path: pathlib.Path, offset: int, stored: int, inflated: int, name: str = "file"
-) -> bytes:
-    """Returns a file's bytes from an archive; no file position is shared among threads.
+def read_span(path: str | os.PathLike[str], span: Span, name: str = "file") -> bytes:
+    """Returns the bytes of a file inside an archive. Safe to call from several threads.
 
     Args:
-      path: of the archive.
-      offset: as in Place.
-      stored: as in Place.
-      inflated: as in Place.
-      name: what the error calls the file.
+      path: Path of the archive.
+      span: The bytes to read.
+      name: Name of the file for error messages.
 
     Raises:
-      ValueError: the archive does not open, or the bytes there do not inflate.
+      ValueError: The archive does not open, or the span is too long, cut off or does not inflate.
     """
-    if max(stored, inflated) > MAX_MEMBER:
-        raise ValueError(f"'{name}' in '{path}' has {max(stored, inflated):,} bytes, too many")
+    size = max(span.stored, span.inflated)
+    if size > MAX_MEMBER:
+        raise ValueError(
+            f"'{name}' in '{path}' has {size:,} bytes, expected at most {MAX_MEMBER:,}"
+        )
     try:
         file = os.open(path, os.O_RDONLY)
         try:
-            data = os.pread(file, stored, offset)
+            data = os.pread(file, span.stored, span.offset)
         finally:
             os.close(file)
-        if inflated:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, inflated)
+        if span.inflated:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, span.inflated)
     except (OSError, zlib.error) as error:
         raise ValueError(f"'{name}' in '{path}' does not open: {error}") from error
-    if len(data) != (inflated or stored):
+    if len(data) != (span.inflated or span.stored):
         raise ValueError(f"'{name}' in '{path}' is cut off; fetch the archive again")
     return data
 
 
 class Files:
-    """What lies below a root folder, unpacked or in zips there.
+    """The files below a root folder, both those on disk and those inside zips in that folder.
 
-    A name is looked for as it is and one folder further down: archives, and the folders that
-    people unpack them into, differ in their topmost folder.
+    A name is also looked up one folder further down, because archives, and the folders that people
+    unpack them into, differ in their topmost folder.
     """
 
     def __init__(self, root: pathlib.Path, archives: Sequence[str]):
         self.root = root.absolute()
         self.archives = [self.root / name for name in archives if (self.root / name).is_file()]
-        self._members: dict[str, Place] = {}
+        self._members: dict[str, Span] = {}
         self._listings: dict[str, frozenset[str]] = {}
         for number, path in enumerate(self.archives):
             self._members |= zip_members(path, number)
@@ -141,36 +162,42 @@ class Files:
             self._listings[folder] = names
         return self._listings[folder]
 
-    def find(self, name: str) -> tuple[str, Place] | None:
-        """Returns where a file is: its path in the archive or below the root, and its place.
+    def find(self, name: str) -> tuple[str, Span] | None:
+        """Returns the path of a file, in its archive or below the root, and its span.
+
+        Args:
+          name: Relative name of the file. It may come from a list.
+
+        Returns:
+          None if there is no such file.
 
         Raises:
-          ValueError: the name, which may come from a list, would lead out of the root.
+          ValueError: The name leads outside the root.
         """
-        name = inside(name, str(self.root))
+        name = relative_name(name, str(self.root))
         for top in self._member_tops:
             if top + name in self._members:
                 return top + name, self._members[top + name]
         folder, _, base = name.rpartition("/")
         for top in self._disk_tops:
             if base in self._listing(top + folder):
-                return top + name, Place(-1, 0, 0, 0)
+                return top + name, ON_DISK
         return None
 
     def find_all(self, names: Sequence[str]) -> tuple[np.ndarray, Int64[np.ndarray, "n 4"]]:
-        """Returns paths and places of files; an empty path is of one that was not found."""
-        found = [self.find(name) or ("", Place(-1, 0, 0, 0)) for name in names]
-        places = np.array([place for _, place in found], np.int64).reshape(-1, 4)
-        return np.array([path for path, _ in found]), places
+        """Returns the paths and spans of several files. The path of a missing file is empty."""
+        found = [self.find(name) or ("", ON_DISK) for name in names]
+        spans = np.array([span for _, span in found], np.int64).reshape(-1, 4)
+        return np.array([path for path, _ in found]), spans
 
     def read(self, name: str) -> bytes | None:
-        """Returns a file's bytes, or None where there is no such file."""
+        """Returns the bytes of a file, or None if there is no such file."""
         found = self.find(name)
         if found is None:
             return None
-        path, (archive, *place) = found
-        if archive >= 0:
-            return read_member(self.archives[archive], *place, name)
+        path, span = found
+        if span.archive >= 0:
+            return read_span(self.archives[span.archive], span, name)
         try:
             return (self.root / path).read_bytes()
         except OSError as error:

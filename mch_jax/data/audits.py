@@ -1,4 +1,4 @@
-"""The audit that every data set passes before a run."""
+"""The checks that every data set passes before a run."""
 
 import dataclasses
 import functools
@@ -14,16 +14,16 @@ from jaxtyping import Int32
 
 from mch_jax import metrics
 from mch_jax.data.dataset import SPLITS, Dataset
-from mch_jax.files import checkpoint
+from mch_jax.files import load_arrays, save_arrays
 
 
 def _check_splits(dataset: Dataset) -> None:
-    """Raises ValueError unless the names and the rows of the splits are as Dataset promises."""
+    """Raises ValueError unless names and splits fulfil the requirements of `Dataset`."""
     n = len(dataset.ids)
     names, counts = np.unique(dataset.ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"{dataset.name}: {(counts > 1).sum()} photos are listed twice, "
+            f"{dataset.name}: {(counts > 1).sum()} photos are listed more than once, "
             f"'{names[counts > 1][0]}' first; list each once"
         )
     for split in SPLITS:
@@ -47,18 +47,19 @@ def _check_splits(dataset: Dataset) -> None:
 
 
 def _check_labels(dataset: Dataset) -> None:
+    """Raises ValueError unless labels are 0 or 1 and match the names and classes in shape."""
     expected = (len(dataset.ids), len(dataset.classes))
     if dataset.labels.shape != expected:
         raise ValueError(
             f"{dataset.name}: labels have the shape {dataset.labels.shape}, expected {expected}: "
-            "a row for each photo, a column for each class"
+            "one row per photo and one column per class"
         )
     if dataset.labels.max(initial=0) > 1:
         raise ValueError(f"{dataset.name}: label {dataset.labels.max()}, expected 0 or 1")
 
 
 def _open_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
-    """Decodes every photo; returns their sizes and, by row, what is wrong with damaged ones."""
+    """Decodes every photo. Returns the sizes, and the errors of damaged photos by row."""
 
     def check(row: int) -> tuple[int, int] | str:
         try:
@@ -75,7 +76,7 @@ def _open_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    """Returns a text that differs where a photo does: names, and sizes and times of the files."""
+    """Returns a hash of the names of the photos and of the sizes and times of their files."""
     digest = hashlib.sha256(f"{dataset.name} {len(dataset.ids)} ".encode())
     for array in (dataset.ids, dataset.sizes):
         digest.update(f"{array.dtype}".encode() + array.tobytes())
@@ -92,10 +93,10 @@ def _fingerprint(dataset: Dataset) -> str:
 def _open_again(
     dataset: Dataset, path: pathlib.Path, fingerprint: str
 ) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
-    """Returns what `_open_all` found when the photos were the same, or finds it now."""
+    """Returns the result of `_open_all`, from the file at `path` if the photos have not changed."""
     try:
-        tree, settings = checkpoint.load_arrays(path)
-    except ValueError:  # none yet, or damaged
+        tree, settings = load_arrays(path)
+    except ValueError:  # missing or damaged
         return _open_all(dataset)
     if settings.get("fingerprint") != fingerprint:
         return _open_all(dataset)
@@ -107,7 +108,7 @@ def _read_kept(read: Callable[[int], np.ndarray], kept: np.ndarray, row: int) ->
 
 
 def _drop(dataset: Dataset, rows: Iterable[int]) -> Dataset:
-    """Returns the data set without some rows; the others move up."""
+    """Returns the data set without some rows. The remaining rows are renumbered."""
     keep = np.ones(len(dataset.ids), bool)
     keep[list(rows)] = False
     moved = np.cumsum(keep) - 1
@@ -123,7 +124,7 @@ def _drop(dataset: Dataset, rows: Iterable[int]) -> Dataset:
 
 
 def _chance(dataset: Dataset) -> dict[str, Any]:
-    """Counts relevant pairs: what a ranking at random achieves, over queries with any."""
+    """Returns how many photos are relevant, and the mAP of a random ranking."""
     database = dataset.labels[dataset.database].astype(np.float32)
     step = max(1, 2**24 // len(database))
     queries = dataset.labels[dataset.query].astype(np.float32)
@@ -148,22 +149,31 @@ def audit(
     """Checks a data set as a whole and decodes every photo once.
 
     Args:
-      dataset: what a reader returned.
-      on_damaged: `refuse` raises for photos that don't decode, `skip` drops them from all splits.
-      kept: a file for what decoding says, so that it is not repeated while the photos' files have
-        the names, sizes and times that they had.
+      dataset: The data set, as its reader returned it.
+      on_damaged: What to do with photos that do not decode: `refuse` raises an error, `skip` drops
+        them from all splits.
+      kept: File that keeps the result of decoding. It is reused while the names, file sizes and
+        modification times of the photos stay the same.
 
     Returns:
-      The data set with `sizes` filled in, and the counts as a dict of plain numbers, strings and
-      lists: name, n, queries, database, train, classes, damaged (names), reasons (what was wrong
-      with each), unlabelled (photos without a label), labels_per_photo, notes (of the reader),
-      per_class (photos by class), queries_without_relevant, relevant_share (mean share of the
-      database that shares a label with a query) and chance_map (expected average precision of a
-      ranking at random), the last two over the queries that have a relevant photo.
+      The data set with `sizes` filled in, and a dict of plain numbers, strings and lists:
+
+      - name; n (number of photos); queries, database, train and classes (their numbers).
+      - damaged: Names of the photos that do not decode.
+      - reasons: What is wrong with each of them.
+      - unlabelled: Number of photos without a label.
+      - labels_per_photo: Mean number of labels.
+      - notes: Notes of the reader.
+      - per_class: Number of photos by class.
+      - queries_without_relevant: Number of queries that share no label with a database photo.
+      - relevant_share: Mean fraction of the database that shares a label with a query.
+      - chance_map: Expected average precision of a random ranking.
+
+      The last two are means over the queries that have a relevant photo.
 
     Raises:
-      ValueError: a query is in the database, a training photo is not, a split is empty, a name
-        occurs twice, labels aren't 0 or 1 or have a wrong shape, or a photo is damaged.
+      ValueError: A query is in the database, a training photo is not, a split is empty, a name
+        occurs twice, labels are not 0 or 1 or have a wrong shape, or a photo is damaged.
     """
     if on_damaged not in ("refuse", "skip"):
         raise ValueError(f"on_damaged is '{on_damaged}', expected refuse or skip")
@@ -175,11 +185,11 @@ def audit(
     if damaged and on_damaged == "refuse":
         raise ValueError(
             f"{dataset.name}: {len(damaged)} of {len(sizes)} photos are damaged, first: "
-            f"{next(iter(damaged.values()))}; mend or remove them, or set on_damaged to skip"
+            f"{next(iter(damaged.values()))}; repair or remove them, or set on_damaged to skip"
         )
     if path:
         found = {"fingerprint": fingerprint, "damaged": list(damaged.items())}
-        checkpoint.save_arrays(path, {"sizes": sizes}, found)
+        save_arrays(path, {"sizes": sizes}, found)
     names = [str(dataset.ids[row]) for row in damaged]
     known = dataset.sizes.any(1, keepdims=True)
     dataset = dataclasses.replace(dataset, sizes=np.where(known, dataset.sizes, sizes))

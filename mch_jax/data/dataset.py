@@ -1,4 +1,4 @@
-"""What a data set is: names, labels, three lists of rows, and a function that decodes a photo."""
+"""The class of a data set: names, labels, three splits, and a function that decodes a photo."""
 
 import dataclasses
 import pathlib
@@ -15,20 +15,21 @@ class Dataset:
     """Photos by name, with their labels and the three splits.
 
     Attributes:
-      name: the data set's name.
-      classes: names of the label columns.
-      ids: the photos' names; no name occurs twice.
-      labels: multi-hot labels.
-      query: rows of the queries.
-      database: rows of the database, `train` among them.
-      train: rows that training sees.
-      read: decodes the photo of one row to RGB, upright; safe to call from several threads.
-        Raises ValueError for a photo that doesn't decode.
-      sizes: width and height of each photo in pixels; before `audit` zeros, unless the reader knows
-        them, as of photos that were shrunk beforehand.
-      files: what the photos are read from, so that a later audit can tell whether they changed;
-        none for photos that are made; None where there is no telling.
-      notes: what the reader left out or found unusual, a sentence each.
+      name: Name of the data set.
+      classes: Names of the label columns.
+      ids: Names of the photos, each of them unique.
+      labels: Multi-hot labels.
+      query: Rows of the queries.
+      database: Rows of the database. It includes the rows of `train`.
+      train: Rows of the training set.
+      read: Function that decodes the photo of a row to RGB, rotated according to its EXIF
+        orientation. It is safe to call from several threads, and raises ValueError for a photo that
+        does not decode.
+      sizes: Width and height of each photo in pixels. They are 0 before the audit, unless the
+        reader knows them, as it does for photos that were resized beforehand.
+      files: The files that photos are read from, from which a later audit tells whether a photo
+        has changed. Empty for generated photos, None if unknown.
+      notes: Sentences on what the reader left out or found unusual.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The published archives: where they are, their checksums, and a download that goes on."""
+"""Addresses and checksums of the published archives, and a download that can be resumed."""
 
 import hashlib
 import pathlib
@@ -17,11 +17,11 @@ class Archive(NamedTuple):
     """A published archive.
 
     Attributes:
-      name: of the file.
-      url: where it is, empty where it has to be asked for.
-      size: in bytes, 0 where nothing sure is known.
-      algorithm: of `checksum`, as hashlib calls it.
-      checksum: in hexadecimal, empty where none is known to be published.
+      name: Name of the file.
+      url: Address of the file, or empty if its authors hand it out on request.
+      size: Number of bytes, or 0 if unknown.
+      algorithm: Algorithm of `checksum`, by its name in hashlib.
+      checksum: Published checksum in hexadecimal, or empty if unknown.
     """
 
     name: str
@@ -34,7 +34,8 @@ class Archive(NamedTuple):
 _COCO = "http://images.cocodataset.org/"
 _MIRFLICKR = "https://press.liacs.nl/mirflickr/mirflickr25k.v3b/"
 
-# COCO: sizes and SHA-256 as in TensorFlow Datasets' list; MIRFLICKR: the MD5 of its own page.
+# Sizes and SHA-256 of COCO are from the list of TensorFlow Datasets, the MD5 of MIRFLICKR is from
+# its web page.
 ARCHIVES: Mapping[str, Sequence[Archive]] = {
     "coco": (
         Archive(
@@ -89,10 +90,17 @@ TERMS = {
 
 
 def check(path: pathlib.Path, archive: Archive) -> str:
-    """Returns `right` or, where no checksum is known, `unknown`.
+    """Compares a file with the published size and checksum.
+
+    Args:
+      path: Path of the file.
+      archive: The published archive.
+
+    Returns:
+      `right`, or `unknown` if no checksum is published.
 
     Raises:
-      ValueError: the file has another size or checksum than what was published.
+      ValueError: The size or the checksum differs.
     """
     size = path.stat().st_size
     if archive.size and size != archive.size:
@@ -114,20 +122,24 @@ def check(path: pathlib.Path, archive: Archive) -> str:
 
 
 def download(archive: Archive, folder: pathlib.Path) -> pathlib.Path:
-    """Returns an archive's path in a folder, downloaded where it is not there yet.
+    """Downloads an archive to a folder, unless it is there, and returns its path.
 
-    What was cut off lies beside it with the ending .part, and the next call goes on with it.
+    An interrupted download is kept in a file with the suffix .part, which the next call resumes.
+
+    Args:
+      archive: The archive.
+      folder: The folder to download to.
 
     Raises:
-      ValueError: it has to be asked for, the download fails or the checksum is another.
+      ValueError: The archive has no address, the download fails, or the checksum differs.
     """
     path = folder / archive.name
     if path.is_file():
         return path
     if not archive.url:
         raise ValueError(
-            f"'{path}' is not there and cannot be downloaded; docs/datasets.md says how to ask "
-            "for it"
+            f"'{path}' does not exist and cannot be downloaded; docs/datasets.md says how to "
+            "request it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -135,23 +147,25 @@ def download(archive: Archive, folder: pathlib.Path) -> pathlib.Path:
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={done}-"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            goes_on = answer.status == 206  # else the server sends it from the beginning
-            logging.info("%s: from %s, at byte %d", path, archive.url, done if goes_on else 0)
-            with open(part, "ab" if goes_on else "wb") as file:
+            resumes = answer.status == 206  # otherwise the server sends the whole file
+            logging.info(
+                "%s: downloading %s from byte %d", path, archive.url, done if resumes else 0
+            )
+            with open(part, "ab" if resumes else "wb") as file:
                 shutil.copyfileobj(answer, file, _BLOCK)
                 missing = (
                     int(answer.headers.get("Content-Length") or 0)
-                    + (done if goes_on else 0)
+                    + (done if resumes else 0)
                     - file.tell()
                 )
             if missing > 0:
                 raise OSError(f"cut off, {missing:,} bytes are missing")
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not done:  # 416: all of it is there already
+        if error.code != 416 or not done:  # 416: the .part file is complete
             raise ValueError(f"{archive.url} answers {error.code} {error.reason}") from error
     except (OSError, urllib.error.URLError) as error:
         raise ValueError(
-            f"{archive.url} cannot be downloaded ({error}); start again to go on with it"
+            f"{archive.url} cannot be downloaded ({error}); run the command again to resume"
         ) from error
     check(part, archive)
     part.replace(path)

@@ -1,4 +1,4 @@
-"""Batches of photos, decoded ahead in threads."""
+"""Batches of photos, decoded in background threads."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ def _example(dataset: Dataset, rows: np.ndarray, size: int, index: int) -> dict[
 
 
 def _iterate(source: Any, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    import grain  # a second that encoding one photo does not need
+    import grain  # takes a second, which encoding a single photo does not need
 
     threads = os.cpu_count() or 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
@@ -42,30 +42,30 @@ def batches(
     shuffle: bool = True,
     repeat: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates over batches, decoded ahead in threads.
+    """Iterates over batches that background threads decode ahead of time.
 
-    Batch t is a function of the arguments, `seed` and t alone, so a run goes on in mid-epoch with
-    `start_step=t`. Each epoch has an order of its own and shows every row at most once. Close the
-    iterator (or let it be collected) to end its threads.
+    Batch t depends on the arguments and on t only, so a run resumes in the middle of an epoch with
+    `start_step=t`. Each epoch has its own order and contains every row at most once. The threads
+    end when the iterator is closed or garbage-collected.
 
     Args:
-      dataset: the data set.
-      rows: the rows to show.
-      size: side to which photos are squashed.
-      batch_size: photos a batch.
-      seed: of the order, not negative.
-      start_step: the first batch to yield.
-      drop_remainder: leave out an epoch's last rows where they don't fill a batch; the next
-        epoch draws anew. Without it that batch is smaller.
-      shuffle: without it, rows come as given.
-      repeat: without it, one epoch.
+      dataset: The data set.
+      rows: Rows of the data set to iterate over.
+      size: Side of the square to which photos are resized, in pixels.
+      batch_size: Number of photos per batch.
+      seed: Seed of the order, not negative.
+      start_step: Number of the first batch to yield.
+      drop_remainder: Whether to leave out the last rows of an epoch if they do not fill a batch.
+        Otherwise the last batch of an epoch is smaller.
+      shuffle: Whether to shuffle the rows of each epoch.
+      repeat: Whether to iterate forever rather than for one epoch.
 
     Returns:
       An iterator over dicts: image uint8 [b size size 3], row int64 [b], labels uint8 [b c].
 
     Raises:
-      ValueError: there are fewer rows than one batch needs. The iterator itself raises it for a
-        photo that doesn't decode.
+      ValueError: There are fewer rows than a batch needs. The iterator itself raises ValueError
+        for a photo that does not decode.
     """
     if len(rows) < (batch_size if drop_remainder else 1):
         raise ValueError(
@@ -76,7 +76,7 @@ def batches(
 
     source = grain.MapDataset.range(len(rows))
     if shuffle:
-        # Grain orders epoch e by seed + e, so neighbouring seeds would share their epochs.
+        # Grain shuffles epoch e with seed + e, so adjacent seeds would share epochs.
         scattered = np.random.SeedSequence(seed).generate_state(1)
         source = source.shuffle(seed=int(scattered[0]))
     source = source.map(functools.partial(_example, dataset, rows, size))
@@ -89,14 +89,14 @@ def batches(
 def epoch(
     dataset: Dataset, rows: Int64[np.ndarray, " k"], size: int, batch_size: int, start_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates once over `rows` as given; the last batch may be smaller.
+    """Iterates once over `rows` in the given order. The last batch may be smaller.
 
     Args:
-      dataset: the data set.
-      rows: the rows to show.
-      size: side to which photos are squashed.
-      batch_size: photos a batch.
-      start_step: the first batch to yield.
+      dataset: The data set.
+      rows: Rows of the data set to iterate over.
+      size: Side of the square to which photos are resized, in pixels.
+      batch_size: Number of photos per batch.
+      start_step: Number of the first batch to yield.
 
     Returns:
       An iterator as `batches` returns.

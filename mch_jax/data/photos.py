@@ -1,4 +1,4 @@
-"""Photos: their files' bytes, from a folder or straight from an archive, to RGB."""
+"""Decoding of photos to RGB, from a file on disk or from a span of an archive."""
 
 import io
 import pathlib
@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mch_jax.data.archives import read_member
+from mch_jax.data.archives import Span, read_span
 
 # A photo with more pixels is refused before it is decoded: a small file can hold a huge image.
 MAX_PIXELS = 80_000_000
-# Pillow knows more, some of which start other programs.
+# Pillow supports further formats, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
-# What Pillow's readers raise for files that are cut off, scrambled or too large.
+# The errors that Pillow raises for files that are cut off, scrambled or too large.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -26,12 +26,12 @@ DAMAGED = (
     TypeError,
     struct.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
+    Image.DecompressionBombWarning,  # if warnings are errors
 )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Returns an 8-bit RGB image; transparency is laid on white, 16 bits lose the lower 8."""
+    """Returns an 8-bit RGB image. Transparency becomes white; 16-bit values lose their lower 8."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         values = values >> 8 if values.max(initial=0) > 255 else values
@@ -43,22 +43,22 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns an opened image as RGB, turned by its EXIF orientation."""
+    """Returns the RGB pixels of an opened image, rotated according to its EXIF orientation."""
     return np.asarray(_rgb(ImageOps.exif_transpose(image)))
 
 
 def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image file's bytes to RGB, turned upright by its EXIF orientation.
+    """Decodes the bytes of an image file to RGB, rotated according to its EXIF orientation.
 
     Args:
-      data: the file's bytes, in one of FORMATS.
-      name: what the error calls the file.
+      data: The bytes of a file in one of FORMATS.
+      name: Name of the file for error messages.
 
     Returns:
       The pixels.
 
     Raises:
-      ValueError: the bytes are no whole image, or it has more than MAX_PIXELS pixels.
+      ValueError: The bytes are not a whole image, or it has more than MAX_PIXELS pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -74,9 +74,13 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(f"'{name}' does not decode: {reason}") from error
 
 
-def read_file(root: pathlib.Path, ids: np.ndarray, row: int) -> np.ndarray:
-    """Decodes the photo of one row from its file below `root`."""
-    name = str(ids[row])
+def read_file(root: pathlib.Path, names: np.ndarray, row: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes the photo whose path below `root` is `names[row]`.
+
+    Raises:
+      ValueError: The file does not open or does not decode.
+    """
+    name = str(names[row])
     try:
         data = (root / name).read_bytes()
     except (OSError, ValueError) as error:
@@ -85,23 +89,36 @@ def read_file(root: pathlib.Path, ids: np.ndarray, row: int) -> np.ndarray:
     return decode(data, name)
 
 
-def read_place(
+def read_found(
+    root: pathlib.Path,
     archives: Sequence[pathlib.Path],
     paths: np.ndarray,
-    places: Int64[np.ndarray, "n 4"],
-    root: pathlib.Path,
+    spans: Int64[np.ndarray, "n 4"],
     row: int,
-) -> np.ndarray:
-    """Decodes the photo of one row from where `archives.Files` found it."""
-    archive, *place = places[row].tolist()
-    if archive < 0:
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes one of the photos that `archives.Files.find_all` found.
+
+    Args:
+      root: The folder that paths of files on disk are relative to.
+      archives: The archives that spans refer to.
+      paths: Path of each photo in its archive or below the root.
+      spans: `archives.Span` of each photo.
+      row: Which photo to decode.
+
+    Raises:
+      ValueError: The photo does not open or does not decode.
+    """
+    span, name = Span(*spans[row].tolist()), str(paths[row])
+    if span.archive < 0:
         return read_file(root, paths, row)
-    name = str(paths[row])
-    return decode(read_member(archives[archive], *place, name), name)
+    return decode(read_span(archives[span.archive], span, name), name)
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Squashes a photo to a square with Pillow's antialiased bilinear filter."""
+    """Resizes an image to a square with Pillow's antialiased bilinear filter.
+
+    The aspect ratio is not kept.
+    """
     if image.shape[:2] == (size, size):
         return image
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)

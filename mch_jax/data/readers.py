@@ -1,4 +1,4 @@
-"""Readers of the built-in scenes, of the coco18 pack, and of a folder of one's own."""
+"""Readers of the built-in scenes, of the coco18 pack, and of a folder of photos."""
 
 import functools
 import os
@@ -6,12 +6,12 @@ import pathlib
 
 import numpy as np
 
-from mch_jax.data import scenes as scenes_lib
+from mch_jax.data import composer
 from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
-from mch_jax.data.photos import read_file, read_place
+from mch_jax.data.label_files import read_lists, read_table
+from mch_jax.data.photos import read_file, read_found
 from mch_jax.data.splits import random_split, split_rows
-from mch_jax.data.tables import read_lists, read_table
 
 _COCO18_ROOT = "../shared/data/coco18"
 
@@ -24,17 +24,20 @@ def scenes(
     num_database: int = 2500,
     num_query: int = 400,
 ) -> Dataset:
-    """Returns the built-in data set of composed scenes; see `mch_jax.data.scenes`.
+    """Returns the built-in data set of composed scenes; see `mch_jax.data.composer`.
 
     Args:
-      seed: every scene is a function of it and of its row.
-      size: side of a scene in pixels.
-      num_train: training scenes; they are in the database.
-      num_database: further scenes of the database.
-      num_query: queries.
+      seed: Seed of the scenes. A scene depends on it, on `size` and on its row only.
+      size: Side of a scene in pixels.
+      num_train: Number of training scenes. They are in the database.
+      num_database: Number of further scenes in the database.
+      num_query: Number of queries.
 
     Returns:
-      The data set; `read.pieces(row)` tells which parts of which photos a scene shows.
+      The data set. `read.pieces(row)` returns which parts of which photos a scene shows.
+
+    Raises:
+      ValueError: A number is too small, or the packages with the photos are not installed.
     """
     counts = {"num_train": num_train, "num_database": num_database, "num_query": num_query}
     for name, value in {"seed": seed, "size": size, **counts}.items():
@@ -42,32 +45,35 @@ def scenes(
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
     ends = np.cumsum([num_train, num_database, num_query])
-    composer = scenes_lib.Composer(seed=seed, size=size, num_train=num_train)
+    scene = composer.Composer(seed=seed, size=size, num_train=num_train)
     names = ("train", "database", "query")
     ids = [f"{s}/{i:05d}" for s, k in zip(names, counts.values(), strict=True) for i in range(k)]
     return Dataset(
         name="scenes",
-        classes=scenes_lib.CLASSES,
+        classes=composer.CLASSES,
         ids=np.array(ids),
-        labels=np.stack([composer.labels(row) for row in range(int(ends[2]))]),
+        labels=np.stack([scene.labels(row) for row in range(int(ends[2]))]),
         query=np.arange(ends[1], ends[2]),
         database=np.arange(ends[1]),
         train=np.arange(ends[0]),
-        read=composer,
+        read=scene,
         sizes=np.full((len(ids), 2), size, np.int32),
         files=(),
     )
 
 
 def coco18(root: str | os.PathLike | None = None) -> Dataset:
-    """Reads the coco18 pack, 9,600 MS-COCO photos with 18 labels, straight from its tar.
+    """Reads the coco18 pack, 9,600 MS-COCO photos with 18 labels, without unpacking its tar.
 
     Args:
-      root: the folder with images.tar and labels.csv; by default what the environment variable
-        MCH_COCO18 says, else ../shared/data/coco18.
+      root: Folder with images.tar and labels.csv. Defaults to the environment variable MCH_COCO18,
+        or else to ../shared/data/coco18.
 
     Returns:
       The data set.
+
+    Raises:
+      ValueError: A file is missing or damaged, or the tar lacks a photo of the table.
     """
     folder = pathlib.Path(root or os.environ.get("MCH_COCO18") or _COCO18_ROOT)
     path = folder / "images.tar"
@@ -86,13 +92,13 @@ def coco18(root: str | os.PathLike | None = None) -> Dataset:
             f"coco18: {len(missing)} photos of labels.csv are not in '{path}', "
             f"'{missing[0]}' first; take both files from the same pack"
         )
-    places = np.array([members[name] for name in ids.tolist()], np.int64)
+    spans = np.array([members[name] for name in ids.tolist()], np.int64)
     return Dataset(
         name="coco18",
         classes=classes,
         ids=ids,
         labels=labels,
-        read=functools.partial(read_place, [path.absolute()], ids, places, folder),
+        read=functools.partial(read_found, folder, [path.absolute()], ids, spans),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=(path,),
         **split_rows(splits),
@@ -106,22 +112,25 @@ def folder(
     query_fraction: float = 0.1,
     train_fraction: float = 0.4,
 ) -> Dataset:
-    """Reads a folder of one's own.
+    """Reads a folder of photos with their labels.
 
-    The folder holds labels.csv with the header `file,split,CLASS,...`, or lists `query.txt`
-    (or `test.txt`), `database.txt` and `train.txt` with lines `path l1 ... lN` and, if wanted,
-    `classes.txt` with a class name a line. In labels.csv, `train` rows are in the database by
-    themselves; the columns width, height and caption are passed over; without a column split the
-    splits are drawn at random. Of an absolute path in a list the part below `root` counts.
+    The folder contains either labels.csv with the header `file,split,CLASS,...`, or the lists
+    `query.txt` (or `test.txt`), `database.txt` and `train.txt` with lines `path l1 ... lN` and
+    optionally `classes.txt` with one class name per line. In labels.csv, rows of `train` are also
+    in the database, and the columns width, height and caption are ignored. Without a column split
+    the splits are drawn at random. An absolute path in a list is taken relative to `root`.
 
     Args:
-      root: the folder.
-      seed: draws the splits where labels.csv has none.
-      query_fraction: share of the photos that become queries then.
-      train_fraction: share of the other photos that are trained on then.
+      root: The folder.
+      seed: Seed of the splits, if they are drawn.
+      query_fraction: Fraction of the photos that become queries, if splits are drawn.
+      train_fraction: Fraction of the database that is the training set, if splits are drawn.
 
     Returns:
       The data set.
+
+    Raises:
+      ValueError: A file is missing or damaged.
     """
     if root is None or not pathlib.Path(root).is_dir():
         raise ValueError(f"folder: root is '{root}', expected an existing folder of photos")

@@ -1,8 +1,9 @@
-"""The literature's data sets as TFDS builders, and their records as a data set.
+"""TFDS builders of the literature's data sets, and a reader of their records.
 
-TensorFlow is not needed: records are array_record, read at random. Photos are shrunk once, so that
-a run decodes small ones. The records keep the order of the splits' rows. As in labels.csv, the
-TFDS split `database` leaves out the training photos; a data set's database has them.
+Photos are resized once, so that runs decode small photos. Records are array_record files with
+random access, which do not need TensorFlow. They keep the order of the rows of each split. As in
+labels.csv, the TFDS split `database` does not contain the training photos, whereas the database of
+a data set does.
 
     builder = MchCoco(data_dir="tfds", config=config(size=256))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=ROOT))
@@ -34,12 +35,12 @@ _BATCH = 64
 
 @dataclasses.dataclass
 class RecordsConfig(tfds.core.BuilderConfig):
-    """What records are made of.
+    """Settings of the records.
 
     Attributes:
-      size: side of the square that photos are squashed to.
-      on_damaged: `refuse` or `skip` photos that don't decode.
-      settings: of the reader.
+      size: Side of the square to which photos are resized, in pixels.
+      on_damaged: `refuse` or `skip`: what to do with photos that do not decode.
+      settings: Settings of the reader.
     """
 
     size: int = 256
@@ -48,7 +49,13 @@ class RecordsConfig(tfds.core.BuilderConfig):
 
 
 def config(size: int = 256, on_damaged: str = "refuse", **settings: Any) -> RecordsConfig:
-    """Returns a config named after its size and, where there are any, its settings."""
+    """Returns a config whose name contains its size and a hash of its settings, if any.
+
+    Args:
+      size: As in `RecordsConfig`.
+      on_damaged: As in `RecordsConfig`.
+      **settings: Settings of the reader.
+    """
     if size < 32:
         raise ValueError(f"size is {size}, expected at least 32 pixels")
     name = f"{size}px"
@@ -61,10 +68,11 @@ def config(size: int = 256, on_damaged: str = "refuse", **settings: Any) -> Reco
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Photos of one of the literature's data sets, from archives in the manual folder."""
+    """Builds the records of a data set of the literature from archives in the manual folder."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Where TFDS would look for checksums; to find out it needs a package that it does not install.
+    # The folder where TFDS looks for checksums. Without a value TFDS imports a package that it does
+    # not install.
     code_path: Any = None
     READER: Callable[..., Dataset]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the published archives there; see docs/datasets.md."
@@ -89,9 +97,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        made_of: Any = self.builder_config
-        dataset = type(self).READER(dl_manager.manual_dir, **made_of.settings)
-        dataset, _ = audit(dataset, made_of.on_damaged)
+        settings: Any = self.builder_config
+        dataset = type(self).READER(dl_manager.manual_dir, **settings.settings)
+        dataset, _ = audit(dataset, settings.on_damaged)
         rows = {split: getattr(dataset, split) for split in SPLITS}
         rows["database"] = np.setdiff1d(rows["database"], rows["train"])
         metadata: Any = self.info.metadata
@@ -101,28 +109,28 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             notes=list(dataset.notes),
             photos={
                 split: {
-                    "names": dataset.ids[part].tolist(),
-                    "labels": [np.flatnonzero(row).tolist() for row in dataset.labels[part]],
-                    "sizes": dataset.sizes[part].tolist(),
+                    "names": dataset.ids[own].tolist(),
+                    "labels": [np.flatnonzero(row).tolist() for row in dataset.labels[own]],
+                    "sizes": dataset.sizes[own].tolist(),
                 }
-                for split, part in rows.items()
+                for split, own in rows.items()
             },
         )
         return {
-            split: self._generate_examples(dataset, part, made_of.size)
-            for split, part in rows.items()
+            split: self._generate_examples(dataset, own, settings.size)
+            for split, own in rows.items()
         }
 
     def _generate_examples(
         self, dataset: Dataset, rows: np.ndarray, size: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        place = 0
+        position = 0
         for batch in epoch(dataset, rows, size, _BATCH):
             for image, row in zip(batch["image"], batch["row"], strict=True):
                 file = io.BytesIO()
                 Image.fromarray(image).save(file, "JPEG", quality=_QUALITY)
                 yield (
-                    place,
+                    position,
                     {
                         "image": file.getvalue(),
                         "labels": dataset.labels[row],
@@ -130,7 +138,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         "size": dataset.sizes[row],
                     },
                 )
-                place += 1
+                position += 1
 
 
 class MchCoco(_Builder):
@@ -162,18 +170,19 @@ def prepare(
     on_damaged: str = "refuse",
     **settings: Any,
 ) -> pathlib.Path:
-    """Writes a data set's records, or finds them there, and returns their folder.
+    """Writes the records of a data set, unless they exist, and returns their folder.
 
     Args:
-      name: a key of BUILDERS.
-      root: where the archives are.
-      data_dir: the records go to a folder of their name and settings below it.
-      size: side of the square that photos are squashed to.
-      on_damaged: `refuse` or `skip` photos that don't decode.
-      **settings: of the reader.
+      name: A key of BUILDERS.
+      root: Folder of the archives.
+      data_dir: Folder below which the records are written, in a subfolder named after the data
+        set and its settings.
+      size: Side of the square to which photos are resized, in pixels.
+      on_damaged: `refuse` or `skip`: what to do with photos that do not decode.
+      **settings: Settings of the reader.
 
     Raises:
-      ValueError: the archives are not as expected.
+      ValueError: An archive is missing or damaged.
     """
     if not pathlib.Path(root).is_dir() or not os.listdir(root):
         raise ValueError(f"{name}: root is '{root}', expected the folder of its archives")
@@ -187,17 +196,23 @@ def prepare(
 
 
 def _read_record(
-    sources: Mapping[str, Any], splits: np.ndarray, places: np.ndarray, row: int
+    sources: Mapping[str, Any], splits: np.ndarray, positions: np.ndarray, row: int
 ) -> np.ndarray:
-    record = sources[str(splits[row])][int(places[row])]
+    record = sources[str(splits[row])][int(positions[row])]
     return decode(record["image"], record["name"].decode())
 
 
 def read(name: str, root: str | os.PathLike) -> Dataset:
-    """Returns the data set that `prepare` wrote; `sizes` are those of the photos as published.
+    """Returns the data set whose records `prepare` wrote.
+
+    Its `sizes` are those of the published photos, before resizing.
+
+    Args:
+      name: A key of BUILDERS.
+      root: The folder that `prepare` returned.
 
     Raises:
-      ValueError: the folder holds no such records.
+      ValueError: The folder does not contain the records of this data set.
     """
     try:
         builder = tfds.builder_from_directory(os.fspath(root))
@@ -212,12 +227,12 @@ def read(name: str, root: str | os.PathLike) -> Dataset:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{name}: the records in '{root}' do not open ({type(error).__name__}: {error}); "
-            "make them anew"
+            "make them again"
         ) from error
     if not whole:
         raise ValueError(
-            f"{name}: '{root}' has not all records of this data set; make them anew, or give "
-            "another root"
+            f"{name}: '{root}' does not have all records of this data set; make them again, or "
+            "give another root"
         )
     found = {
         key: [entry for split in SPLITS for entry in photos[split][key]]
@@ -227,7 +242,7 @@ def read(name: str, root: str | os.PathLike) -> Dataset:
     for row, columns in enumerate(found["labels"]):
         labels[row, columns] = 1
     ends = np.cumsum(counts)
-    places = np.concatenate([np.arange(count) for count in counts])
+    positions = np.concatenate([np.arange(count) for count in counts])
     return Dataset(
         name=name,
         classes=tuple(metadata["classes"]),
@@ -236,7 +251,7 @@ def read(name: str, root: str | os.PathLike) -> Dataset:
         query=np.arange(ends[0]),
         database=np.arange(ends[0], ends[2]),
         train=np.arange(ends[1], ends[2]),
-        read=functools.partial(_read_record, sources, np.repeat(SPLITS, counts), places),
+        read=functools.partial(_read_record, sources, np.repeat(SPLITS, counts), positions),
         sizes=np.array(found["sizes"], np.int32),
         files=sorted(pathlib.Path(root).glob("*.array_record*")),
         notes=tuple(metadata["notes"]),

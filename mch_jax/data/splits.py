@@ -1,11 +1,14 @@
-"""Splits: which photos are queries, database and training set."""
+"""Random splits of a data set into queries, database and training set."""
 
 import numpy as np
 from jaxtyping import UInt8
 
 
 def split_rows(splits: list[str]) -> dict[str, np.ndarray]:
-    """Returns the rows of each split; a table's `train` rows belong to the database too."""
+    """Returns the rows of each split, given the split of each row.
+
+    Rows of `train` are also in the database.
+    """
     names = np.array(splits)
     return {
         "query": np.flatnonzero(names == "query"),
@@ -17,10 +20,20 @@ def split_rows(splits: list[str]) -> dict[str, np.ndarray]:
 def random_split(
     n: int, seed: int, query_fraction: float, train_fraction: float
 ) -> dict[str, np.ndarray]:
-    """Draws the splits of a folder that names none; `train_fraction` is of the database."""
+    """Draws the splits by fractions.
+
+    Args:
+      n: Number of photos.
+      seed: Seed of the draw.
+      query_fraction: Fraction of the photos that become queries. The others are the database.
+      train_fraction: Fraction of the database that is the training set.
+
+    Raises:
+      ValueError: A fraction is not above 0 and at most 1.
+    """
     for name, value in (("query_fraction", query_fraction), ("train_fraction", train_fraction)):
         if not 0 < value <= 1:
-            raise ValueError(f"{name} is {value}, expected a fraction above 0, at most 1")
+            raise ValueError(f"{name} is {value}, expected a fraction above 0 and at most 1")
     order = np.random.default_rng(seed).permutation(n)
     num_query = max(1, round(n * query_fraction))
     num_train = max(1, round((n - num_query) * train_fraction))
@@ -32,7 +45,17 @@ def random_split(
 
 
 def counted_split(n: int, seed: int, num_query: int, num_train: int) -> dict[str, np.ndarray]:
-    """Draws queries, and the training set from the rest, which is the database."""
+    """Draws the splits by numbers of photos.
+
+    Args:
+      n: Number of photos.
+      seed: Seed of the draw.
+      num_query: Number of queries. The other photos are the database.
+      num_train: Number of training photos, drawn from the database.
+
+    Raises:
+      ValueError: A number is below 1, or there are too few photos.
+    """
     if num_query < 1 or num_train < 1 or num_query + num_train > n:
         raise ValueError(
             f"num_query is {num_query} and num_train {num_train}, expected at least 1 each and "
@@ -49,13 +72,20 @@ def counted_split(n: int, seed: int, num_query: int, num_train: int) -> dict[str
 def per_class_split(
     labels: UInt8[np.ndarray, "n c"], seed: int, query_per_class: int, train_per_class: int
 ) -> dict[str, np.ndarray]:
-    """Draws queries and then the training set class by class, as the literature does.
+    """Draws the splits by numbers of photos per class, as the literature does.
 
-    Photos come in a random order; each is taken for the first of its classes that still needs one.
-    A photo counts for one class and carries several, so that frequent classes get more.
+    Photos are visited in random order. Each is taken for the first of its classes that still needs
+    a photo. Since a photo counts for one class only but may have several, frequent classes end up
+    with more photos.
+
+    Args:
+      labels: Multi-hot labels.
+      seed: Seed of the draw.
+      query_per_class: Number of queries per class. The other photos are the database.
+      train_per_class: Number of training photos per class, drawn from the database.
 
     Raises:
-      ValueError: a class has too few photos.
+      ValueError: A number is below 1, or a class has too few photos.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     query = _for_each_class(labels, order, query_per_class, "query_per_class")
@@ -67,6 +97,7 @@ def per_class_split(
 def _for_each_class(
     labels: np.ndarray, order: np.ndarray, per_class: int, setting: str
 ) -> np.ndarray:
+    """Returns the rows that are taken from `order`; `setting` names `per_class` in errors."""
     if per_class < 1:
         raise ValueError(f"{setting} is {per_class}, expected at least 1")
     needed = np.full(labels.shape[1], per_class)
@@ -79,6 +110,6 @@ def _for_each_class(
             if not needed.any():
                 return np.array(taken)
     raise ValueError(
-        f"{setting} is {per_class}, but {np.count_nonzero(needed)} classes have too few photos for "
-        "it; choose fewer, or fewer classes"
+        f"{setting} is {per_class}, but {np.count_nonzero(needed)} classes have fewer photos; "
+        "lower it, or use fewer classes"
     )

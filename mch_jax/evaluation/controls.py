@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from mch_jax import codes
+from mch_jax.files import code_sets
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.training.streams import Stream, generator
 
@@ -38,7 +39,7 @@ def with_kept(
         kept,
         regions["box"],
     )
-    return codes.flatten(code_set, database.ids, database.labels, database.num_bits)
+    return code_sets.flatten(code_set, database.ids, database.labels, database.num_bits)
 
 
 def random_kept(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mch_jax import codes, histograms, metrics, pairs
+from mch_jax.files import code_sets
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BINOMIALS, to_words
 from mch_jax.kernels import index_kernels, metric_kernels
@@ -25,7 +26,7 @@ def histogram(query: CodeFile, database: CodeFile, threads: int | None = None) -
     queries = codes.from_bytes(query.codes, query.num_bits)
     query_labels, labels = (pairs.pack_labels(file.labels) for file in (query, database))
     counts = np.zeros((len(queries), query.num_bits + 1, 2), np.int64)
-    for items, packed in codes.by_number(database):
+    for items, packed in code_sets.by_num_codes(database):
         counts += histograms.label_histogram(
             queries, packed, query_labels, np.ascontiguousarray(labels[items].T),
             query.num_bits, threads=threads,

@@ -6,7 +6,7 @@ from typing import Any
 
 from mch_jax import metrics
 from mch_jax.evaluation import controls, evaluate, measures, provenance
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import codes_file, read_json, read_npz, write_json
 from mch_jax.methods import OBJECTIVES
 from mch_jax.training import run
 
@@ -52,7 +52,7 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "mch": evaluate.measure(query, database, ks),
     }
     if config["method"] in OBJECTIVES:
-        regions = checkpoint.read_npz(directory / "regions.npz", "run the encode stage again")
+        regions = read_npz(directory / "regions.npz", "run the encode stage again")
         chosen = controls.controls(database, regions, config["seed"])
         results["controls"] = {"never": results["base"]} | {
             name: evaluate.measure(query, file, ks) for name, file in chosen.items()
@@ -70,7 +70,7 @@ def write_results(workdir: Path, config: Mapping[str, Any], dataset_name: str) -
     """
     results = measure_run(workdir, config)
     results["dataset"] = {"name": dataset_name, **results["dataset"]}
-    checkpoint.write_json(workdir / FILE, results)
+    write_json(workdir / FILE, results)
     return results
 
 
@@ -80,7 +80,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: The file does not exist or is damaged.
     """
-    return checkpoint.read_json(workdir / FILE, "run the evaluate stage")
+    return read_json(workdir / FILE, "run the evaluate stage")
 
 
 def verify(workdir: Path) -> list[str]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mch_jax import codes
 from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate, results
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import codes_file, read_json, read_npz, whole_file, write_json
 from mch_jax.training import encode, run
 
 FILE = "sweep.json"
@@ -50,11 +50,11 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
             title=f"database at {ratio:g}",
         )
         box = encoder.code_set(packed, keep_prob, this.dataset.sizes[rows]).box
-        with checkpoint.whole_file(path) as temporary:
+        with whole_file(path) as temporary:
             packed_bytes = codes.to_bytes(packed, encoder.model.num_bits)
             np.savez_compressed(temporary, codes=packed_bytes, keep_prob=keep_prob, box=box)
         shutil.rmtree(this.workdir / "parts")
-    return checkpoint.read_npz(path, "remove it and start again")
+    return read_npz(path, "remove it and start again")
 
 
 def sweep(
@@ -97,7 +97,7 @@ def sweep(
                 {"crop_ratio": ratio, "keep_threshold": threshold}
                 | {name: found[name] for name in MEASURES}
             )
-    checkpoint.write_json(workdir / FILE, {"rows": rows})
+    write_json(workdir / FILE, {"rows": rows})
     return rows
 
 
@@ -108,7 +108,7 @@ def read_rows(workdir: Path) -> list[dict[str, Any]]:
       ValueError: The file is damaged.
     """
     path = workdir / FILE
-    return checkpoint.read_json(path, "run mch_jax.sweep again")["rows"] if path.exists() else []
+    return read_json(path, "run mch_jax.sweep again")["rows"] if path.exists() else []
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,6 @@
-"""Codes files, format `mch-codes/1`: what they hold, and their one writer and one reader.
+"""Codes files of the format `mch-codes/1`: their content, writer and reader.
 
-Nothing here imports JAX, so that a search over a file starts fast.
+This module does not import JAX, so that a search in a codes file starts quickly.
 """
 
 import os
@@ -9,23 +9,25 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mch_jax.files.checkpoint import whole_file
+from mch_jax.files.whole import first_line, whole_file
 
 FORMAT = "mch-codes/1"
 
 
 class CodeFile(NamedTuple):
-    """Several codes per image as a flat list, the form of the files and of the index.
+    """The codes of a set of items as a flat list, as codes files and the index have them.
+
+    An item is an image with one or more codes.
 
     Attributes:
-      codes: bit i of a code is bit i % 8 of byte i // 8.
-      item: the row of `ids` that each code belongs to, ascending; an item's first code is the
-        whole image's.
-      ids: names of the images.
-      keep_prob: the policy's probability; 1 for the whole image.
-      box: left, top, right, bottom of the code's region, in pixels of the original image.
-      labels: multi-hot labels, one row an image.
-      num_bits: q.
+      codes: Packed codes. Bit i of a code is bit i % 8 of byte i // 8.
+      item: The row of `ids` that each code belongs to, in ascending order. The first code of an
+        item is that of the whole image.
+      ids: Names of the items.
+      keep_prob: The policy's probability of keeping each code; 1 for the whole image.
+      box: Left, top, right and bottom of the region of each code, in pixels of the original image.
+      labels: Multi-hot labels of the items.
+      num_bits: Length of a code in bits.
     """
 
     codes: UInt8[np.ndarray, "c bytes"]
@@ -41,31 +43,35 @@ _DTYPES = {"codes": "u1", "item": "i8", "keep_prob": "f4", "box": "i4", "labels"
 
 
 def save(path: str | os.PathLike[str], file: CodeFile) -> None:
-    """Writes a codes file, whole or not at all."""
+    """Writes a codes file, completely or not at all.
+
+    Args:
+      path: Path of the file.
+      file: Its content.
+    """
     arrays = file._asdict() | {"num_bits": np.int64(file.num_bits), "format": np.str_(FORMAT)}
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays)
 
 
 def load(path: str | os.PathLike[str]) -> CodeFile:
-    """Returns what a codes file holds; every promise of the format is checked.
+    """Returns the content of a codes file.
 
     Raises:
-      ValueError: the file is missing, damaged, or not in this format.
+      ValueError: The file is missing or damaged, or violates a rule of the format.
     """
     try:
-        # Opened here, since np.load leaves a damaged file open.
+        # np.load would leave a damaged file open, so the file is opened here.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = dict(archive)
-        reason = _unsound(arrays)
+        reason = _violation(arrays)
     except FileNotFoundError:
         raise ValueError(
             f"codes file {path} does not exist; expected an .npz that the encode stage or "
             "mch_jax.export wrote"
         ) from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
-        lines = (getattr(error, "strerror", None) or str(error)).splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = getattr(error, "strerror", None) or first_line(error)
     if reason:
         raise ValueError(
             f"{path} is not a sound codes file: {reason}; expected an .npz of the format {FORMAT} "
@@ -75,8 +81,8 @@ def load(path: str | os.PathLike[str]) -> CodeFile:
     return CodeFile(**arrays | {"num_bits": int(arrays["num_bits"])})
 
 
-def _unsound(arrays: dict[str, np.ndarray]) -> str:
-    """Returns what is wrong with the arrays of a file, or nothing."""
+def _violation(arrays: dict[str, np.ndarray]) -> str:
+    """Returns the first rule of the format that the arrays violate, or an empty string."""
     if str(arrays.get("format")) != FORMAT:
         return f"no array 'format' that says {FORMAT}"
     differing = sorted({*CodeFile._fields, "format"} ^ arrays.keys())
@@ -101,19 +107,28 @@ def _unsound(arrays: dict[str, np.ndarray]) -> str:
         if arrays[name].shape != shape:
             return f"{name} has the shape {arrays[name].shape}, expected {shape}"
     if arrays["labels"].ndim != 2:
-        return f"labels have the shape {arrays['labels'].shape}, expected a row an image"
+        return f"labels have the shape {arrays['labels'].shape}, expected one row per item"
     if num_bits % 8 and (arrays["codes"][:, -1] >> np.uint8(num_bits % 8)).any():
-        return f"codes have bits set past the {num_bits} that count; padding must be 0"
+        return f"codes have bits set after the first {num_bits}; padding must be 0"
     item = arrays["item"]
     steps = np.diff(item, prepend=-1)
     if (steps < 0).any() or (steps > 1).any() or item[:1].any() or (item[-1:] + 1 != items).any():
-        return f"item does not go up from 0 to {items - 1} with every image in it"
+        return f"item does not ascend from 0 to {items - 1} in steps of 0 or 1"
     if items and not count:
-        return "there are images without a code"
+        return "some items have no code"
     return ""
 
 
 def nearest_row(file: CodeFile, item: int, code: np.ndarray) -> int:
-    """Returns the row of an item's code that is nearest to a code, the first one of equals."""
+    """Returns the row of the item's code that is nearest to a given code.
+
+    Args:
+      file: The codes of a set of items.
+      item: Row of the item in `ids`.
+      code: A packed code [bytes].
+
+    Returns:
+      A row of `file.codes`, the first one of several at equal distance.
+    """
     first, last = np.searchsorted(file.item, [item, item + 1])
     return int(first + np.bitwise_count(file.codes[first:last] ^ code).sum(1).argmin())

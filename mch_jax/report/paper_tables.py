@@ -10,7 +10,7 @@ from mch_jax import methods
 from mch_jax.evaluation import comparison, sweep
 from mch_jax.evaluation.comparison import Estimate, Results, Runs, estimate
 from mch_jax.evaluation.measures import MEASURE, costs
-from mch_jax.files import checkpoint
+from mch_jax.files import whole_file
 from mch_jax.report import paper_figures
 from mch_jax.report.paper_figures import method_title
 
@@ -160,7 +160,7 @@ def write(root: Path, out: Path) -> list[Path]:
     runs = comparison.read_runs(root)
     out.mkdir(parents=True, exist_ok=True)
     text = out / "tables.md"
-    with checkpoint.whole_file(text) as temporary:
+    with whole_file(text) as temporary:
         temporary.write_text(markdown(runs), "utf-8")
     learned = comparison.with_agent(runs)
     if not learned:

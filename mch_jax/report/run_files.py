@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mch_jax.codes import CodeFile
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import codes_file, read_json, read_npz
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.training import logs
 
 
@@ -49,9 +49,9 @@ def read(workdir: Path) -> RunFiles:
     """
     directory = workdir / "codes"
     return RunFiles(
-        regions=checkpoint.read_npz(directory / "regions.npz", "run the encode stage first"),
-        config=checkpoint.read_json(workdir / "config.json", "run the base stage first"),
-        results=checkpoint.read_json(workdir / "results.json", "run the evaluate stage first"),
+        regions=read_npz(directory / "regions.npz", "run the encode stage first"),
+        config=read_json(workdir / "config.json", "run the base stage first"),
+        results=read_json(workdir / "results.json", "run the evaluate stage first"),
         metrics=logs.read_metrics(workdir / "metrics.jsonl"),
         query=codes_file.load(directory / "query.npz"),
         database=codes_file.load(directory / "database.npz"),

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mch_jax import regions
-from mch_jax.data import places
+from mch_jax.data import sources
 from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex, Hits
 from mch_jax.training.run import read_dataset
@@ -172,8 +172,8 @@ def of_files(path: Path, place: str | os.PathLike[str] | None) -> Catalogue:
     file = codes_file.load(path)
     if place is None:
         return Catalogue(file)
-    found = {photo.id: photo for photo in places.find(place)}
-    return Catalogue(file, (), _reader(found, places.decode))
+    found = {photo.id: photo for photo in sources.find(place)}
+    return Catalogue(file, (), _reader(found, sources.decode))
 
 
 def _reader(found: Mapping[str, object], read: Callable) -> Reader:

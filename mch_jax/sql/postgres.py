@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mch_jax.files.checkpoint import whole_file
+from mch_jax.files import whole_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, to_words
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mch_jax import agent, batched, codes, methods
 from mch_jax.encoder import FILE, Encoder
-from mch_jax.files import checkpoint, codes_file
+from mch_jax.files import code_sets, codes_file, whole_file
 from mch_jax.methods import base as losses
 from mch_jax.models import AlexNet, Policy
 from mch_jax.training import logs
@@ -73,7 +73,7 @@ def encode_rows(
         if not path.exists():
             batches = region_batches(rows[start : start + BLOCK], batch_size)
             packed, keep_prob = batched.apply_all(encoder.encode_regions, batches, batch_size)
-            with checkpoint.whole_file(path) as temporary:
+            with whole_file(path) as temporary:
                 np.savez(temporary, packed=packed, keep_prob=keep_prob)
         with np.load(path, allow_pickle=False) as block:
             blocks.append((block["packed"], block["keep_prob"]))
@@ -138,7 +138,7 @@ def _encode_queries(run: Run, encoder: Encoder) -> None:
     dataset, rows = run.dataset, run.dataset.query
     code_set = _code_set(run, encoder, rows, "queries")
     whole = codes.CodeSet(*(x[:, :1] for x in code_set))
-    file = codes.flatten(whole, dataset.ids[rows], dataset.labels[rows], run.config.num_bits)
+    file = code_sets.flatten(whole, dataset.ids[rows], dataset.labels[rows], run.config.num_bits)
     codes_file.save(run.workdir / "codes" / "query.npz", file)
 
 
@@ -152,7 +152,7 @@ def _encode_database(run: Run, encoder: Encoder) -> None:
     if run.config.method in methods.OBJECTIVES:
         table = losses.loss_table(run.objective, num_bits, run.similar_fraction)
         reward = true_rewards(code_set.packed, run.labels[rows], is_train, table)
-    with checkpoint.whole_file(directory / "regions.npz") as temporary:
+    with whole_file(directory / "regions.npz") as temporary:
         np.savez_compressed(
             temporary,
             codes=codes.to_bytes(code_set.packed, num_bits),
@@ -161,9 +161,9 @@ def _encode_database(run: Run, encoder: Encoder) -> None:
             box=code_set.box,
         )
     train = codes.CodeSet(*(x[is_train] for x in code_set))
-    train_file = codes.flatten(train, ids[is_train], labels[is_train], num_bits)
+    train_file = code_sets.flatten(train, ids[is_train], labels[is_train], num_bits)
     codes_file.save(directory / "train.npz", train_file)
-    codes_file.save(directory / "database.npz", codes.flatten(code_set, ids, labels, num_bits))
+    codes_file.save(directory / "database.npz", code_sets.flatten(code_set, ids, labels, num_bits))
 
 
 def is_done(run: Run) -> bool:

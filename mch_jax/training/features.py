@@ -18,7 +18,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
 from mch_jax import batched, data, regions
-from mch_jax.files.checkpoint import read_json, write_json
+from mch_jax.files import read_json, write_json
 from mch_jax.models import AlexNet
 from mch_jax.training import logs
 

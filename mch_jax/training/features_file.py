@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mch_jax import data, regions
-from mch_jax.files import checkpoint
+from mch_jax.files import whole_file
 from mch_jax.training import features
 
 FORMAT = "mch-features/1"
@@ -58,7 +58,7 @@ def save(
     arrays = {"ids": np.asarray(ids), "regions": region_features, "crop_ratio": crop_ratio}
     if views is not None:
         arrays |= {"view_ids": np.asarray(view_ids), "views": views}
-    with checkpoint.whole_file(path) as temporary, open(temporary, "wb") as stream:
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, format=np.str_(FORMAT), **arrays)
 
 

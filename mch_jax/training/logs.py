@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import ScalarLike
 from tqdm import tqdm
 
-from mch_jax.files.checkpoint import whole_file, writes_files
+from mch_jax.files import processes, whole_file
 from mch_jax.training.events import Events
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class MetricsLog:
 
     def rewind(self, stage: str, step: int) -> None:
         """Removes the lines that a stage wrote after a step from which it resumes."""
-        if not writes_files():
+        if not processes.is_writer():
             return
         if self._events:
             self._events.rewind(stage, step)
@@ -48,7 +48,7 @@ class MetricsLog:
 
     def write(self, stage: str, step: int, **scalars: ScalarLike) -> None:
         """Appends one line. The stage precedes the names of the scalars, as in `agent/reward`."""
-        if not writes_files():
+        if not processes.is_writer():
             return
         row: dict[str, Any] = {"step": step, "stage": stage}
         named = {f"{stage}/{name}": float(value) for name, value in scalars.items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from mch_jax.files.checkpoint import Checkpoints
+from mch_jax.files import Checkpoints
 from mch_jax.training import logs, parallel, termination
 
 

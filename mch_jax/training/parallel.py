@@ -1,7 +1,7 @@
 """The one place where work is split among devices and processes.
 
 Every process of a run executes the same program on the same data in the same order. Of each batch
-its devices take their part. Only the first process writes files (`checkpoint.write_files`). Work
+its devices take their part. Only the first process writes files (`processes.set_writer`). Work
 that is not split, such as encoding, is done by the first process alone, after the others have left.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, Key
 
-from mch_jax.files import checkpoint
+from mch_jax.files import processes
 
 AXIS = "devices"
 _alone = False  # True after the other processes have left
@@ -49,7 +49,7 @@ def start(
     # JAX's own handler of SIGTERM would replace that of `termination`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(coordinator, num_processes, process)
-    checkpoint.write_files(process == 0)
+    processes.set_writer(process == 0)
 
 
 def _check_free(port: int) -> None:

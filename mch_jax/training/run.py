@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mch_jax import batched, data, methods, models, pairs, regions
-from mch_jax.files import checkpoint
+from mch_jax.files import Checkpoints, import_alexnet, read_json, write_json
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import events, features, features_file, logs, network
@@ -93,12 +93,12 @@ class Run:
             return network.random_head(self.model, width, self.config.seed)
         params = network.random_params(self.model, self.config.model.input_size, self.config.seed)
         if self.config.model.weights:
-            params = checkpoint.import_alexnet(params, self.config.model.weights)
+            params = import_alexnet(params, self.config.model.weights)
         return params
 
-    def checkpoints(self, stage: str) -> checkpoint.Checkpoints:
+    def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a stage."""
-        return checkpoint.Checkpoints(self.workdir / "checkpoints" / stage)
+        return Checkpoints(self.workdir / "checkpoints" / stage)
 
     def needed_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that encoding needs: all, or the head's on fixed convolutions."""
@@ -181,7 +181,7 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
                 )
     dataset = read_dataset(config)
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
-    checkpoint.write_json(path, resolved)
+    write_json(path, resolved)
     return Run(config, workdir, dataset, counts)
 
 
@@ -201,7 +201,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: The file is missing or damaged.
     """
-    return checkpoint.read_json(workdir / "config.json", "start the run again")
+    return read_json(workdir / "config.json", "start the run again")
 
 
 def _resolved(config: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mch_jax import data
-from mch_jax.data import scenes
+from mch_jax.data import composer
 
 SMALL = {"num_train": 60, "num_database": 50, "num_query": 30}
 
@@ -16,10 +16,10 @@ def dataset() -> data.Dataset:
 
 
 def test_photos_are_twelve_classes_or_more_and_no_background():
-    files = [photo.file for photo in scenes.PHOTOS.values()]
-    assert len(scenes.CLASSES) >= 12
+    files = [photo.file for photo in composer.PHOTOS.values()]
+    assert len(composer.CLASSES) >= 12
     assert len(set(files)) == len(files)
-    assert not any(file.endswith(scenes._BACKGROUNDS) for file in files)
+    assert not any(file.endswith(composer._BACKGROUNDS) for file in files)
 
 
 def test_splits(dataset):
@@ -72,10 +72,10 @@ def test_training_and_other_pieces_come_from_disjoint_parts(dataset):
         for piece in dataset.read.pieces(row):
             split = "train" if row in dataset.train else "rest"
             cuts[split].setdefault(piece.label, []).append(piece.source)
-            assert piece.part == ("left" if split == "train" else "right")
-    assert len(cuts["train"]) == len(cuts["rest"]) == len(scenes.CLASSES)
-    for label, photo in enumerate(scenes.PHOTOS.values()):
-        width, height = scenes._open(photo.file).size
+            assert piece.half == ("left" if split == "train" else "right")
+    assert len(cuts["train"]) == len(cuts["rest"]) == len(composer.CLASSES)
+    for label, photo in enumerate(composer.PHOTOS.values()):
+        width, height = composer._open(photo.file).size
         train, rest = (np.array(cuts[split][label]) for split in ("train", "rest"))
         assert train[:, 2].max() <= rest[:, 0].min()
         for cut in np.concatenate([train, rest]):
@@ -85,18 +85,18 @@ def test_training_and_other_pieces_come_from_disjoint_parts(dataset):
 
 def test_scaled_halves_hold_no_pixel_of_the_other_half(monkeypatch):
     """Whatever the right halves show, the scaled left halves stay as they are."""
-    before = {key: half.image.tobytes() for key, half in scenes._halves(40).items()}
-    opened = scenes._open
+    before = {key: half.image.tobytes() for key, half in composer._halves(40).items()}
+    opened = composer._open
 
     def blackened(file):
         image = opened(file)
-        photo = next(photo for photo in scenes.PHOTOS.values() if photo.file == file)
+        photo = next(photo for photo in composer.PHOTOS.values() if photo.file == file)
         middle = sum(round(photo.area[i] * image.width) for i in (0, 2)) // 2
         image.paste(0, (middle, 0, image.width, image.height))
         return image
 
-    monkeypatch.setattr(scenes, "_open", blackened)
-    after = scenes._halves.__wrapped__(40)
+    monkeypatch.setattr(composer, "_open", blackened)
+    after = composer._halves.__wrapped__(40)
     for (label, part), half in after.items():
         assert (half.image.tobytes() == before[label, part]) == (part == "left")
 
@@ -106,7 +106,7 @@ def test_each_piece_lies_in_a_quarter_or_the_middle(dataset):
         pieces = dataset.read.pieces(row)
         slots = set()
         for piece in pieces:
-            left, top, right, bottom = piece.place
+            left, top, right, bottom = piece.box
             assert min(left, top) >= 0
             assert max(right, bottom) <= 1
             slot = (left >= 0.5, top >= 0.5)
@@ -122,16 +122,16 @@ def test_each_piece_lies_in_a_quarter_or_the_middle(dataset):
 
 def test_a_piece_shows_its_cut():
     """Inside its frame, a straight print holds the photo's pixels."""
-    composer = scenes.Composer(seed=0, size=128, num_train=10)
-    piece = composer.pieces(20)[0]._replace(angle=0.0)
+    compose = composer.Composer(seed=0, size=128, num_train=10)
+    piece = compose.pieces(20)[0]._replace(angle=0.0)
     scene = Image.new("RGB", (128, 128))
-    scenes._paste(scene, 128, piece)
-    left, top, right, bottom = (round(128 * edge) for edge in piece.place)
+    composer._paste(scene, 128, piece)
+    left, top, right, bottom = (round(128 * edge) for edge in piece.box)
     shown = np.asarray(scene.crop((left + 3, top + 3, right - 3, bottom - 3)), np.float32)
-    photo = scenes.PHOTOS[scenes.CLASSES[piece.label]]
-    image = scenes._open(photo.file)
+    photo = composer.PHOTOS[composer.CLASSES[piece.label]]
+    image = composer._open(photo.file)
     if photo.tone:
-        image = Image.fromarray(scenes._table(photo.tone)[np.asarray(image)])
+        image = Image.fromarray(composer._colors(photo.tone)[np.asarray(image)])
     cut = image.convert("RGB").resize(
         (right - left - 4, bottom - top - 4), Image.Resampling.BILINEAR, piece.source
     )
@@ -149,4 +149,4 @@ def test_refuses_senseless_settings(setting):
 
 def test_names_the_extra_when_photos_are_missing():
     with pytest.raises(ValueError, match=r"pip install 'mch_jax\[scenes\]'"):
-        scenes._open("no_such_package/data/cat.png")
+        composer._open("no_such_package/data/cat.png")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import small_run as small
 
-from mch_jax.data import places
+from mch_jax.data import sources
 
 
 def write(path, seed=0):
@@ -15,7 +15,7 @@ def write(path, seed=0):
 
 
 def names(place):
-    return [photo.id for photo in places.find(place)]
+    return [photo.id for photo in sources.find(place)]
 
 
 def write_tar(path, members):
@@ -43,7 +43,7 @@ def test_tars_are_read_in_place(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.png", png(1)), ("note.txt", b"x"), ("a.png", png(2))])
     write(tmp_path / "p.png", 3)
     assert names(tmp_path / "x.tar") == ["a.png"]
-    found = {photo.id: places.decode(photo) for photo in places.find(tmp_path)}
+    found = {photo.id: sources.decode(photo) for photo in sources.find(tmp_path)}
     assert list(found) == ["p.png", "x.tar/a.png"]
     np.testing.assert_array_equal(found["x.tar/a.png"], np.asarray(small.photo(2)))
     np.testing.assert_array_equal(found["p.png"], np.asarray(small.photo(3)))
@@ -52,17 +52,17 @@ def test_tars_are_read_in_place(tmp_path):
 def test_a_list_is_relative_to_its_folder(tmp_path):
     write(tmp_path / "sub" / "with space.png", 4)
     (tmp_path / "list.txt").write_text("\nsub/with space.png\nabsent.png\n")
-    first, second = places.find(tmp_path / "list.txt")
-    np.testing.assert_array_equal(places.decode(first), np.asarray(small.photo(4)))
+    first, second = sources.find(tmp_path / "list.txt")
+    np.testing.assert_array_equal(sources.decode(first), np.asarray(small.photo(4)))
     with pytest.raises(ValueError, match=r"'absent.png' does not open: No such file"):
-        places.decode(second)
+        sources.decode(second)
 
 
 @pytest.mark.parametrize("line", ["/etc/passwd", "../x.png", "a/../../x.png"])
 def test_a_list_leads_nowhere_else(tmp_path, line):
     (tmp_path / "list.txt").write_text(f"ok.png\n{line}\n")
     with pytest.raises(ValueError, match=r"line 2: .* leads outside"):
-        places.find(tmp_path / "list.txt")
+        sources.find(tmp_path / "list.txt")
 
 
 def test_links_and_members_lead_nowhere_else(tmp_path):
@@ -71,19 +71,19 @@ def test_links_and_members_lead_nowhere_else(tmp_path):
     inside.mkdir()
     (inside / "link.png").symlink_to(secret)
     (inside / "folder").symlink_to(tmp_path)
-    (photo,) = places.find(inside)
+    (photo,) = sources.find(inside)
     with pytest.raises(ValueError, match="link that leads outside"):
-        places.decode(photo)
+        sources.decode(photo)
     write_tar(tmp_path / "x.tar", [("../../a.png", png(1))])
     with pytest.raises(ValueError, match="leads outside"):
-        places.decode(places.find(tmp_path / "x.tar")[0])
+        sources.decode(sources.find(tmp_path / "x.tar")[0])
 
 
 def test_names_that_are_no_text_are_refused_alone(tmp_path):
     write(tmp_path / "a\udcff.png")
-    (photo,) = places.find(tmp_path)
+    (photo,) = sources.find(tmp_path)
     with pytest.raises(ValueError, match=r"a\\udcff.png\" is not a UTF-8 name"):
-        places.decode(photo)
+        sources.decode(photo)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_names_that_are_no_text_are_refused_alone(tmp_path):
 def test_places_without_photos(tmp_path, make, reason):
     make(tmp_path / "place")
     with pytest.raises(ValueError, match=reason):
-        places.find(tmp_path / "place")
+        sources.find(tmp_path / "place")
 
 
 def test_a_damaged_tar_is_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(ValueError, match=r"x.tar' is not a whole, uncompressed tar"):
-        places.find(tmp_path / "x.tar")
+        sources.find(tmp_path / "x.tar")

@@ -1,9 +1,9 @@
-"""The built-in data set: small prints of real photos, strewn over a soft background.
+"""Generator of the built-in data set: small prints of real photos on a blurred background.
 
-Each scene shows one to four pieces of different photos in different places, and its labels are
-the set of the photos: one code can't say all that, the situation of the paper's Figure 1. The
-photos come with scikit-image and scikit-learn, so nothing is downloaded. Each photo is halved:
-training scenes show pieces of the left halves, all other scenes pieces of the right ones.
+Each scene shows crops of one to four different photos, and its labels are the set of these photos.
+A single code cannot describe all of them, which is the situation of the paper's Figure 1. The
+photos come with scikit-image and scikit-learn, so nothing is downloaded. Training scenes show crops
+of the left halves of the photos, all other scenes crops of the right halves.
 """
 
 import dataclasses
@@ -18,13 +18,14 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 
 class Photo(NamedTuple):
-    """A photo and where pieces are cut from it.
+    """A photo, and how pieces are cut from it.
 
     Attributes:
-      file: path below the folder of the installed packages.
-      area: left, top, right, bottom of what is worth showing, as fractions; its middle halves it.
-      zoom: smallest and largest side of a piece, as fractions of the half's shorter side.
-      tone: colours for black, middle and white, where the photo is grey.
+      file: Path below the folder of the installed packages.
+      area: Left, top, right and bottom of the area to cut from, as fractions of the photo. The
+        vertical line through its middle separates the halves.
+      zoom: Smallest and largest side of a piece, as fractions of the shorter side of a half.
+      tone: Colours for black, mid-grey and white if the photo is grey.
     """
 
     file: str
@@ -53,7 +54,8 @@ PHOTOS = {
 }
 CLASSES = tuple(PHOTOS)
 
-# Backgrounds: photos that are no class, out of focus, in the colours of the others.
+# Photos for the backgrounds. They are not classes, and are blurred and tinted with colours that
+# also occur in the other photos.
 _BACKGROUNDS = ("text.png", "page.png", "moon.png", "camera.png", "cell.png", "clock_motion.png")
 _TONES = (
     ("#16302f", "#3f6d68", "#a9c4b8"),  # the leaves behind the flower
@@ -66,10 +68,11 @@ _TONES = (
 )
 _BILINEAR = Image.Resampling.BILINEAR
 _PAPER = (250, 247, 240)
-# Shares of scenes with one, two, three and four prints.
+# Fractions of scenes with one, two, three and four prints.
 _COUNTS = (0.4, 0.3, 0.2, 0.1)
 _MAX_ANGLE = 7.0
-# Longer side of a print, as a fraction of the scene: in a quarter, or alone in the middle.
+# Range of a print's longer side as a fraction of the scene, for a print in a quarter of the scene
+# and for a single print in the middle.
 _SIDE, _SIDE_MIDDLE = (0.38, 0.48), (0.44, 0.62)
 _ASPECTS = (1.0, 1.0, 0.8, 0.75)
 
@@ -78,23 +81,23 @@ class Piece(NamedTuple):
     """One print of a scene.
 
     Attributes:
-      label: index into CLASSES.
-      part: the half of the photo that it was cut from, `left` or `right`.
-      source: left, top, right, bottom of the cut in pixels of the photo, `PHOTOS[CLASSES[label]]`.
-      place: left, top, right, bottom of the print with its frame in the scene, as fractions,
-        before it is turned.
-      angle: degrees by which the print is turned.
+      label: Index into CLASSES.
+      half: The half of the photo that the piece was cut from, `left` or `right`.
+      source: Left, top, right and bottom of the piece in pixels of `PHOTOS[CLASSES[label]]`.
+      box: Left, top, right and bottom of the print, including its frame, as fractions of the scene
+        and before the rotation.
+      angle: Rotation of the print in degrees.
     """
 
     label: int
-    part: str
+    half: str
     source: tuple[float, float, float, float]
-    place: tuple[float, float, float, float]
+    box: tuple[float, float, float, float]
     angle: float
 
 
 def _open(file: str) -> Image.Image:
-    """Opens a photo that an installed package brings, without importing the package."""
+    """Opens a photo of an installed package without importing the package."""
     package, _, rest = file.partition("/")
     spec = importlib.util.find_spec(package)
     path = pathlib.Path((spec and spec.origin) or package).parent / rest
@@ -106,14 +109,20 @@ def _open(file: str) -> Image.Image:
         return image.convert("L" if image.mode == "L" else "RGB")
 
 
-def _table(tone: tuple[str, str, str]) -> UInt8[np.ndarray, "256 3"]:
-    """Returns the colours that a tone gives the 256 greys."""
+def _colors(tone: tuple[str, str, str]) -> UInt8[np.ndarray, "256 3"]:
+    """Returns the colours of the 256 greys under a tone."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     return np.asarray(ImageOps.colorize(ramp, tone[0], tone[2], tone[1]))[0]
 
 
 class _Half(NamedTuple):
-    """Half of a photo: small enough to cut from quickly, its place in the photo, its scale."""
+    """The resized half of a photo.
+
+    Attributes:
+      image: The pixels, resized so that pieces can be cut from them quickly.
+      box: Left, top, right and bottom of the half in pixels of the photo.
+      scale: Factors by which width and height were resized.
+    """
 
     image: Image.Image
     box: tuple[int, int, int, int]
@@ -122,28 +131,31 @@ class _Half(NamedTuple):
 
 @functools.cache
 def _halves(size: int) -> dict[tuple[int, str], _Half]:
-    """Loads the photos for scenes of one size; halved first, so that scaling blends no halves."""
+    """Returns the halves of all photos for scenes of one size, by label and half.
+
+    Photos are halved before they are resized, so that no pixel mixes both halves.
+    """
     halves = {}
     for label, photo in enumerate(PHOTOS.values()):
         image = _open(photo.file)
         if photo.tone:
-            image = Image.fromarray(_table(photo.tone)[np.asarray(image)])
+            image = Image.fromarray(_colors(photo.tone)[np.asarray(image)])
         left, top, right, bottom = (
             round(edge * side) for edge, side in zip(photo.area, 2 * image.size, strict=True)
         )
         middle = (left + right) // 2
-        for part, start, end in (("left", left, middle), ("right", middle, right)):
+        for name, start, end in (("left", left, middle), ("right", middle, right)):
             width, height = end - start, bottom - top
             scale = min(1.0, 0.8 * size / (min(width, height) * photo.zoom[0]))
             box, shape = (start, top, end, bottom), (round(width * scale), round(height * scale))
             small = image.crop(box).resize(shape, Image.Resampling.LANCZOS)
-            halves[label, part] = _Half(small, box, (shape[0] / width, shape[1] / height))
+            halves[label, name] = _Half(small, box, (shape[0] / width, shape[1] / height))
     return halves
 
 
 @functools.cache
 def _backgrounds(size: int) -> tuple[Image.Image, ...]:
-    """Loads the background photos, blurred and evened out in contrast."""
+    """Returns the background photos, blurred and with stretched contrast."""
     images = []
     for file in _BACKGROUNDS:
         image = _open(_IMAGE + file).convert("L")
@@ -154,23 +166,23 @@ def _backgrounds(size: int) -> tuple[Image.Image, ...]:
 
 
 @functools.cache
-def _tables() -> tuple[np.ndarray, ...]:
-    return tuple(_table(tone) for tone in _TONES)
+def _background_colors() -> tuple[np.ndarray, ...]:
+    return tuple(_colors(tone) for tone in _TONES)
 
 
 @functools.cache
 def _light(size: int) -> np.ndarray:
-    """Returns what the corners are darker by, in greys."""
+    """Returns how much darker each pixel becomes towards the corners, in levels of grey."""
     axis = np.linspace(-1, 1, size)
     return 46 * (axis[:, None] ** 2 + axis[None] ** 2) / 2
 
 
 @functools.lru_cache(4096)
 def _card(width: int, height: int, size: int) -> tuple[Image.Image, Image.Image, int]:
-    """Returns the masks of a print with rounded corners and of its shadow, and their margin."""
+    """Returns the mask of a print with rounded corners, that of its shadow, and their margin."""
     margin = size // 16
     shape = (width + 2 * margin, height + 2 * margin)
-    # Drawn four times as large, for smooth corners.
+    # The mask is drawn four times as large, for smooth corners.
     mask = Image.new("L", (4 * shape[0], 4 * shape[1]))
     box = (4 * margin, 4 * margin, 4 * (margin + width) - 1, 4 * (margin + height) - 1)
     ImageDraw.Draw(mask).rounded_rectangle(box, radius=size / 32, fill=255)
@@ -181,17 +193,18 @@ def _card(width: int, height: int, size: int) -> tuple[Image.Image, Image.Image,
 
 @dataclasses.dataclass(frozen=True)
 class Composer:
-    """Composes scenes; calling it with a row gives the pixels.
+    """Function from a row to the pixels of its scene.
 
-    A scene is a function of `seed`, `size` and its row alone.
+    A scene depends on `seed`, `size` and its row only.
 
     Attributes:
-      seed: of all that is drawn.
-      size: side of a scene in pixels.
-      num_train: rows below it show left halves of the photos, the others right ones.
+      seed: Seed of all scenes.
+      size: Side of a scene in pixels.
+      num_train: Number of training scenes. Rows below it show left halves of the photos, the others
+        right halves.
 
     Raises:
-      ValueError: the packages that bring the photos aren't installed.
+      ValueError: The packages with the photos are not installed.
     """
 
     seed: int
@@ -203,23 +216,23 @@ class Composer:
         _backgrounds(self.size)
 
     def _draw(self, row: int) -> tuple[np.random.Generator, np.ndarray]:
-        """Returns the row's generator, after drawing the classes of its one to four pieces."""
+        """Draws the classes of a scene; returns them after the generator for the other draws."""
         rng = np.random.default_rng((self.seed, row))
         count = 1 + np.searchsorted(np.cumsum(_COUNTS[:-1]), rng.random(), side="right")
         return rng, rng.permutation(len(CLASSES))[:count]
 
     def labels(self, row: int) -> UInt8[np.ndarray, " c"]:
-        """Returns which classes the scene shows."""
+        """Returns the multi-hot labels of a scene."""
         labels = np.zeros(len(CLASSES), np.uint8)
         labels[self._draw(row)[1]] = 1
         return labels
 
     def pieces(self, row: int) -> list[Piece]:
-        """Returns the scene's prints: what each shows and where it lies, lowest first."""
+        """Returns the prints of a scene in drawing order: later ones may cover earlier ones."""
         return self._pieces(row, *self._draw(row))
 
     def _pieces(self, row: int, rng: np.random.Generator, classes: np.ndarray) -> list[Piece]:
-        part = "left" if row < self.num_train else "right"
+        half = "left" if row < self.num_train else "right"
         corners = rng.permutation(4)
         middle = len(classes) == 1 and rng.random() < 0.6
         pieces = []
@@ -227,27 +240,27 @@ class Composer:
             classes.tolist(), corners.tolist(), rng.random((len(classes), 8)).tolist(), strict=False
         ):
             width, height = _print_size(_SIDE_MIDDLE if middle else _SIDE, *draw[:3])
-            slot = (0.25, 0.25) if middle else (0.5 * (corner % 2), 0.5 * (corner // 2))
-            left = slot[0] + 0.01 + (0.48 - width) * draw[3]
-            top = slot[1] + 0.01 + (0.48 - height) * draw[4]
+            quarter = (0.25, 0.25) if middle else (0.5 * (corner % 2), 0.5 * (corner // 2))
+            left = quarter[0] + 0.01 + (0.48 - width) * draw[3]
+            top = quarter[1] + 0.01 + (0.48 - height) * draw[4]
             pieces.append(
                 Piece(
                     label=label,
-                    part=part,
+                    half=half,
                     source=_cut(
-                        _halves(self.size)[label, part].box,
+                        _halves(self.size)[label, half].box,
                         PHOTOS[CLASSES[label]].zoom,
                         width / height,
                         *draw[5:8],
                     ),
-                    place=(left, top, left + width, top + height),
+                    box=(left, top, left + width, top + height),
                     angle=rng.uniform(-_MAX_ANGLE, _MAX_ANGLE),
                 )
             )
         return pieces
 
     def __call__(self, row: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Returns the scene's pixels."""
+        """Returns the pixels of a scene."""
         rng, classes = self._draw(row)
         pieces = self._pieces(row, rng, classes)
         scene = _background(self.size, "left" if row < self.num_train else "right", rng)
@@ -259,22 +272,31 @@ class Composer:
 def _print_size(
     sides: tuple[float, float], longer: float, aspect: float, upright: float
 ) -> tuple[float, float]:
-    """Turns three numbers from 0 to 1 into a print's width and height."""
+    """Returns the width and height of a print from three random numbers in [0, 1)."""
     side = sides[0] + (sides[1] - sides[0]) * longer
     other = side * _ASPECTS[int(aspect * len(_ASPECTS))]
     return (side, other) if upright < 0.5 else (other, side)
 
 
 def _cut(
-    room: tuple[int, int, int, int],
+    bounds: tuple[int, int, int, int],
     zooms: tuple[float, float],
     aspect: float,
     zoom: float,
     across: float,
     down: float,
 ) -> tuple[float, float, float, float]:
-    """Turns three numbers from 0 to 1 into the part of half a photo that a print shows."""
-    left, top, right, bottom = room
+    """Returns the box of a piece within half a photo from three random numbers in [0, 1).
+
+    Args:
+      bounds: Left, top, right and bottom of the half, in pixels.
+      zooms: Smallest and largest side of the piece, as fractions of the half's shorter side.
+      aspect: Width of the piece divided by its height.
+      zoom: Random number for the size.
+      across: Random number for the horizontal position.
+      down: Random number for the vertical position.
+    """
+    left, top, right, bottom = bounds
     side = min(right - left, bottom - top) * (zooms[0] + (zooms[1] - zooms[0]) * zoom)
     width, height = side * min(1.0, aspect), side * min(1.0, 1 / aspect)
     x = left + (right - left - width) * across
@@ -282,23 +304,23 @@ def _cut(
     return x, y, x + width, y + height
 
 
-def _background(size: int, part: str, rng: np.random.Generator) -> Image.Image:
-    """Returns a soft background in the tones of one photo, darker towards its corners."""
-    images, tables = _backgrounds(size), _tables()
+def _background(size: int, half: str, rng: np.random.Generator) -> Image.Image:
+    """Returns a blurred and tinted background that is darker towards its corners."""
+    images, colors = _backgrounds(size), _background_colors()
     image = images[rng.integers(len(images))]
-    x = rng.uniform(0, size) + (0 if part == "left" else 2 * size)
+    x = rng.uniform(0, size) + (0 if half == "left" else 2 * size)
     y = rng.uniform(0, size)
     soft = image.resize((size, size), _BILINEAR, (x, y, x + size, y + size))
     grey = 70 + 0.5 * np.asarray(soft, np.float32) - _light(size)
-    return Image.fromarray(tables[rng.integers(len(tables))][grey.clip(0, 255).astype(np.uint8)])
+    return Image.fromarray(colors[rng.integers(len(colors))][grey.clip(0, 255).astype(np.uint8)])
 
 
 def _paste(scene: Image.Image, size: int, piece: Piece) -> None:
-    """Lays one print and its shadow on the scene."""
-    left, top, right, bottom = (round(size * edge) for edge in piece.place)
+    """Draws one print and its shadow onto the scene."""
+    left, top, right, bottom = (round(size * edge) for edge in piece.box)
     width, height, frame = right - left, bottom - top, max(1, size // 64)
     mask, shadow, margin = _card(width, height, size)
-    half = _halves(size)[piece.label, piece.part]
+    half = _halves(size)[piece.label, piece.half]
     x, y = half.box[:2]
     box = (
         (piece.source[0] - x) * half.scale[0],

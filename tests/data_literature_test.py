@@ -120,7 +120,7 @@ def test_the_draw_by_classes_takes_each_photo_for_one_class():
     rows = splits.per_class_split(labels, 3, 4, 9)
     assert [len(rows[name]) for name in ("query", "train", "database")] == [20, 45, 280]
     assert (labels[rows["query"]].sum(0) >= 4).all()
-    with pytest.raises(ValueError, match="query_per_class is 200, but . classes have too few"):
+    with pytest.raises(ValueError, match="query_per_class is 200, but . classes have fewer"):
         splits.per_class_split(labels, 3, 200, 9)
 
 
@@ -177,7 +177,7 @@ def test_the_list_whose_database_has_all_queries_is_refused(coco):
         load("coco", coco)
     write_lists(coco, dataset, test=[3, 1], train=[0, 3])
     (coco / "lists" / "database.txt").unlink()
-    with pytest.raises(ValueError, match="1 photos among both queries and training set"):
+    with pytest.raises(ValueError, match="1 photos in both the queries and the training set"):
         load("coco", coco)
 
 
@@ -192,7 +192,7 @@ def test_columns_in_the_order_of_coco_ids_are_noticed(coco):
     )
     np.testing.assert_array_equal(listed.labels, dataset.labels)
     write_lists(coco, dataset, order=[0, 0, 1, 2], **rows)
-    with pytest.raises(ValueError, match="are not those of the annotations on .* alphabetical"):
+    with pytest.raises(ValueError, match="differ from the annotations on .* alphabetical"):
         load("coco", coco)
 
 
@@ -211,7 +211,7 @@ def test_lists_of_another_number_of_concepts_are_refused(roots, tmp_path):
     shutil.copytree(roots["nuswide"], root)
     dataset = load("nuswide", root, num_concepts=5, train_per_class=1)
     write_lists(root, dataset, test=[3, 1], train=[0, 7])
-    with pytest.raises(ValueError, match="has 5 labels a line, expected 4; .* set num_concepts"):
+    with pytest.raises(ValueError, match="has 5 labels per line, expected 4; .* set num_concepts"):
         load("nuswide", root)
     assert load("nuswide", root, num_concepts=5).query.tolist() == [3, 1]
 
@@ -238,7 +238,7 @@ def test_nuswide_photos_are_known_by_their_number_at_flickr(roots, tmp_path):
         ),
         ("train2014/new.jpg 0 0 0 1", "'new.jpg' first"),
         ("../../etc/passwd 0 0 0 1", "leads outside the data folder"),
-        ("train2014/COCO_train2014_000000000001.jpg 0 0 0", "has 3 labels a line, expected 4"),
+        ("train2014/COCO_train2014_000000000001.jpg 0 0 0", "has 3 labels per line, expected 4"),
     ],
 )
 def test_list_errors(coco, line, message):
@@ -310,11 +310,11 @@ def test_scrambled_members_are_damaged_photos(coco):
     ("name", "file", "content", "message"),
     [
         ("coco", "annotations_trainval2014.zip", None, "has no annotations/instances_train2014"),
-        ("coco", "annotations/instances_train2014.json", "[]", "is no annotation of instances"),
-        ("coco", "annotations/instances_train2014.json", "{", "is no annotation of instances"),
+        ("coco", "annotations/instances_train2014.json", "[]", "is not an annotation of instances"),
+        ("coco", "annotations/instances_train2014.json", "{", "is not an annotation of instances"),
         ("nuswide", "ImageList.zip", None, "has no ImageList/Imagelist.txt"),
         ("nuswide", "Groundtruth/AllLabels/Labels_sky.txt", "1\n0\n", "has 2 entries, expected 32"),
-        ("mirflickr", "animals.txt", "1\n33\n", "other than photo numbers from 1 to 32"),
+        ("mirflickr", "animals.txt", "1\n33\n", "is wrong, expected photo numbers from 1 to 32"),
     ],
 )
 def test_annotation_errors(roots, tmp_path, name, file, content, message):
@@ -379,9 +379,9 @@ def test_records_are_made_once_and_know_their_settings(roots, prepared):
     again = records.prepare("coco", roots["coco"], prepared["coco"].parents[2], 48,
                             **published.SETTINGS["coco"])  # fmt: skip
     assert again == prepared["coco"]
-    with pytest.raises(ValueError, match="have their settings from when .* remove 'num_query'"):
+    with pytest.raises(ValueError, match="whose settings were fixed .* remove 'num_query'"):
         data.load("coco", again, num_query=3)
-    with pytest.raises(ValueError, match="has not all records of this data set"):
+    with pytest.raises(ValueError, match="does not have all records of this data set"):
         data.load("nuswide", again)
     assert records.config(split_seed=1).name != records.config(split_seed=2).name
     with pytest.raises(ValueError, match="size is 8"):
@@ -401,7 +401,7 @@ def test_what_is_wrong_with_the_archives_is_said_before_records_are_made(coco, t
 def test_damaged_records_are_refused(prepared, tmp_path):
     shutil.copytree(prepared["coco"], tmp_path / "1.0.0")
     (tmp_path / "1.0.0" / "metadata.json").unlink()
-    with pytest.raises(ValueError, match="do not open .*make them anew"):
+    with pytest.raises(ValueError, match="do not open .*make them again"):
         data.load("coco", tmp_path / "1.0.0")
 
 
@@ -444,7 +444,7 @@ def test_a_download_goes_on_where_it_was_cut_off(server, tmp_path):
     checksum = hashlib.sha256(handler.body).hexdigest()
     archive = fetch.Archive("a.zip", url, len(handler.body), "sha256", checksum)
     handler.cut = 1000
-    with pytest.raises(ValueError, match="cut off, 1,000 bytes are missing.*start again"):
+    with pytest.raises(ValueError, match="cut off, 1,000 bytes are missing.*run the command again"):
         fetch.download(archive, tmp_path)
     assert not (tmp_path / "a.zip").exists()
     handler.cut = 0

@@ -1,4 +1,4 @@
-"""Tables and lists of photos with their labels: labels.csv, and `path l1 ... lN` lines."""
+"""Readers of label files: labels.csv, and list files with lines `path l1 ... lN`."""
 
 import collections
 import csv
@@ -12,13 +12,21 @@ from jaxtyping import UInt8
 
 from mch_jax.data.dataset import SPLITS
 
-# Columns of labels.csv that are no classes.
+# Columns of labels.csv that are neither names, splits nor classes.
 _EXTRA_COLUMNS = ("width", "height", "caption")
 _LISTS = (("query.txt", "test.txt"), ("database.txt",), ("train.txt",))
 
 
-def inside(name: str, source: str) -> str:
-    """Returns a relative name with forward slashes; a name that leaves the folder is refused."""
+def relative_name(name: str, source: str) -> str:
+    """Returns a name as a relative path with forward slashes.
+
+    Args:
+      name: The name as written.
+      source: Where the name comes from, for error messages.
+
+    Raises:
+      ValueError: The name leads outside its folder or holds a control character.
+    """
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         raise ValueError(f"{source}: the name {name!r} holds a control character; rename the file")
     path = pathlib.PurePosixPath(name)
@@ -31,7 +39,11 @@ def inside(name: str, source: str) -> str:
 
 
 def read_text(path: pathlib.Path) -> str:
-    """Returns a UTF-8 text file's content, without a byte order mark; ValueError otherwise."""
+    """Returns the content of a UTF-8 text file without a byte order mark.
+
+    Raises:
+      ValueError: The file does not open or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -41,7 +53,16 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def multi_hot(values: list[list[str]], source: str, first_line: int) -> UInt8[np.ndarray, "n c"]:
-    """Returns rows of 0 and 1 as an array; ValueError names the line of another value."""
+    """Returns label columns as an array.
+
+    Args:
+      values: One row of texts per photo, each "0" or "1".
+      source: Where the rows come from, for error messages.
+      first_line: Line number of the first row.
+
+    Raises:
+      ValueError: A value is neither 0 nor 1; the error names its line.
+    """
     for line, row in enumerate(values, first_line):
         bad = next((value for value in row if value not in ("0", "1")), None)
         if bad is not None:
@@ -52,13 +73,22 @@ def multi_hot(values: list[list[str]], source: str, first_line: int) -> UInt8[np
 def read_table(
     path: pathlib.Path,
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, list[str] | None]:
-    """Reads labels.csv: names, classes, labels and, where there is such a column, splits."""
+    """Reads labels.csv.
+
+    Returns:
+      Names of the photos, names of the classes, labels [n, classes], and the split of each photo
+      or None if there is no such column.
+
+    Raises:
+      ValueError: The file is not such a table.
+    """
     text = read_text(path)
     try:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
     except csv.Error as error:
         raise ValueError(
-            f"'{path}' is not a table: {error}; expected a line a photo, columns set off by commas"
+            f"'{path}' is not a table: {error}; expected one line per photo with columns "
+            "separated by commas"
         ) from error
     if not rows:
         raise ValueError(f"'{path}' is empty; expected a header file,split,CLASS,...")
@@ -79,7 +109,7 @@ def read_table(
             )
     columns = [header.index(name) for name in classes]
     labels = multi_hot([[row[i] for i in columns] for row in lines], f"'{path}'", 2)
-    ids = np.array([inside(row[0], f"'{path}'") for row in lines])
+    ids = np.array([relative_name(row[0], f"'{path}'") for row in lines])
     if "split" not in header:
         return ids, classes, labels, None
     splits = [row[header.index("split")] for row in lines]
@@ -90,10 +120,11 @@ def read_table(
 
 
 def below_root(root: pathlib.Path) -> Callable[[str, str], str]:
-    """Returns a function that turns a list's path into a name below `root`.
+    """Returns a function that converts the path in a list to a name below `root`.
 
-    Published lists carry their author's absolute paths. Of such a path the longest end whose
-    folder exists below `root` counts; where none does, the file's own name.
+    Published lists contain absolute paths of their author's machine. The function returns the
+    longest suffix of the path whose folder exists below `root`, or else the file name alone. Its
+    arguments are those of `relative_name`.
     """
 
     @functools.cache
@@ -108,13 +139,24 @@ def below_root(root: pathlib.Path) -> Callable[[str, str], str]:
             path = path.relative_to(root.resolve())
         if ".." not in path.parts and path.parts:
             path = folder(path.parent) / path.name
-        return inside(str(path), source)
+        return relative_name(str(path), source)
 
     return name
 
 
 def read_list(path: pathlib.Path, name: Callable[[str, str], str]) -> dict[str, np.ndarray]:
-    """Reads `path l1 ... lN` lines to labels by photo name; a path may hold spaces."""
+    """Reads a list file with lines `path l1 ... lN`. A path may contain spaces.
+
+    Args:
+      path: Path of the list.
+      name: Function that converts a path in the list and the list's name to a photo's name.
+
+    Returns:
+      Labels [classes] by the photo's name.
+
+    Raises:
+      ValueError: The file is not such a list or names a photo twice.
+    """
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"'{path}' lists no photo; expected lines 'path l1 ... lN'")
@@ -124,7 +166,7 @@ def read_list(path: pathlib.Path, name: Callable[[str, str], str]) -> dict[str, 
         raise ValueError(f"'{path}' line 1: {lines[0][:80]!r}, expected 'path l1 ... lN'")
     rows = [line.strip().rsplit(maxsplit=width) for line in lines]
     for line, row in enumerate(rows, 1):
-        # A line with a label too many leaves one at the end of its path.
+        # If a line has one label too many, the path ends with it.
         if len(row) != width + 1 or row[0].split()[-1] in ("0", "1"):
             raise ValueError(
                 f"'{path}' line {line}: {lines[line - 1][:80]!r}, expected a path and "
@@ -141,7 +183,14 @@ def read_list(path: pathlib.Path, name: Callable[[str, str], str]) -> dict[str, 
 def read_lists(
     root: pathlib.Path,
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, dict[str, np.ndarray]]:
-    """Reads query.txt, database.txt and train.txt as the literature writes them."""
+    """Reads query.txt (or test.txt), database.txt and train.txt, the list files of the literature.
+
+    Returns:
+      Names of the photos, names of the classes, labels [n, classes], and the rows of each split.
+
+    Raises:
+      ValueError: A list is missing or damaged, or two lists give a photo different labels.
+    """
     name = below_root(root)
     labels: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
@@ -150,22 +199,25 @@ def read_lists(
         if not paths:
             raise ValueError(
                 f"'{root}' has neither labels.csv nor all of query.txt, database.txt, train.txt "
-                f"({choices[0]} is missing); see the documentation on a folder of one's own"
+                f"({choices[0]} is missing); docs/own-photos.md describes both"
             )
         listed = read_list(paths[0], name)
-        for file, values in listed.items():
-            if not np.array_equal(labels.setdefault(file, values), values):
+        for file, own in listed.items():
+            if not np.array_equal(labels.setdefault(file, own), own):
                 raise ValueError(
-                    f"'{paths[0]}' gives {file!r} labels of another kind than an earlier list; "
-                    "expected the same labels wherever a photo is listed"
+                    f"'{paths[0]}' gives {file!r} other labels than an earlier list; "
+                    "expected the same labels in all lists"
                 )
         order = {file: row for row, file in enumerate(labels)}
         rows[split] = np.array([order[file] for file in listed], np.int64)
-    table = list(labels.values())
-    if len({len(values) for values in table}) > 1:
-        raise ValueError(f"the lists in '{root}' have different numbers of labels a line")
-    classes = tuple(f"class {i}" for i in range(len(table[0])))
+    values = list(labels.values())
+    if len({len(x) for x in values}) > 1:
+        raise ValueError(
+            f"the lists in '{root}' have different numbers of labels per line; "
+            "expected the same number everywhere"
+        )
+    classes = tuple(f"class {i}" for i in range(len(values[0])))
     if (root / "classes.txt").is_file():
         classes = tuple(read_text(root / "classes.txt").split("\n"))
         classes = tuple(c.strip() for c in classes if c.strip())
-    return np.array(list(labels)), classes, np.stack(table), rows
+    return np.array(list(labels)), classes, np.stack(values), rows

@@ -66,10 +66,10 @@ def test_no_codes_at_all(tmp_path):
         ),
         ({"codes": np.zeros((3, 2), np.float32)}, "codes is float32"),
         ({"codes": np.zeros(3, np.uint8)}, "codes has the shape"),
-        ({"item": np.array([0, 1, 0])}, "item does not go up"),  # descending
-        ({"item": np.array([0, 0, 2])}, "item does not go up"),
-        ({"item": np.array([0, 0, 0])}, "item does not go up"),  # an item without a code
-        ({"item": np.array([-1, 0, 1])}, "item does not go up"),
+        ({"item": np.array([0, 1, 0])}, "item does not ascend"),  # descending
+        ({"item": np.array([0, 0, 2])}, "item does not ascend"),
+        ({"item": np.array([0, 0, 0])}, "item does not ascend"),  # an item without a code
+        ({"item": np.array([-1, 0, 1])}, "item does not ascend"),
         ({"item": np.array([0, 1])}, "item has the shape"),
         ({"item": np.array([0.0, 0.0, 1.0])}, "item is float64"),
         ({"ids": np.array([1, 2])}, "ids are int64"),

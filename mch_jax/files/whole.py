@@ -1,0 +1,144 @@
+"""Whole files: JSON and arrays that are written completely or not at all, and read with checks.
+
+JAX is imported where it is needed: searching a codes file does not need it.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mch_jax.files import processes
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path that is renamed to `path` if the block ends without an error.
+
+    Readers see either the old file or the whole new one, even after a power failure. In a process
+    that does not write files (`processes.is_writer`) the temporary file is deleted instead.
+    """
+    path = Path(path)
+    if not processes.is_writer():
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory) / path.name
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Some writers append their suffix to a name that does not end with it.
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if the message is empty."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a JSON file, completely or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Args:
+      path: Path of the file.
+      remedy: What the user can do about a missing or damaged file, for the error message.
+
+    Raises:
+      ValueError: The file is missing or does not contain a JSON object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; delete it and {remedy}")
+    return value
+
+
+def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz that this package wrote.
+
+    Args:
+      path: Path of the file.
+      remedy: What the user can do about a missing or damaged file, for the error message.
+
+    Raises:
+      ValueError: The file is missing or damaged.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return dict(archive)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; {remedy}") from None
+    except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
+        raise ValueError(
+            f"{path} is damaged ({first_line(error)}); delete it and {remedy}"
+        ) from None
+
+
+def save_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], settings: Any) -> None:
+    """Writes arrays and settings to one .npz, completely or not at all.
+
+    Args:
+      path: Path of the file.
+      tree: Nested dicts of arrays.
+      settings: Any value that JSON can represent.
+    """
+    import jax
+
+    arrays = dict(_leaves(jax.tree.map(np.asarray, tree)))
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, settings=np.str_(json.dumps(settings)), **arrays)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of nested dicts. The name of an array is its keys, joined by slashes."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the tree of arrays and the settings that `save_arrays` wrote.
+
+    Raises:
+      ValueError: The file is missing or damaged.
+    """
+    tree: dict[str, Any] = {}
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            settings = json.loads(str(archive["settings"]))
+            for name in archive.files:
+                *parents, leaf = name.split("/")
+                node = tree
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[leaf] = archive[name]
+            del tree["settings"]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; run the encode stage first") from None
+    except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
+        raise ValueError(
+            f"{path} cannot be read ({first_line(error)}); run the encode stage again"
+        ) from None
+    return tree, settings

@@ -1,0 +1,85 @@
+import contextlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from labelled_folder import encoded, picture
+from PIL import Image
+
+from mch_jax import data
+
+
+def test_exif_orientation_turns_the_photo_upright():
+    image = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
+    image.paste((255, 0, 0), (0, 0, 10, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: show it a quarter clockwise.
+    pixels = data.decode(encoded(image, quality=95, exif=exif))
+    assert pixels.shape == (40, 20, 3)
+    assert pixels[:8, :, 0].min() > 200
+    assert pixels[12:, :, 0].max() < 50
+
+
+def test_cmyk_becomes_rgb():
+    pixels = data.decode(encoded(Image.new("CMYK", (8, 6), (0, 255, 255, 0)), quality=95))
+    assert pixels.shape == (6, 8, 3)
+    np.testing.assert_allclose(pixels[3, 4], [255, 0, 0], atol=6)
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    grey = np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16)
+    pixels = data.decode(encoded(Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(pixels[..., 0], [[0, 0x12], [0x80, 0xFF]])
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_transparency_is_laid_on_white():
+    clear = Image.new("RGBA", (4, 4), (0, 0, 255, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 2, 4))
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([0, 0, 255, 9, 9, 9])
+    palette.paste(1, (2, 0, 4, 4))
+    for file in (encoded(clear, "PNG"), encoded(palette, "PNG", transparency=1)):
+        pixels = data.decode(file)
+        np.testing.assert_array_equal(pixels[0, [0, 3]], [[0, 0, 255], [255, 255, 255]])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_becomes_rgb(mode):
+    pixels = data.decode(encoded(picture(0).convert(mode), "PNG"))
+    assert pixels.shape == (30, 40, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_too_many_pixels_are_refused_before_decoding():
+    """A PNG of some bytes that claims 9,000 x 9,000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    for side in (9_000, 60_000):
+        bomb = b"\x89PNG\r\n\x1a\n" + chunk(
+            b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        )
+        bomb += chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+        with pytest.raises(ValueError, match="'bomb.png' does not decode: .*pixels"):
+            data.decode(bomb, "bomb.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged TIFF tags.
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"])
+def test_broken_files_raise_value_error_only(kind):
+    whole = encoded(picture(3), kind)
+    rng = np.random.default_rng(0)
+    for cut in (0, 1, 10, len(whole) // 4, len(whole) // 2):
+        with pytest.raises(ValueError, match="'a photo' does not decode"):
+            data.decode(whole[:cut], "a photo")
+    for _ in range(40):
+        scrambled = np.frombuffer(whole, np.uint8).copy()
+        scrambled[rng.integers(len(whole), size=6)] = rng.integers(256, size=6)
+        # Some bytes hardly matter: then it decodes, and no other error than ours may come.
+        with contextlib.suppress(ValueError):
+            assert data.decode(scrambled.tobytes()).dtype == np.uint8
