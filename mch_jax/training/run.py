@@ -176,7 +176,7 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
         for key in sorted(old.keys() | new.keys()):
             if key != "tensorboard" and old.get(key) != new.get(key):
                 raise ValueError(
-                    f"workdir {workdir} is of a run with {key} = {old.get(key)}, this one has "
+                    f"workdir {workdir} belongs to a run with {key} = {old.get(key)}, this one has "
                     f"{new.get(key)}; use that value, or another workdir"
                 )
     dataset = read_dataset(config)
