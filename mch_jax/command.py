@@ -174,7 +174,7 @@ def _unknown_flag(name: str, values: flags.FlagValues) -> str:
     """Returns an error that names an unknown flag and the one that was probably meant."""
     import difflib  # only a wrong argument needs it
 
-    close = difflib.get_close_matches(name, values, n=1)
+    close = difflib.get_close_matches(name, values, n=1, cutoff=0.65)
     hint = f"did you mean --{close[0]}?" if close else "--help lists the flags of this command"
     return f"--{name} is not a flag of this command; {hint}"
 

@@ -51,8 +51,16 @@ def cells(
     for method in methods:
         path = Path("configs") / f"{dataset}_{method}.py"
         if not path.is_file():
-            known = ", ".join(sorted(x.stem for x in path.parent.glob("*_*.py"))) or "none here"
-            raise ValueError(f"{path} does not exist; expected one of these configs: {known}")
+            names = sorted(x.stem.rpartition("_")[::2] for x in path.parent.glob("*_*.py"))
+            datasets = dict.fromkeys(name for name, _ in names)
+            if dataset in datasets:
+                known = (name for data, name in names if data == dataset)
+                expected = f"a method of {', '.join(known)}"
+            elif datasets:
+                expected = f"a data set of {', '.join(datasets)}"
+            else:
+                expected = "to be run in the folder that holds configs/"
+            raise ValueError(f"{path} does not exist; expected {expected}")
     product = itertools.product(seeds, bits, methods)
     return [Cell(dataset, method, num_bits, seed) for seed, num_bits, method in product]
 

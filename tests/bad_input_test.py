@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 from tiny_run import changed, tiny
 
-from mch_jax import data, evaluation
+from mch_jax import data, evaluation, grid, main, search
 from mch_jax.files import Checkpoints, codes_file, load_arrays, save_arrays
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
@@ -39,6 +40,32 @@ class Case(NamedTuple):
     kind: str
     input: str
     act: Callable[[pathlib.Path, pathlib.Path], object]
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def arguments(text: str, module, *given: str) -> Case:
+    def act(folder, finished):
+        with warnings.catch_warnings():  # ml_collections loads config files by an old method
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module.main(given)
+
+    return Case("arguments", text, act)
+
+
+ARGUMENTS = [
+    arguments("a mistyped flag", search, "--rum=DIR"),
+    arguments("a flag of another command", search, "--run=DIR", "--stage=all"),
+    arguments("an argument without a flag", search, "--run=DIR", "cat.jpg"),
+    arguments("no value of a required flag", search),
+    arguments("a value out of range", search, "--run=DIR", "--image=cat.jpg", "--k=0"),
+    arguments("an unknown stage", main, "--config=tests/tiny_run.py", "--stage=bake"),
+    arguments("a text for a number", main, "--config=tests/tiny_run.py", "--config.seed=one"),
+    arguments("an unknown field", main, "--config=tests/tiny_run.py", "--config.sed=1"),
+    arguments("a grid without a config for its data", grid, "--dataset=faces", "--methods=dch"),
+    arguments("a change of a grid without a value", grid, "--dataset=scenes", "--set=num_bits"),
+]
 
 
 # ---- configs -------------------------------------------------------------------------------------
@@ -352,7 +379,7 @@ RUNS = [
     of_run("index", "another version of the format", other_index),
 ]  # fmt: skip
 
-CASES = CONFIGS + DATA + RUNS
+CASES = ARGUMENTS + CONFIGS + DATA + RUNS
 
 
 def answer(case: Case, folder: pathlib.Path, finished: pathlib.Path) -> str:

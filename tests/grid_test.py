@@ -30,10 +30,23 @@ def test_cells_are_ordered_by_seed_first():
     assert found[-1].name == "coco18_ksh_32_1"
 
 
-@pytest.mark.parametrize(("dataset", "method"), [("coco19", "dch"), ("coco18", "dhc")])
-def test_a_cell_without_a_config_is_refused(dataset, method):
-    with pytest.raises(ValueError, match=f"{dataset}_{method}.py does not exist"):
+@pytest.mark.parametrize(
+    ("dataset", "method", "expected"),
+    [
+        ("coco19", "dch", "a data set of coco, coco18, "),
+        ("coco18", "dhc", "a method of adsh, dch, "),
+    ],
+)
+def test_a_cell_without_a_config_is_refused(dataset, method, expected):
+    message = f"{dataset}_{method}.py does not exist; expected {expected}"
+    with pytest.raises(ValueError, match=message):
         grid.cells(dataset, [method], [16], [0])
+
+
+def test_a_folder_without_configs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="coco18_dch.py does not exist; .* that holds configs/"):
+        grid.cells("coco18", ["dch"], [16], [0])
 
 
 def test_a_cell_is_a_run_of_main(tmp_path):
