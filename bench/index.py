@@ -29,7 +29,7 @@ import numpy as np
 
 from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
-from mch_jax.index import bucket as index_module
+from mch_jax.kernels import search as search_kernels
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -206,19 +206,19 @@ def radii(ours, codes, queries, indexes):
 def single_query(ours, queries, k):
     """Returns median microseconds by the clock of one call from Python, and of its kernel."""
     spent, inside = [], []
-    kernel = index_module.index_kernels.search
+    kernel = search_kernels.nearest_items
 
     def clocked(*arguments):
         start = time.perf_counter()
         kernel(*arguments)
         inside.append(time.perf_counter() - start)
 
-    index_module.index_kernels.search = clocked
+    search_kernels.nearest_items = clocked
     for m in range(len(queries)):
         start = time.perf_counter()
         ours.search(queries[m : m + 1], k)
         spent.append(time.perf_counter() - start)
-    index_module.index_kernels.search = kernel
+    search_kernels.nearest_items = kernel
     return 1e6 * statistics.median(spent), 1e6 * statistics.median(inside)
 
 
@@ -255,7 +255,7 @@ def worst_case(num_codes=1_500_000):
     queries = rng.integers(0, 256, (100, 8), np.uint8)
     ours, flat = BucketIndex.build(codes, np.arange(num_codes), 64), faiss.IndexBinaryFlat(64)
     flat.add(codes)
-    scan = BucketIndex(64, ours._state._replace(base=one_pivot(ours._state.base)))
+    scan = BucketIndex(64, ours._segments._replace(base=one_pivot(ours._segments.base)))
     calls = {
         "ours": lambda: ours.search(queries, 10, threads=1),
         "scan": lambda: scan.search(queries, 10, threads=1),

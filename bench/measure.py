@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from mch_jax.kernels.index_kernels import popcount
+from mch_jax.kernels.bits import popcount
 
 
 @dataclasses.dataclass

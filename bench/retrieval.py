@@ -8,25 +8,26 @@ from bench import inputs, measure
 from mch_jax import codes, histograms, metrics, pairs
 from mch_jax.evaluation import evaluate
 from mch_jax.files import code_sets
-from mch_jax.index import to_words
-from mch_jax.kernels import index_kernels, metric_kernels
+from mch_jax.index import words_from_bytes
+from mch_jax.kernels import histogram as histogram_kernels
+from mch_jax.kernels.jit import kernel
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-@index_kernels.kernel
+@kernel
 def distances_alone(queries, codes, near_all):
     """Computes the distance of each item to each query, and discards it."""
     size = near_all.size
-    for start in range(0, codes.shape[1], metric_kernels.BLOCK):
-        end = min(start + metric_kernels.BLOCK, codes.shape[1])
+    for start in range(0, codes.shape[1], histogram_kernels.BLOCK):
+        end = min(start + histogram_kernels.BLOCK, codes.shape[1])
         for m in range(queries.size):
             for first in range(start, end, size):
                 last = min(first + size, end)
                 near = near_all[: last - first]
-                metric_kernels.distances(codes[0, first:last], queries[m], near)
+                histogram_kernels.fill_distances(codes[0, first:last], queries[m], near)
                 for t in range(1, codes.shape[0]):
-                    metric_kernels.nearer(codes[t, first:last], queries[m], near)
+                    histogram_kernels.lower_to_distances(codes[t, first:last], queries[m], near)
 
 
 def evaluator(quick: bool) -> list[measure.Row]:
@@ -52,9 +53,9 @@ def evaluator(quick: bool) -> list[measure.Row]:
             "FAISS returns 100 codes per query, which are not yet deduplicated by image.",
         )
     ]  # fmt: skip
-    words = to_words(query.codes, 64)
-    items = to_words(database.codes, 64).reshape(num_items, 6).T.copy()
-    near = np.empty(metric_kernels.PIECE, np.uint64)
+    words = words_from_bytes(query.codes, 64)
+    items = words_from_bytes(database.codes, 64).reshape(num_items, 6).T.copy()
+    near = np.empty(histogram_kernels.PIECE, np.uint64)
     if threads == 1:
         timings = measure.interleaved({"ours": lambda: distances_alone(words, items, near)}, 5)
         alone = measure.row(
@@ -69,7 +70,10 @@ def evaluator(quick: bool) -> list[measure.Row]:
 
 def argsort_ap(query, database, rows):
     """Returns average precision by sorting with NumPy, where ties keep their order."""
-    words, items = to_words(query.codes, 64), to_words(database.codes, 64).reshape(-1, 6)
+    words, items = (
+        words_from_bytes(query.codes, 64),
+        words_from_bytes(database.codes, 64).reshape(-1, 6),
+    )
     scores = []
     for row in rows:
         distance = np.bitwise_count(items ^ words[row]).min(1)

@@ -5,9 +5,6 @@ histogram in threads, on an accelerator JAX does. Both give the same integers.
 """
 
 import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +14,8 @@ from jaxtyping import Array, Int32, UInt32
 from mch_jax import codes as codes_lib
 from mch_jax import pairs
 from mch_jax.codes import AnyArray
-from mch_jax.kernels import metric_kernels
+from mch_jax.kernels import histogram as kernels
+from mch_jax.kernels.threads import in_threads
 from mch_jax.metrics import Histogram
 
 DEVICE_QUERIES = 64  # queries that an accelerator compares with the database at once
@@ -60,7 +58,7 @@ def label_histogram(
         queries, items = queries.astype(np.uint32), np.ascontiguousarray(packed)
 
     def run(rows: slice) -> None:
-        metric_kernels.label_histogram(
+        kernels.label_histogram(
             queries[rows], items, query_label_words[rows], label_words, counts[rows]
         )
 
@@ -71,23 +69,6 @@ def label_histogram(
 def items_last(packed: UInt32[np.ndarray, "n t w"]) -> UInt32[np.ndarray, "t w n"]:
     """Returns packed codes in the layout that `label_histogram` takes."""
     return np.ascontiguousarray(np.transpose(packed, (1, 2, 0)))
-
-
-def in_threads(run: Callable[[slice], None], size: int, threads: int | None = None) -> None:
-    """Calls a function on slices that together cover `size` rows, each in a thread of its own.
-
-    Args:
-      run: Function of a slice of rows. It releases the global interpreter lock.
-      size: Number of rows.
-      threads: Maximum number of threads. Defaults to one per core.
-    """
-    threads = min(threads or len(os.sched_getaffinity(0)), max(size, 1))
-    if threads == 1:
-        run(slice(0, size))
-        return
-    bounds = np.linspace(0, size, threads + 1).astype(int)
-    with ThreadPoolExecutor(threads, thread_name_prefix="metrics") as pool:
-        list(pool.map(run, map(slice, bounds[:-1], bounds[1:])))
 
 
 def _to_uint64(words: UInt32[np.ndarray, "..."], axis: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from mch_jax import command
 from mch_jax.files import codes_file
-from mch_jax.index import BucketIndex, Hits
+from mch_jax.index import BucketIndex, NearestItems
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -61,7 +61,7 @@ def queries_of(path: Path, num_bits: int) -> tuple[list[str], UInt8[np.ndarray, 
     return file.ids.tolist(), file.codes[first]
 
 
-def records(names: list[str], hits: Hits, ids: np.ndarray) -> list[dict[str, Any]]:
+def records(names: list[str], hits: NearestItems, ids: np.ndarray) -> list[dict[str, Any]]:
     """Returns the hits as JSON has them."""
     return [
         {

@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
-from mch_jax import data
+from mch_jax import data, index
 from mch_jax.data import archives, label_files, photos, split_lists
 from mch_jax.files import codes_file, load_arrays, read_arrays
-from mch_jax.index import bucket as index
+from mch_jax.index import storage
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 
@@ -287,7 +287,7 @@ def test_indexes(place, value, also_bytes, signs, change):
         parent[key] = value
     if signs:
         meta.pop("checksum", None)
-        meta["checksum"] = index._digest(meta)
+        meta["checksum"] = storage._digest(meta)
     (folder / "meta.json").write_text(json.dumps(meta))
     if change:
         paths = sorted(folder.iterdir())

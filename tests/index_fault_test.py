@@ -15,17 +15,16 @@ import pytest
 from mch_jax.index import BucketIndex
 
 NUM_KILLS = int(os.environ.get("INDEX_KILLS", "8"))
-NUM_BITS = 24  # more than index_kernels.DIRECT_BITS: a small index has a small table
+NUM_BITS = 24  # more than kernels.segment.DIRECT_BITS: a small index has a small table
 
 # Changes an index without end. State n holds the items n, n + 1, ..., n + 39 and each item's codes
 # are known, so that any other state shows. Lines say which state a call of save began or ended.
 WRITER = """
 import sys
 import numpy as np
-from mch_jax.index import bucket as index_module
-from mch_jax.index import BucketIndex
+from mch_jax.index import BucketIndex, bucket_index
 
-index_module.MERGE_FLOOR, index_module.MERGE_SHARE = 2, 0  # an add begins a merge beside the rest
+bucket_index.MERGE_FLOOR, bucket_index.MERGE_SHARE = 2, 0  # an add begins a merge beside the rest
 
 def arrays(item):
     words = np.stack([item * 7919 % 2**24, item * 10472927 % 2**24], 1).astype("<u4").reshape(-1, 1)

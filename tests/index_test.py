@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BucketIndex, ball_size
-from mch_jax.index import bucket as index_module
+from mch_jax.index import BucketIndex, ball_size, bucket_index, segment
 
 
 def pack(words, num_bits):
@@ -73,7 +72,7 @@ def check(index, pairs, queries, ks=(1, 2, 5, 50), radii=(0, 1, 2, 5, 64)):
 
 @pytest.fixture
 def _many_pivots(monkeypatch):
-    monkeypatch.setattr(index_module, "CODES_PER_PIVOT", 2)
+    monkeypatch.setattr(segment, "CODES_PER_PIVOT", 2)
 
 
 @st.composite
@@ -98,10 +97,10 @@ def code_sets(draw, max_size=40):
 @pytest.mark.usefixtures("_many_pivots")
 @settings(max_examples=150, deadline=None)
 @given(code_sets(), st.integers(-1, 2))
-def test_search_and_within_equal_exhaustive_search(case, probe_radius):
+def test_search_and_within_equal_exhaustive_search(case, lookup_radius):
     num_bits, pairs, queries, _ = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_probe_radius", lambda *_: min(probe_radius, num_bits))
+        patch.setattr(segment, "lookup_radius", lambda *_: min(lookup_radius, num_bits))
         codes = pack([code for code, _ in pairs], num_bits)
         item = np.array([item for _, item in pairs], np.int64)
         check(BucketIndex.build(codes, item, num_bits), pairs, queries)
@@ -117,9 +116,9 @@ def test_sequences_of_changes_equal_exhaustive_search(case, data):
         items = np.array([item for _, item in pairs], np.int64)
         return pack([code for code, _ in pairs], num_bits), items
 
-    probe_radius = data.draw(st.integers(-1, 2))
+    lookup_radius = data.draw(st.integers(-1, 2))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(index_module, "_probe_radius", lambda *_: min(probe_radius, num_bits))
+        patch.setattr(segment, "lookup_radius", lambda *_: min(lookup_radius, num_bits))
         index, pairs = BucketIndex.build(*arrays(pairs), num_bits), list(pairs)
         for _ in range(data.draw(st.integers(1, 5))):
             step = data.draw(st.sampled_from(["add", "remove", "save", "reopen", "merge"]))
@@ -154,7 +153,7 @@ def test_figure_1_of_the_paper():
 @pytest.mark.parametrize("num_bits", [24, 64])
 def test_clusters_of_many_codes(num_bits, monkeypatch):
     """Large enough for all of it: lookups, stepwise reach, pruned rings, ties, threads."""
-    monkeypatch.setattr(index_module, "RING_SHARE", 1)  # looks up radius 1 too
+    monkeypatch.setattr(segment, "RING_SHARE", 1)  # looks up radius 1 too
     rng = np.random.default_rng(num_bits)
     centres = rng.integers(0, 2**num_bits, 30, np.uint64)
 
@@ -249,17 +248,17 @@ def test_searches_beside_changes_see_one_state():
 
 
 def test_a_large_delta_is_merged(monkeypatch):
-    monkeypatch.setattr(index_module, "MERGE_FLOOR", 10)
+    monkeypatch.setattr(bucket_index, "MERGE_FLOOR", 10)
     index = BucketIndex.build(pack(range(8), 8), np.arange(8), 8)
     for start in range(8, 40, 4):
         index.add(pack(range(start, start + 4), 8), np.arange(start, start + 4))
         assert len(index) == start + 4
     index.merge()
-    assert len(index._state.base.items) == 40
+    assert len(index._segments.base.items) == 40
 
 
 def test_changes_during_a_merge_outlive_it(monkeypatch):
-    build, started, go = index_module._build_segment, threading.Event(), threading.Event()
+    build, started, go = segment.build_segment, threading.Event(), threading.Event()
 
     def slow_build(*arguments):
         if threading.current_thread() is merger:
@@ -270,7 +269,7 @@ def test_changes_during_a_merge_outlive_it(monkeypatch):
     pairs = [(code, code % 50) for code in range(200)]
     index = BucketIndex.build(pack(range(200), 16), np.arange(200) % 50, 16)
     merger = threading.Thread(target=index.merge)
-    monkeypatch.setattr(index_module, "_build_segment", slow_build)
+    monkeypatch.setattr(segment, "build_segment", slow_build)
     merger.start()
     assert started.wait(60)
     index.add(pack([7, 300], 16), np.array([3, 70]))
@@ -282,7 +281,7 @@ def test_changes_during_a_merge_outlive_it(monkeypatch):
     go.set()
     merger.join()
     check(index, pairs, [0, 7, 300])
-    assert len(index._state.base.items) == 200  # merged: without the removals that came later
+    assert len(index._segments.base.items) == 200  # merged: without the removals that came later
 
 
 def test_visits_are_the_buckets_of_algorithm_1():
@@ -305,7 +304,7 @@ def test_visits_are_the_buckets_of_algorithm_1():
                     fresh = len(bucket - met)
                     masks.append((mask, min(fresh, (k or 31) - len(met))))
                     met |= bucket
-            found = zip(visits.mask[part].tolist(), visits.fresh[part].tolist(), strict=True)
+            found = zip(visits.mask[part].tolist(), visits.new_items[part].tolist(), strict=True)
             assert list(found) == masks
 
 

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax import codes, histograms, metrics, pairs
+from mch_jax import codes, histograms, index, metrics, pairs
 from mch_jax.evaluation import evaluate
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import bucket as index
-from mch_jax.kernels import metric_kernels
+from mch_jax.kernels import histogram as histogram_kernels
 
 NUM_BITS = 11
 
@@ -120,9 +119,9 @@ def test_label_histogram_equals_histogram(case, on_device):
 @pytest.mark.parametrize(
     ("num_bits", "num_codes", "num_items", "num_classes"),
     [
-        (64, 6, 2 * metric_kernels.PIECE + 3, 80),  # one whole word, pieces that are not full
+        (64, 6, 2 * histogram_kernels.PIECE + 3, 80),  # one whole word, pieces that are not full
         (48, 2, 5, 130),
-        (32, 1, metric_kernels.BLOCK + 1, 1),
+        (32, 1, histogram_kernels.BLOCK + 1, 1),
         (130, 3, 70, 33),  # several words
         (16, 2, 0, 5),
     ],
@@ -200,7 +199,9 @@ def test_buckets_visited_are_those_of_a_search_for_each_k(seed, num_bits, most, 
     database = random_file(rng, num_items, most, num_bits, 3)
     ks = [k for k in ks if k <= num_items]
     counts = evaluate.histogram(query, database).sum(2)
-    probed, nonempty = evaluate.buckets_visited(query.codes, database, counts, ks)
+    probed, nonempty = index.visit_counts(
+        query.codes, database.codes, database.item, num_bits, counts, ks
+    )
     assert probed.shape == nonempty.shape == (5, len(ks))
     built = index.BucketIndex.build(database.codes, database.item, num_bits)
     for column, k in enumerate(ks):

@@ -16,7 +16,6 @@ from mch_jax.cluster.sharded import (
     merge_hits,
     shard_of,
     stop,
-    walk,
 )
 
 __all__ = [
@@ -35,5 +34,4 @@ __all__ = [
     "merge_hits",
     "shard_of",
     "stop",
-    "walk",
 ]

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from math import comb
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +25,15 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from mch_jax.files import write_json
-from mch_jax.index import BINOMIALS, Ball, BucketIndex, Hits, checked_items, joined, to_words
-from mch_jax.kernels import index_kernels
+from mch_jax.index import (
+    BucketIndex,
+    ItemsWithin,
+    NearestItems,
+    checked_items,
+    concatenated,
+    count_visits,
+    words_from_bytes,
+)
 
 FORMAT = "mch-shards/1"
 QUERIES_PER_CALL = 256
@@ -173,7 +179,7 @@ class Replica:
 # Merging answers ---------------------------------------------------------------------------------
 
 
-def merge_hits(parts: Sequence[tuple], k: int, num_bits: int) -> Hits:
+def merge_hits(parts: Sequence[tuple], k: int, num_bits: int) -> NearestItems:
     """Returns the hits of one index from those of its shards.
 
     Args:
@@ -193,34 +199,13 @@ def merge_hits(parts: Sequence[tuple], k: int, num_bits: int) -> Hits:
             part = slice(offsets[m], offsets[m + 1])
             masks.append(mask[part])
             fresh.append(new[part])
-        count, nonempty[m] = walk(np.concatenate(masks), np.concatenate(fresh), k, num_bits)
+        count, nonempty[m] = count_visits(np.concatenate(masks), np.concatenate(fresh), k, num_bits)
         probed.append(count)
     fits = max(probed, default=0) < 1 << 63
-    return Hits(item, distance, np.array(probed, np.int64 if fits else object), nonempty)
+    return NearestItems(item, distance, np.array(probed, np.int64 if fits else object), nonempty)
 
 
-def walk(masks: np.ndarray, fresh: np.ndarray, k: int, num_bits: int) -> tuple[int, int]:
-    """Returns the buckets that Algorithm 1 visits up to the k-th item, all and non-empty ones.
-
-    Args:
-      masks: flip masks of buckets that hold something, a bucket once for each shard.
-      fresh: how many items each is the first of its shard to hold; no two shards share an item.
-      k: how many items.
-      num_bits: q.
-    """
-    order = np.lexsort((masks, np.bitwise_count(masks)))
-    masks, met = masks[order], np.cumsum(fresh[order])
-    new_bucket = np.append(True, masks[1:] != masks[:-1]) if len(masks) else np.empty(0, bool)
-    last = int(np.searchsorted(met, k))
-    if last == len(masks):
-        return 1 << num_bits, int(new_bucket.sum())
-    mask = masks[last]
-    nearer = sum(comb(num_bits, i) for i in range(int(mask).bit_count()))
-    rank = int(index_kernels.mask_rank(mask, BINOMIALS))
-    return nearer + rank + 1, int(new_bucket[: last + 1].sum())
-
-
-def merge_balls(parts: Sequence[tuple]) -> Ball:
+def merge_balls(parts: Sequence[tuple]) -> ItemsWithin:
     """Returns the ball of one index from those of its shards, as `Replica.within` returns them."""
     num_queries = len(parts[0][0]) - 1
     offsets, nonempty = np.zeros(num_queries + 1, np.int64), np.zeros(num_queries, np.int64)
@@ -236,7 +221,7 @@ def merge_balls(parts: Sequence[tuple]) -> Ball:
         masks = [part[4][part[3][m] : part[3][m + 1]] for part in parts]
         nonempty[m] = len(np.unique(np.concatenate(masks)))
     empty = np.empty(0, np.int64), np.empty(0, np.int32)
-    return Ball(
+    return ItemsWithin(
         offsets,
         np.concatenate([empty[0], *items]),
         np.concatenate([empty[1], *distances]),
@@ -361,24 +346,28 @@ class ShardedIndex:
         """Bytes of the files, one copy."""
         return sum(size for _, _, size in self._ask_all("sizes"))
 
-    def search(self, query_codes: UInt8[np.ndarray, "m bytes"], k: int) -> Hits:
+    def search(self, query_codes: UInt8[np.ndarray, "m bytes"], k: int) -> NearestItems:
         """Returns the k nearest items of each query and Algorithm 1's counts."""
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
         chunks = self._in_chunks("search", query_codes, k)
         hits = [merge_hits(parts, k, self.num_bits) for parts in chunks]
-        return hits[0] if len(hits) == 1 else Hits(*map(np.concatenate, zip(*hits, strict=True)))
+        return (
+            hits[0]
+            if len(hits) == 1
+            else NearestItems(*map(np.concatenate, zip(*hits, strict=True)))
+        )
 
-    def within(self, query_codes: UInt8[np.ndarray, "m bytes"], radius: int) -> Ball:
+    def within(self, query_codes: UInt8[np.ndarray, "m bytes"], radius: int) -> ItemsWithin:
         """Returns every item within `radius` bits of each query, nearest first."""
         if radius < 0:
             raise ValueError(f"radius is {radius}, expected at least 0")
         chunks = self._in_chunks("within", query_codes, radius)
-        return joined([merge_balls(parts) for parts in chunks])
+        return concatenated([merge_balls(parts) for parts in chunks])
 
     def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:
         """Adds codes; an item that exists already gets them besides those it has."""
-        to_words(codes, self.num_bits)  # all of a wrong call is refused, or nothing
+        words_from_bytes(codes, self.num_bits)  # all of a wrong call is refused, or nothing
         checked_items(item, len(codes))
         shard = shard_of(item, self._shards.num_shards)
 

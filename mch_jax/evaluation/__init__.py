@@ -9,7 +9,7 @@ sweep: measures over the crop ratio and the keep threshold of one run.
 comparison: means, intervals and differences over the runs of a grid.
 """
 
-from mch_jax.evaluation.evaluate import buckets_visited, f1_bucket, histogram, measure
+from mch_jax.evaluation.evaluate import f1_bucket, histogram, measure
 from mch_jax.evaluation.results import (
     measure_run,
     read_results,
@@ -19,7 +19,6 @@ from mch_jax.evaluation.results import (
 )
 
 __all__ = [
-    "buckets_visited",
     "f1_bucket",
     "histogram",
     "measure",

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 
 from mch_jax import codes, histograms, metrics, pairs
 from mch_jax.files import code_sets
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BINOMIALS, to_words
-from mch_jax.kernels import index_kernels, metric_kernels
+from mch_jax.index import visit_counts
 from mch_jax.metrics import Histogram
 
 
@@ -54,9 +52,10 @@ def f1_bucket(
       threads: Maximum number of threads. Defaults to one per core.
     """
     counted = metrics.has_relevant(counts)
-    probed, nonempty = buckets_visited(
-        query.codes[counted], database, counts[counted].sum(2), ks, threads
-    )
+    probed, nonempty = visit_counts(
+        query.codes[counted], database.codes, database.item, database.num_bits,
+        counts[counted].sum(2), ks, threads,
+    )  # fmt: skip
     queries = max(int(counted.sum()), 1)
     return {
         "k": list(ks),
@@ -64,40 +63,6 @@ def f1_bucket(
         "probed": (probed.sum(0) / queries).tolist(),
         "nonempty": (nonempty.sum(0) / queries).tolist(),
     }
-
-
-def buckets_visited(
-    queries: UInt8[np.ndarray, "m bytes"],
-    database: CodeFile,
-    counts: Int[np.ndarray, "m distances"],
-    ks: Sequence[int],
-    threads: int | None = None,
-) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
-    """Returns the buckets that Algorithm 1 visits up to the k-th item, and those not empty.
-
-    Args:
-      queries: One code per query.
-      database: Codes of the database.
-      counts: Number of the database's items at each distance from each query.
-      ks: Numbers of items, none larger than the database.
-      threads: Maximum number of threads. Defaults to one per core.
-    """
-    ordered, column = np.unique(np.asarray(ks, np.int64), return_inverse=True)
-    probed, nonempty = (np.zeros((len(queries), len(ordered)), x) for x in (np.float64, np.int64))
-    if len(ordered):
-        words = to_words(database.codes, database.num_bits)
-        order = np.argsort(words)
-        buckets = index_kernels.distinct(words[order], database.item[order].astype(np.uint32))
-        words, within = to_words(queries, database.num_bits), counts.cumsum(1)
-
-        def run(rows: slice) -> None:
-            metric_kernels.visits(
-                *buckets, words[rows], within[rows], ordered, BINOMIALS, probed[rows],
-                nonempty[rows],
-            )  # fmt: skip
-
-        histograms.in_threads(run, len(queries), threads)
-    return probed[:, column], nonempty[:, column]
 
 
 def measure(

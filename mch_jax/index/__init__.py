@@ -1,51 +1,47 @@
-"""The bucket index: exact search for images that have several binary codes each."""
+"""The bucket index: exact search for items that have several binary codes each.
 
-from mch_jax.index.bucket import (
-    BINOMIALS,
-    CANDIDATE_FLOOR,
-    CODES_PER_PIVOT,
-    DTYPES,
-    INDEX_FORMAT,
-    MAX_BITS,
-    MAX_ITEM,
-    MAX_PROBE_RADIUS,
-    MERGE_FLOOR,
-    MERGE_SHARE,
-    NUM_PIVOTS,
-    PROBE_COST,
-    QUERIES_PER_TASK,
-    RING_SHARE,
-    Ball,
-    BucketIndex,
-    Hits,
-    Visits,
-    ball_size,
-    checked_items,
-    joined,
-    to_words,
-)
+`BucketIndex` answers queries, accepts additions and removals, and saves itself. The other functions
+are for those who work with its codes or its counts:
+
+* `words_from_bytes`, `checked_items`: codes and items as the index keeps them, checked.
+* `ball_size`, `count_visits`, `visit_counts`: the counts of Algorithm 1 without an index.
+* `concatenated`: the answers to several batches of queries as one.
+
+| module | holds |
+| --- | --- |
+| `bucket_index` | `BucketIndex` |
+| `answers` | the NamedTuples that it returns |
+| `segment` | building a segment, and the decisions that depend on its size |
+| `storage` | the files of a saved index |
+| `algorithm1` | the number of buckets that Algorithm 1 visits |
+| `words` | codes and items from the arrays of a codes file |
+
+The kernels are in `mch_jax.kernels`.
+"""
+
+from mch_jax.index.algorithm1 import ball_size, count_visits, visit_counts
+from mch_jax.index.answers import ItemsWithin, NearestItems, VisitedBuckets, concatenated
+from mch_jax.index.bucket_index import BucketIndex
+from mch_jax.index.storage import INDEX_FORMAT
+from mch_jax.index.words import MAX_BITS, MAX_ITEM, checked_items, words_from_bytes
+
+# Former names of the two kinds of answers.
+Hits, Ball = NearestItems, ItemsWithin
 
 __all__ = [
-    "BINOMIALS",
     "Ball",
     "BucketIndex",
-    "CANDIDATE_FLOOR",
-    "CODES_PER_PIVOT",
-    "DTYPES",
     "Hits",
     "INDEX_FORMAT",
+    "ItemsWithin",
     "MAX_BITS",
     "MAX_ITEM",
-    "MAX_PROBE_RADIUS",
-    "MERGE_FLOOR",
-    "MERGE_SHARE",
-    "NUM_PIVOTS",
-    "PROBE_COST",
-    "QUERIES_PER_TASK",
-    "RING_SHARE",
-    "Visits",
+    "NearestItems",
+    "VisitedBuckets",
     "ball_size",
     "checked_items",
-    "joined",
-    "to_words",
+    "concatenated",
+    "count_visits",
+    "visit_counts",
+    "words_from_bytes",
 ]

@@ -1,1 +1,23 @@
-"""Compiled kernels of the index and of the evaluator (numba)."""
+"""Compiled kernels (numba) of the bucket index and of the evaluator.
+
+| module | holds |
+| --- | --- |
+| `jit` | the two decorators, and when a compiled kernel on disk is out of date |
+| `bits` | popcount, hash and rank of a code: all that depends on a code being one 64-bit word |
+| `arrays` | sorting, selection, and buffers that grow |
+| `segment` | the arrays of a segment, and reads of single buckets |
+| `build` | making the arrays of a segment |
+| `scan` | finding the buckets within a distance of a query |
+| `rank` | ordering the items of the buckets found |
+| `search` | the k nearest items |
+| `within` | every item within a radius |
+| `visits` | the buckets that Algorithm 1 visits, one by one |
+| `visit_counts` | how many buckets it visits, from known distances (evaluator) |
+| `histogram` | items per distance and relevance (evaluator) |
+| `checksum` | a checksum at the speed of memory |
+
+Only `mch_jax.index` and `mch_jax.metrics` call kernels. In kernels, integers are int64 unless they
+are codes (uint64): NumPy's promotion rules would turn a mixture of the two into floats. Constants
+are passed as `ZERO` and `NO_LIMIT`, because a literal argument compiles another version of a
+function.
+"""

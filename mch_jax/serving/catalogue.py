@@ -16,7 +16,7 @@ from PIL import Image
 from mch_jax import regions
 from mch_jax.data import sources
 from mch_jax.files import codes_file
-from mch_jax.index import BucketIndex, Hits
+from mch_jax.index import BucketIndex, NearestItems
 from mch_jax.training.run import read_dataset
 
 THUMBNAIL_BYTES = 64 * 2**20
@@ -87,7 +87,7 @@ class Catalogue:
 
     def search(
         self, query: UInt8[np.ndarray, "1 bytes"], k: int, is_base: bool = False
-    ) -> tuple[list[Neighbour], Hits]:
+    ) -> tuple[list[Neighbour], NearestItems]:
         """Returns the k nearest images, by all their codes or by the whole images' alone."""
         hits = (self.base if is_base else self.index).search(query, k)
         found = []

@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 
 from mch_jax.files import whole_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BucketIndex, to_words
+from mch_jax.index import BucketIndex, words_from_bytes
 
 HEAD = """\
 -- {codes} codes of {num_bits} bits of {images} images; load with psql -f. See docs/sql.md.
@@ -66,7 +66,7 @@ def signed(codes: UInt8[np.ndarray, "c bytes"], num_bits: int) -> Int[np.ndarray
       codes: Packed codes of at most 64 bits.
       num_bits: Code length.
     """
-    return to_words(codes, num_bits).view(np.int64)
+    return words_from_bytes(codes, num_bits).view(np.int64)
 
 
 def statements(file: CodeFile) -> Iterator[str]:

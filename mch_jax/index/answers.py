@@ -1,0 +1,68 @@
+"""The answers of an index."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, Shaped, UInt64
+
+
+class NearestItems(NamedTuple):
+    """The k nearest items of each query, and the number of buckets that Algorithm 1 visits.
+
+    Attributes:
+      item: Items in ascending order of distance, then of item, each once; -1 where fewer than k
+        exist.
+      distance: Bits between the query and the item's nearest code; -1 likewise.
+      probed: Number of buckets that Algorithm 1 visits up to the one with the k-th item, empty ones
+        included. int64, or Python integers if one exceeds 2^63.
+      nonempty: Number of these buckets that hold an item.
+    """
+
+    item: Int64[np.ndarray, "m k"]
+    distance: Int32[np.ndarray, "m k"]
+    probed: Shaped[np.ndarray, " m"]
+    nonempty: Int64[np.ndarray, " m"]
+
+
+class ItemsWithin(NamedTuple):
+    """Every item within a radius of each query.
+
+    Attributes:
+      offsets: The items of query i are item[offsets[i]:offsets[i + 1]].
+      item: Items in ascending order of distance, then of item, each once.
+      distance: Bits between the query and the item's nearest code.
+      nonempty: Number of non-empty buckets within the radius, of `ball_size(q, radius)` in all.
+    """
+
+    offsets: Int64[np.ndarray, " m+1"]
+    item: Int64[np.ndarray, " n"]
+    distance: Int32[np.ndarray, " n"]
+    nonempty: Int64[np.ndarray, " m"]
+
+
+class VisitedBuckets(NamedTuple):
+    """The non-empty buckets that Algorithm 1 visits for each query, in its order.
+
+    Attributes:
+      offsets: The buckets of query i are those from offsets[i] to offsets[i + 1].
+      mask: Flip mask of the bucket: its code XOR the query's.
+      new_items: Number of items, among the first k, that the bucket is the first to hold.
+    """
+
+    offsets: Int64[np.ndarray, " m+1"]
+    mask: UInt64[np.ndarray, " n"]
+    new_items: Int64[np.ndarray, " n"]
+
+
+def concatenated(batches: Sequence[tuple]) -> ItemsWithin:
+    """Returns the items within a radius for consecutive batches of queries as one answer.
+
+    Args:
+      batches: The fields of `ItemsWithin` for each batch; at least one.
+    """
+    if len(batches) == 1:
+        return ItemsWithin(*batches[0])
+    offsets, *arrays = zip(*batches, strict=True)
+    sizes = np.concatenate([[0], *map(np.diff, offsets)])
+    return ItemsWithin(np.cumsum(sizes), *map(np.concatenate, arrays))

@@ -1,0 +1,339 @@
+"""Buckets and Algorithm 1: exact search for items that have several binary codes each.
+
+Algorithm 1 of the Multiple Code Hashing paper visits the buckets around a query by growing radius
+until k distinct items are found. The number of buckets explodes from radius 2 on, so the index
+computes the same answer and the same counts in another way: it looks up radius 0 and 1, and from
+there on reads only the codes that the triangle inequality leaves (`kernels.scan`).
+
+Conventions:
+  * An item counts once, at its nearest code. Equal distances come in ascending item order.
+  * Within a radius, buckets are visited by ascending flip mask, code XOR query as an integer.
+    `probed` counts them up to and including the one that holds the k-th distinct item, empty ones
+    too; `nonempty` counts those of them that hold an item. The k-th item met in that order decides
+    both. The last items of the answer are the smallest of all items at that distance, whichever
+    bucket they are in.
+  * If fewer than k items exist, all 2^q buckets have been visited.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8, UInt64
+
+from mch_jax.files import codes_file
+from mch_jax.index import segment, storage
+from mch_jax.index.algorithm1 import BINOMIALS
+from mch_jax.index.answers import ItemsWithin, NearestItems, VisitedBuckets, concatenated
+from mch_jax.index.words import MAX_BITS, checked_items, words_from_bytes
+from mch_jax.kernels import build, search, visits, within
+from mch_jax.kernels.segment import Segments, set_bits
+from mch_jax.kernels.threads import in_threads
+
+MERGE_SHARE = 0.25  # `add` merges a delta that is larger than this share of the base's codes
+MERGE_FLOOR = 65536
+
+
+class BucketIndex:
+    """Exact Hamming search over items with several binary codes each, of 1 to 64 bits.
+
+    Several threads may search at once, also during `add`, `remove`, `merge` and `save`, which wait
+    for each other. A search sees the index as it was before or after such a call.
+    """
+
+    def __init__(self, num_bits: int, segments: Segments):
+        self.num_bits = num_bits
+        self._segments = segments
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # additions not yet in the delta
+        self._lock = threading.RLock()
+        self._saved: storage.SavedState | None = None
+        self._merge_lock = threading.Lock()
+        self._merger: threading.Thread | None = None
+        self._changes: list[tuple] | None = None  # changes since the current merge began
+
+    @classmethod
+    def build(
+        cls, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"], num_bits: int
+    ) -> "BucketIndex":
+        """Returns an index of codes and the items that they belong to.
+
+        Args:
+          codes: Codes as in a codes file: bit i of a code is bit i % 8 of byte i // 8.
+          item: The item of each code, an integer from 0 to 2^32 - 1.
+          num_bits: Code length q.
+
+        Raises:
+          ValueError: num_bits is not in 1 to 64, or codes or items have the wrong form.
+        """
+        if not 1 <= num_bits <= MAX_BITS:
+            raise ValueError(
+                f"num_bits is {num_bits}, expected 1 to {MAX_BITS}: the index keeps a code in one "
+                "64-bit word; rank longer codes with mch_jax.metrics instead"
+            )
+        words, item = words_from_bytes(codes, num_bits), checked_items(item, len(codes))
+        base = segment.build_segment(words, item, num_bits)
+        return cls(int(num_bits), Segments(base, segment.empty_segment(int(num_bits))))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> "BucketIndex":
+        """Returns an index of a codes file, such as `codes/database.npz` of a run."""
+        file = codes_file.load(path)
+        try:
+            return cls.build(file.codes, file.item, file.num_bits)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def __len__(self) -> int:
+        """Returns the number of distinct items."""
+        base, delta = self._current()
+        items = np.concatenate([segment.live_pairs(base)[1], delta.items])
+        return len(np.unique(items))
+
+    @property
+    def num_codes(self) -> int:
+        """Number of (code, item) pairs. Removed ones count until the next merge."""
+        base, delta = self._current()
+        return len(base.items) + len(delta.items)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays in bytes, in memory or, for an opened index, in mapped files."""
+        base, delta = self._current()
+        return sum(array.nbytes for array in (*base, *delta))
+
+    @property
+    def version(self) -> str | None:
+        """Version of the files that were opened or saved last; None if there are none."""
+        return self._saved.version if self._saved else None
+
+    @property
+    def pivots(self) -> UInt64[np.ndarray, " p"]:
+        """The codes around which the others are arranged in rings, as integers."""
+        return np.asarray(self._current().base.pivots)
+
+    def rings(
+        self, codes: UInt8[np.ndarray, "c bytes"]
+    ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
+        """Returns the nearest pivot of each code, and the distance to it."""
+        words = words_from_bytes(codes, self.num_bits)
+        ring = build.assign_rings(words, self.pivots, self.num_bits)
+        return ring // (self.num_bits + 1), ring % (self.num_bits + 1)
+
+    def search(
+        self, query_codes: UInt8[np.ndarray, "m bytes"], k: int, threads: int | None = None
+    ) -> NearestItems:
+        """Returns the k nearest items of each query and the counts of Algorithm 1.
+
+        Args:
+          query_codes: One code per query.
+          k: Number of items, at least 1. It may exceed the number of items that exist.
+          threads: Maximum number of threads. Defaults to one per core; few queries take only one.
+
+        Raises:
+          ValueError: k is below 1, or the codes have the wrong form.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}, expected at least 1")
+        queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
+        base, delta = self._current()
+        lookup_radius = segment.lookup_radius(base, num_bits)
+        order = segment.reading_order(base, queries, num_bits)
+        item = np.empty((len(queries), k), np.int64)
+        distance = np.empty((len(queries), k), np.int32)
+        probed = np.empty(len(queries), np.uint64)
+        nonempty = np.empty(len(queries), np.int64)
+
+        def run(rows: slice) -> None:
+            search.nearest_items(
+                base, delta, queries, order[rows], k, num_bits, lookup_radius, BINOMIALS,
+                item, distance, probed, nonempty,
+            )  # fmt: skip
+
+        self._in_threads(run, len(queries), threads)
+        return NearestItems(item, distance, self._exact(probed), nonempty)
+
+    def within(
+        self, query_codes: UInt8[np.ndarray, "m bytes"], radius: int, threads: int | None = None
+    ) -> ItemsWithin:
+        """Returns every item within a radius of each query, nearest first.
+
+        Args:
+          query_codes: One code per query.
+          radius: Distance in bits, at least 0.
+          threads: Maximum number of threads. Defaults to one per core; few queries take only one.
+
+        Raises:
+          ValueError: radius is negative, or the codes have the wrong form.
+        """
+        if radius < 0:
+            raise ValueError(f"radius is {radius}, expected at least 0")
+        num_bits = self.num_bits
+        queries, radius = words_from_bytes(query_codes, num_bits), min(radius, num_bits)
+        base, delta = self._current()
+        by_lookup = radius <= segment.lookup_radius(base, num_bits)
+        unchanged = not len(base.dead) and not len(delta.keys)
+
+        def run(rows: slice) -> tuple:
+            if radius == 0 and unchanged:
+                return within.items_at_code(base, queries[rows], num_bits)
+            return within.items_within(base, delta, queries[rows], num_bits, radius, by_lookup)
+
+        return concatenated(self._in_threads(run, len(queries), threads))
+
+    def visits(
+        self,
+        query_codes: UInt8[np.ndarray, "m bytes"],
+        k: int | None = None,
+        radius: Int[np.ndarray, " m"] | None = None,
+    ) -> VisitedBuckets:
+        """Returns the non-empty buckets that Algorithm 1 visits up to the k-th item, one by one.
+
+        Args:
+          query_codes: One code per query.
+          k: Number of items. Defaults to all.
+          radius: Distance of each query's k-th item, if it is known; this saves time.
+        """
+        queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
+        base, delta = self._current()
+        if radius is None:
+            radius = np.full(len(queries), num_bits)
+        k = len(base.items) + len(delta.items) + 1 if k is None else k
+        radii = np.asarray(radius, np.int64)
+        return VisitedBuckets(*visits.visited_buckets(base, delta, queries, num_bits, radii, k))
+
+    def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:
+        """Adds codes. An item that exists already keeps its other codes.
+
+        If much was added since the last merge, a thread starts another merge.
+
+        Args:
+          codes: Codes as for `build`.
+          item: The item of each code.
+        """
+        words, item = words_from_bytes(codes, self.num_bits).copy(), checked_items(item, len(codes))
+        with self._lock:
+            self._pending.append((words, item))
+            if self._changes is not None:
+                self._changes.append((words, item))
+            num_pending = sum(len(items) for _, items in self._pending)
+            base, delta = self._segments
+            limit = max(MERGE_FLOOR, MERGE_SHARE * len(base.items))
+            is_large = len(delta.items) + num_pending > limit
+            if is_large and not (self._merger and self._merger.is_alive()):
+                self._merger = threading.Thread(target=self.merge, daemon=True)
+                self._merger.start()
+
+    def remove(self, item: int | Int[np.ndarray, " n"]) -> None:
+        """Removes items with all their codes. Items that do not exist are ignored."""
+        item = checked_items(np.atleast_1d(item))
+        with self._lock:
+            base, delta = self._current()
+            if self._changes is not None:
+                self._changes.append((None, item))
+            num_words = int(base.items.max()) // 64 + 1 if len(base.items) else 0
+            dead = base.dead.copy() if len(base.dead) else np.zeros(num_words, np.uint64)
+            set_bits(item[item < 64 * num_words], dead)
+            words, items = segment.all_pairs(delta)
+            keep = ~np.isin(items, item)
+            if not keep.all():
+                delta = segment.build_segment(words[keep], items[keep], self.num_bits)
+            self._segments = Segments(base._replace(dead=dead), delta)
+
+    def merge(self) -> None:
+        """Rewrites base, additions and removals as one base, which makes searches fastest.
+
+        Searches, additions and removals in other threads continue meanwhile.
+        """
+        with self._merge_lock:
+            with self._lock:
+                base, delta = self._current()
+                self._changes = []
+            try:
+                pairs = [segment.live_pairs(base), segment.all_pairs(delta)]
+                words, item = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+                base = segment.build_segment(words, item, self.num_bits)
+                with self._lock:
+                    changes, self._pending = self._changes, []
+                    self._segments = Segments(base, segment.empty_segment(self.num_bits))
+                    self._changes = None
+                    for words, item in changes:
+                        if words is None:
+                            self.remove(item)
+                        else:
+                            self._pending.append((words, item))
+            finally:
+                self._changes = None
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Saves the index, replacing the one in `directory` in one step.
+
+        Only arrays that changed since the directory was opened or saved are written. A crash leaves
+        the index that was saved last.
+
+        Args:
+          directory: Where to save it; created if it does not exist.
+
+        Raises:
+          ValueError: The directory holds something that is not an index.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with self._lock, storage.lock(directory):
+            self._saved = storage.save(directory, self.num_bits, self._current(), self._saved)
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        verify: bool = True,
+        like: "BucketIndex | None" = None,
+    ) -> "BucketIndex":
+        """Opens a saved index with its arrays mapped into memory.
+
+        Args:
+          directory: Where `save` put it.
+          verify: Whether to compare every file with its checksum, which reads all of it once.
+            Otherwise only names, sizes and shapes are checked.
+          like: An index opened from the same directory before. Arrays that have not changed are
+            taken from it.
+
+        Raises:
+          ValueError: A file is missing, damaged or not part of an index; the message names it.
+        """
+        earlier = like._saved if like else None
+        num_bits, segments, saved = storage.load(Path(directory), verify, earlier)
+        index = cls(num_bits, segments)
+        index._saved = saved
+        return index
+
+    @staticmethod
+    def version_of(directory: str | os.PathLike) -> str:
+        """Returns the version of the state that is saved in a directory."""
+        return storage.version_of(Path(directory))
+
+    def _current(self) -> Segments:
+        """Returns the segments, with pending additions in the delta."""
+        if self._pending:
+            with self._lock:
+                base, delta = self._segments
+                pairs = [segment.all_pairs(delta), *self._pending]
+                words, item = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+                delta = segment.build_segment(words, item, self.num_bits)
+                self._segments = Segments(base, delta)
+                self._pending = []
+        return self._segments
+
+    def _in_threads(self, run, num_queries: int, threads: int | None) -> list:
+        return in_threads(
+            run, num_queries, threads, slices_per_thread=4, min_slice=segment.QUERIES_PER_TASK
+        )
+
+    def _exact(self, probed: UInt64[np.ndarray, " m"]) -> np.ndarray:
+        """Returns the kernel's counts with 0 as 2^q, as int64 where they fit."""
+        if self.num_bits < 63:
+            probed[probed == 0] = 1 << self.num_bits
+            return probed.view(np.int64)
+        if ((probed > 0) & (probed < 1 << 63)).all():
+            return probed.view(np.int64)
+        return np.array([int(count) or 1 << self.num_bits for count in probed], object)

@@ -1,0 +1,103 @@
+"""Builds segments and decides what depends on their size.
+
+`kernels.segment` describes the arrays.
+"""
+
+import functools
+from math import comb
+
+import numpy as np
+from jaxtyping import Int, UInt32, UInt64
+
+from mch_jax.kernels import build
+from mch_jax.kernels.segment import DIRECT_BITS, Segment
+
+NUM_PIVOTS = 256
+CANDIDATE_FLOOR = 1024  # pivots are chosen among at least this many of the fullest buckets
+CODES_PER_PIVOT = 64  # with fewer codes per pivot, comparing pivots would cost more than reading
+QUERIES_PER_TASK = 64
+
+# Measured (docs/search.md): one lookup costs as much as reading LOOKUP_COST codes, and the rings
+# around a query hold about RING_SHARE of all codes. The C(q, 2) lookups of radius 2 never paid.
+LOOKUP_COST, RING_SHARE, MAX_LOOKUP_RADIUS = 384, 1 / 64, 1
+
+
+def build_segment(
+    words: UInt64[np.ndarray, " c"], item: UInt32[np.ndarray, " c"], num_bits: int
+) -> Segment:
+    """Returns the segment of codes and their items in any order. Repeated pairs count once.
+
+    Raises:
+      ValueError: There are 2^32 codes or more.
+    """
+    if len(words) >= 2**32:
+        raise ValueError(f"{len(words)} codes, expected fewer than 2^32; use several indexes")
+    order = np.argsort(words)
+    keys, offsets, items = build.group_by_code(words[order], item[order])
+    del order
+    fullest = np.argsort(-np.diff(offsets.astype(np.int64)), kind="stable")
+    fullest = fullest[: max(CANDIDATE_FLOOR, len(keys) // 16)]  # where codes are dense
+    limit = min(NUM_PIVOTS, -(-len(keys) // CODES_PER_PIVOT))
+    pivots = np.empty(0, np.uint64)
+    if limit:
+        pivots = build.choose_pivots(keys[fullest], num_bits // 6, limit)
+    ring = build.assign_rings(keys, pivots, num_bits)
+    num_rings = len(pivots) * (num_bits + 1)
+    sorted_keys = _cache_aligned(len(keys))
+    offsets, items, rings = build.sort_by_ring(keys, offsets, items, ring, num_rings, sorted_keys)
+    table = np.zeros(num_slots(len(keys), num_bits), np.uint32)
+    build.fill_table(sorted_keys, table, num_bits)
+    return Segment(sorted_keys, offsets, items, pivots, rings, table, np.empty(0, np.uint64))
+
+
+@functools.cache
+def empty_segment(num_bits: int) -> Segment:
+    """Returns the segment without codes."""
+    return build_segment(np.empty(0, np.uint64), np.empty(0, np.uint32), num_bits)
+
+
+def _cache_aligned(size: int) -> UInt64[np.ndarray, " n"]:
+    """Returns an uninitialised array that begins at a cache line, as arrays of mapped files do."""
+    larger = np.empty(size + 8, np.uint64)
+    start = -larger.ctypes.data % 64 // 8
+    return larger[start : start + size]
+
+
+def num_slots(num_keys: int, num_bits: int) -> int:
+    """Returns the size of the table of a segment."""
+    if num_bits <= DIRECT_BITS:
+        return 1 << num_bits
+    return 1 << max(1, (3 * num_keys // 2).bit_length())
+
+
+def all_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c"], UInt32[np.ndarray, " c"]]:
+    """Returns the code and the item of every pair, removed ones included."""
+    return np.repeat(segment.keys, np.diff(segment.offsets)), np.asarray(segment.items)
+
+
+def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c"], UInt32[np.ndarray, " c"]]:
+    """Returns the code and the item of every pair whose item was not removed."""
+    words, items = all_pairs(segment)
+    if not len(segment.dead):
+        return words, items
+    is_dead = segment.dead[items >> np.uint32(6)] >> (items & np.uint32(63)).astype(np.uint64)
+    keep = is_dead & np.uint64(1) == 0
+    return words[keep], items[keep]
+
+
+def reading_order(
+    segment: Segment, queries: UInt64[np.ndarray, " m"], num_bits: int
+) -> Int[np.ndarray, " m"]:
+    """Returns an order of the queries in which neighbours read the same part of memory."""
+    if len(queries) < QUERIES_PER_TASK or not len(segment.pivots):
+        return np.arange(len(queries))
+    return np.argsort(build.assign_rings(queries, segment.pivots, num_bits), kind="stable")
+
+
+def lookup_radius(segment: Segment, num_bits: int) -> int:
+    """Returns the largest radius at which looking up codes costs less than reading rings."""
+    radius, ring_codes = 0, len(segment.keys) * RING_SHARE
+    largest = min(MAX_LOOKUP_RADIUS, num_bits)
+    while radius < largest and comb(num_bits, radius + 1) * LOOKUP_COST < ring_codes:
+        radius += 1
+    return radius

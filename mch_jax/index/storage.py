@@ -1,0 +1,267 @@
+"""The files of a saved index: a `meta.json` and one .npy file per array.
+
+Arrays are written under new names, and replacing `meta.json` makes them the saved state. A crash
+before that leaves the previous state.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mch_jax.index.segment import num_slots
+from mch_jax.index.words import MAX_BITS
+from mch_jax.kernels import checksum as checksum_kernel
+from mch_jax.kernels.segment import Segment, Segments
+
+INDEX_FORMAT = "mch-index/2"
+DTYPES = Segment(
+    keys=np.uint64, offsets=np.uint32, items=np.uint32, pivots=np.uint64, rings=np.uint32,
+    table=np.uint32, dead=np.uint64,
+)  # fmt: skip
+_ARRAY_FILE = re.compile(rf"(base|delta)-({'|'.join(Segment._fields)})-[0-9a-f]{{16}}\.npy")
+
+
+class SavedState(NamedTuple):
+    """What is known about the files of an index.
+
+    Attributes:
+      directory: Where they are.
+      arrays: Each array by name, with its entry in `meta.json`.
+      version: Digest of `meta.json`.
+    """
+
+    directory: Path
+    arrays: dict[str, tuple[np.ndarray, dict]]
+    version: str
+
+
+def save(
+    directory: Path, num_bits: int, segments: Segments, earlier: SavedState | None
+) -> SavedState:
+    """Saves the arrays of an index. Call it under `lock`.
+
+    Args:
+      directory: Where to save them. It has to exist.
+      num_bits: Code length q.
+      segments: The arrays.
+      earlier: An earlier state. Its arrays are not written again if it has the same directory.
+
+    Raises:
+      ValueError: The directory holds something that is not an index.
+    """
+    if (directory / "meta.json").exists():
+        _read_meta(directory, any_version=True)  # never overwrite something else
+    known = _known_arrays(directory, earlier)
+    entries, arrays = {}, {}
+    for name, array in _named_arrays(segments):
+        known_array, entry = known.get(name, (None, None))
+        if known_array is not array or entry is None or not (directory / entry["file"]).exists():
+            entry = _write_array(directory, name, array)
+        entries[name], arrays[name] = entry, (array, entry)
+    meta = {"format": INDEX_FORMAT, "num_bits": num_bits, "files": entries}
+    _write_meta(directory, meta)
+    _remove_others(directory, {entry["file"] for entry in entries.values()})
+    return SavedState(directory.resolve(), arrays, _digest(meta))
+
+
+def load(
+    directory: Path, verify: bool, earlier: SavedState | None
+) -> tuple[int, Segments, SavedState]:
+    """Returns the code length and the arrays of a saved index, mapped into memory.
+
+    Args:
+      directory: Where the index was saved.
+      verify: Whether to compare every file with its checksum.
+      earlier: An earlier state. Its arrays are used again if they have not changed.
+
+    Raises:
+      ValueError: A file is missing, damaged or not part of an index; the message names it.
+    """
+    known = _known_arrays(directory, earlier)
+    while True:
+        meta = _read_meta(directory)
+        try:
+            arrays = {
+                name: known[name][0]
+                if name in known and known[name][1] == entry
+                else _map_array(directory, name, entry, verify)
+                for name, entry in meta["files"].items()
+            }
+            break
+        except FileNotFoundError as error:
+            if _read_meta(directory) == meta:
+                raise ValueError(f"{error.filename} is missing; save the index again") from None
+            # Another process saved the index between the two reads: try again.
+    segments = Segments(
+        *(
+            Segment(*(arrays[f"{segment}-{field}"] for field in Segment._fields))
+            for segment in Segments._fields
+        )
+    )
+    for segment in segments:
+        _check_shapes(directory, segment, meta["num_bits"])
+    entries = {name: (arrays[name], entry) for name, entry in meta["files"].items()}
+    return meta["num_bits"], segments, SavedState(directory.resolve(), entries, _digest(meta))
+
+
+def version_of(directory: Path) -> str:
+    """Returns the version of the state that is saved in a directory."""
+    return _digest(_read_meta(directory))
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keeps other processes from writing to the directory."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _known_arrays(
+    directory: Path, earlier: SavedState | None
+) -> dict[str, tuple[np.ndarray, dict]]:
+    same = earlier is not None and earlier.directory == directory.resolve()
+    return earlier.arrays if earlier is not None and same else {}
+
+
+def _named_arrays(segments: Segments) -> Iterator[tuple[str, np.ndarray]]:
+    for name, segment in zip(Segments._fields, segments, strict=True):
+        for field, array in zip(Segment._fields, segment, strict=True):
+            yield f"{name}-{field}", array
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _checksum(raw: np.ndarray) -> str:
+    whole = len(raw) // 8 * 8
+    tail = np.zeros(8, np.uint8)
+    tail[: len(raw) - whole] = raw[whole:]
+    value = checksum_kernel.checksum(raw[:whole].view(np.uint64))
+    return f"{value:016x}-{tail.tobytes().hex()}"
+
+
+def _write_array(directory: Path, name: str, array: np.ndarray) -> dict[str, Any]:
+    """Writes an array under a new name and flushes it to disk; returns its `meta.json` entry."""
+    path = directory / f"{name}-{secrets.token_hex(8)}.npy"
+    with path.open("xb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    raw = np.asarray(np.memmap(path, np.uint8, "c"))
+    return {"file": path.name, "bytes": len(raw), "checksum": _checksum(raw)}
+
+
+def _digest(meta: dict) -> str:
+    return hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _write_meta(directory: Path, meta: dict) -> None:
+    """Replaces the meta file. From then on the new state is the saved one."""
+    path = directory / "meta.json.new"
+    with path.open("w") as file:
+        json.dump({**meta, "checksum": _digest(meta)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(directory)
+    path.replace(directory / "meta.json")
+    _sync_directory(directory)
+
+
+def _read_meta(directory: Path, any_version: bool = False) -> dict[str, Any]:
+    path = directory / "meta.json"
+    try:
+        meta = json.loads(path.read_bytes())
+        version = meta["format"]
+    except OSError as error:
+        raise ValueError(
+            f"{path}: {error.strerror}; expected a directory written by save"
+        ) from None
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(
+            f"{path} is damaged or does not belong to an index; save the index again"
+        ) from None
+    if any_version and str(version).startswith("mch-index/"):
+        return meta
+    if version != INDEX_FORMAT:
+        raise ValueError(f"{path} is of format {version!r}, expected {INDEX_FORMAT!r}")
+    if meta.pop("checksum", None) != _digest(meta):
+        raise ValueError(f"{path} is damaged: its checksum differs; save the index again")
+    if not _is_complete(meta):
+        raise ValueError(f"{path} lacks entries that save writes; save the index again")
+    return meta
+
+
+def _is_complete(meta: dict) -> bool:
+    """Returns whether a meta file has all that opening needs, with files in its own directory."""
+    num_bits, files = meta.get("num_bits"), meta.get("files")
+    names = {f"{segment}-{field}" for segment in Segments._fields for field in Segment._fields}
+    return (
+        type(num_bits) is int
+        and 1 <= num_bits <= MAX_BITS
+        and isinstance(files, dict)
+        and files.keys() == names
+        and all(
+            isinstance(entry, dict)
+            and type(entry.get("bytes")) is int
+            and isinstance(entry.get("checksum"), str)
+            and _ARRAY_FILE.fullmatch(str(entry.get("file")))
+            for entry in files.values()
+        )
+    )
+
+
+def _map_array(directory: Path, name: str, entry: dict, verify: bool) -> np.ndarray:
+    """Returns the array of a file, mapped into memory.
+
+    The mapping is copy-on-write, because kernels are compiled for arrays that can be written.
+    """
+    path, dtype = directory / entry["file"], np.dtype(getattr(DTYPES, name.split("-")[1]))
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise ValueError(
+            f"{path} has {size} bytes, expected {entry['bytes']}; save the index again"
+        )
+    raw = np.asarray(np.memmap(path, np.uint8, "c"))
+    if verify and _checksum(raw) != entry["checksum"]:
+        raise ValueError(f"{path} is damaged: its checksum differs; save the index again")
+    start = 10 + int(raw[8]) + 256 * int(raw[9])  # the .npy header: magic, version, length, text
+    if (size - start) % dtype.itemsize or start % 64:
+        raise ValueError(f"{path} is damaged: its header differs; save the index again")
+    return raw[start:].view(dtype)
+
+
+def _check_shapes(directory: Path, segment: Segment, num_bits: int) -> None:
+    """Refuses arrays that do not fit each other, which a checksum per file cannot show."""
+    keys, offsets, items, pivots, rings, table, _ = segment
+    fits = (
+        len(offsets) == len(keys) + 1
+        and offsets[-1] == len(items)
+        and len(rings) == len(pivots) * (num_bits + 1) + 1
+        and rings[-1] == len(keys)
+        and len(table) == num_slots(len(keys), num_bits)
+    )
+    if not fits:
+        raise ValueError(f"{directory}: the files do not belong together; save the index again")
+
+
+def _remove_others(directory: Path, names: set[str]) -> None:
+    """Deletes the arrays of earlier states and of interrupted saves."""
+    for path in directory.iterdir():
+        if _ARRAY_FILE.fullmatch(path.name) and path.name not in names:
+            path.unlink()

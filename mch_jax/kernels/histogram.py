@@ -1,0 +1,129 @@
+"""Kernels that count items per distance and relevance, on the CPU.
+
+Blocks of items that fit into the cache are compared with every query before the next block, and
+the query x database matrix never exists in memory. XOR, popcount, minimum and the label test are
+loops that LLVM turns into vector instructions. One scalar increment per item remains.
+"""
+
+import numpy as np
+
+from mch_jax.kernels.bits import popcount
+from mch_jax.kernels.jit import kernel
+
+BLOCK = 8192  # items compared with every query before the next block; 384 KiB of six codes each
+PIECE = 1024  # items whose distances and bins fit into the first-level cache; a multiple of 4
+
+_LANE, _MASK = np.uint64(16), np.uint64(0xFFFF)  # a word holds four bins
+
+
+@kernel
+def fill_distances(codes, query, near):
+    """Fills `near` with the distance between a word of the query and that of each code."""
+    for i in range(codes.size):
+        near[i] = popcount(codes[i] ^ query)
+
+
+@kernel
+def lower_to_distances(codes, query, near):
+    """Lowers `near` to the distance between the query's word and each code, where it is less."""
+    for i in range(codes.size):
+        near[i] = min(near[i], popcount(codes[i] ^ query))
+
+
+@kernel
+def add_distances(codes, query, distance):
+    """Adds the distance between a word of the query and that of each code."""
+    for i in range(codes.size):
+        distance[i] += popcount(codes[i] ^ query)
+
+
+@kernel
+def lower_to(near, distance):
+    """Lowers `near` to `distance` where that is less."""
+    for i in range(near.size):
+        near[i] = min(near[i], distance[i])
+
+
+@kernel
+def fill_shared(labels, label, shared):
+    """Fills `shared` with whether the label words of the query and of each item intersect."""
+    for i in range(labels.size):
+        shared[i] = (labels[i] & label) != 0
+
+
+@kernel
+def add_shared(labels, label, shared):
+    """Sets `shared` where the label words of the query and of an item intersect."""
+    for i in range(labels.size):
+        shared[i] |= (labels[i] & label) != 0
+
+
+@kernel
+def fill_bins(near, shared, bins):
+    """Fills `bins` with 2 * distance + whether a label is shared."""
+    for i in range(near.size):
+        bins[i] = np.uint16(near[i] << near.dtype.type(1)) | np.uint16(shared[i])
+
+
+@kernel
+def count_bins(bins, a, b, c, d):
+    """Counts bins, four in a word, in four tables.
+
+    In a single table, consecutive increments of the same bin would wait for each other.
+    """
+    for i in range(bins.size):
+        word = bins[i]
+        a[word & _MASK] += np.uint32(1)
+        b[(word >> _LANE) & _MASK] += np.uint32(1)
+        c[(word >> np.uint64(2) * _LANE) & _MASK] += np.uint32(1)
+        d[word >> np.uint64(3) * _LANE] += np.uint32(1)
+
+
+@kernel
+def label_histogram(queries, codes, query_labels, labels, counts):
+    """Counts the items of each bin, 2 * distance + relevance, for each query.
+
+    Args:
+      queries: [m, w], words of the queries' codes.
+      codes: [t, w, n], words of the items' codes, of the same dtype.
+      query_labels: uint64 [m, lw], words of the queries' labels.
+      labels: uint64 [lw, n], words of the items' labels.
+      counts: int64 [m, 2 (q + 1)]; the counts are added to it.
+    """
+    num_codes, num_words, num_items = codes.shape
+    near_all, distance_all = np.empty(PIECE, codes.dtype), np.empty(PIECE, codes.dtype)
+    shared_all, bins = np.zeros(PIECE, np.uint8), np.zeros(PIECE, np.uint16)
+    tables = np.zeros((4, counts.shape[1]), np.uint32)
+    for start in range(0, num_items, BLOCK):
+        end = min(start + BLOCK, num_items)
+        for m in range(queries.shape[0]):
+            for first in range(start, end, PIECE):
+                last = min(first + PIECE, end)
+                size = last - first
+                near, shared = near_all[:size], shared_all[:size]
+                fill_distances(codes[0, 0, first:last], queries[m, 0], near)
+                for w in range(1, num_words):
+                    add_distances(codes[0, w, first:last], queries[m, w], near)
+                for t in range(1, num_codes):
+                    if num_words == 1:
+                        lower_to_distances(codes[t, 0, first:last], queries[m, 0], near)
+                        continue
+                    distance = distance_all[:size]
+                    fill_distances(codes[t, 0, first:last], queries[m, 0], distance)
+                    for w in range(1, num_words):
+                        add_distances(codes[t, w, first:last], queries[m, w], distance)
+                    lower_to(near, distance)
+                for w in range(labels.shape[0]):
+                    if w == 0:
+                        fill_shared(labels[w, first:last], query_labels[m, w], shared)
+                    else:
+                        add_shared(labels[w, first:last], query_labels[m, w], shared)
+                fill_bins(near, shared, bins[:size])
+                whole = size - size % 4
+                words = bins[:whole].view(np.uint64)
+                count_bins(words, tables[0], tables[1], tables[2], tables[3])
+                for i in range(whole, size):
+                    tables[0, bins[i]] += np.uint32(1)
+            for b in range(counts.shape[1]):
+                counts[m, b] += np.int64(tables[0, b] + tables[1, b] + tables[2, b] + tables[3, b])
+            tables[:] = 0

@@ -1,0 +1,276 @@
+"""Kernels that find the buckets within a distance of a query.
+
+There are two ways: to look up every code at a radius, or to read the rings that can hold a code
+within reach. The triangle inequality bounds these rings, and those of one pivot are adjacent in
+memory, so that they are read with one vectorised loop.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from mch_jax.kernels.arrays import sort
+from mch_jax.kernels.bits import hamming, lowest_bit, mask_within, popcount
+from mch_jax.kernels.jit import kernel, leaf
+from mch_jax.kernels.segment import NO_LIMIT, ROW_BITS, ZERO, find_row
+
+REACH, NUM_WITHIN, NUM_FOUND, NUM_ITEMS = range(4)  # of BucketsFound.counters
+PIVOT_MASK = 0xFFFFFFFF
+
+
+class BucketsFound(NamedTuple):
+    """The buckets found for one query so far. Kernels change the arrays in place.
+
+    Attributes:
+      buckets: distance << ROW_BITS | row, in the order found; `counters[NUM_FOUND]` of them count.
+      counters: REACH, the largest distance at which buckets are still collected; NUM_WITHIN, the
+        number of buckets within reach that were found by scanning; NUM_FOUND, the number of buckets
+        found; NUM_ITEMS, the number of items in buckets found by lookup.
+      per_distance: Number of buckets that were found by scanning at each distance.
+    """
+
+    buckets: Int64[np.ndarray, " size"]
+    counters: Int64[np.ndarray, "4"]
+    per_distance: Int64[np.ndarray, " q+1"]
+
+
+class PivotOrder(NamedTuple):
+    """The pivots of a segment as seen from one query, and buffers for sorting them.
+
+    Attributes:
+      order: distance << 32 | pivot, the nearest pivot first.
+      spare: A buffer of at least the same size.
+      starts: A buffer for counting by distance.
+    """
+
+    order: Int64[np.ndarray, " p"]
+    spare: Int64[np.ndarray, " p"]
+    starts: Int64[np.ndarray, " q+2"]
+
+
+@kernel
+def new_buckets_found(size, num_bits):
+    """Returns empty `BucketsFound` with capacity for `size` buckets."""
+    counters, per_distance = np.zeros(4, np.int64), np.zeros(num_bits + 1, np.int64)
+    return BucketsFound(np.empty(size, np.int64), counters, per_distance)
+
+
+@kernel
+def with_twice_the_capacity(found):
+    """Returns `BucketsFound` with room for twice as many buckets. Those found so far are lost."""
+    buckets = np.empty(2 * found.buckets.size, np.int64)
+    return BucketsFound(buckets, found.counters, found.per_distance)
+
+
+@kernel
+def new_pivot_orders(segments, num_bits):
+    """Returns a `PivotOrder` for each of the two segments. They share their buffers."""
+    num_base, num_delta = segments.base.pivots.size, segments.delta.pivots.size
+    spare, starts = np.empty(max(num_base, num_delta), np.int64), np.zeros(num_bits + 2, np.int64)
+    base = PivotOrder(np.empty(num_base, np.int64), spare, starts)
+    return base, PivotOrder(np.empty(num_delta, np.int64), spare, starts)
+
+
+@leaf
+def look_up_radius(segment, first_row, query, num_bits, radius, found):
+    """Looks up every code at exactly `radius` and appends the buckets that exist to `found`.
+
+    Args:
+      segment: The segment to look in.
+      first_row: Number of its first row among the rows of all segments.
+      query: The query's code.
+      num_bits: Code length q.
+      radius: Distance in bits, from 0 to q.
+      found: Buckets found so far; changed.
+
+    Returns:
+      False if `found` was too small for all of them.
+    """
+    keys, offsets, table = segment.keys, segment.offsets, segment.table
+    buckets, counters = found.buckets, found.counters
+    flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
+    last = flips << np.uint64((num_bits - radius) % 64)
+    while True:
+        row = find_row(table, keys, query ^ flips, num_bits)
+        if row >= 0:
+            if counters[NUM_FOUND] == buckets.size:
+                return False
+            buckets[counters[NUM_FOUND]] = (radius << ROW_BITS) | (first_row + row)
+            counters[NUM_FOUND] += 1
+            counters[NUM_ITEMS] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
+        if flips == last:
+            return True
+        low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
+        carry = flips + low
+        zeros = popcount(low - np.uint64(1))  # two shifts, because a shift by 64 is undefined
+        flips = carry | ((flips ^ carry) >> zeros >> np.uint64(2))
+
+
+@leaf
+def _scan_rows(keys, first_row, start, stop, query, enough, found):
+    """Appends the buckets of rows start..stop that lie within reach to `found`.
+
+    Reach is lowered once `enough` buckets lie within a smaller distance. Nothing but the keys is
+    read.
+
+    Args:
+      keys: The keys of a segment.
+      first_row: Number of the segment's first row among the rows of all segments.
+      start: First row to read.
+      stop: End of the rows to read.
+      query: The query's code.
+      enough: Number of buckets after which reach falls.
+      found: Buckets found so far; changed.
+
+    Returns:
+      False if `found` was too small.
+    """
+    buckets, counters, per_distance = found.buckets, found.counters, found.per_distance
+    reach, within, count = counters[REACH], counters[NUM_WITHIN], counters[NUM_FOUND]
+    begin = start & ~7  # a cache line of the keys: loads across two lines take half as long again
+    before = np.uint64(start - begin)
+    while begin < stop:
+        if count + 64 > buckets.size:
+            return False
+        mask = mask_within(keys, begin, stop, query, reach) >> before << before
+        before = np.uint64(0)
+        while mask:
+            hit = begin + lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            distance = hamming(keys[hit], query)
+            if distance > reach:  # reach fell within this block
+                continue
+            buckets[count] = (distance << ROW_BITS) | (first_row + hit)
+            count += 1
+            per_distance[distance] += 1
+            within += 1
+            while within - per_distance[reach] >= enough:
+                within -= per_distance[reach]
+                reach -= 1
+        begin += 64
+    counters[REACH], counters[NUM_WITHIN], counters[NUM_FOUND] = reach, within, count
+    return True
+
+
+@leaf
+def find_nearest_pivot(pivots, query, order):
+    """Fills `order` with distance << 32 | pivot, the nearest pivot first, the others unsorted."""
+    nearest = NO_LIMIT
+    for i in range(pivots.size):
+        order[i] = (hamming(pivots[i], query) << 32) | i
+        nearest = min(nearest, order[i])
+    if pivots.size:
+        order[0], order[nearest & PIVOT_MASK] = nearest, order[0]
+
+
+@leaf
+def _sort_near_pivots(pivots, bound):
+    """Moves the pivots within `bound` right after the first, by distance; returns their end."""
+    order, spare, starts = pivots.order, pivots.spare, pivots.starts
+    stop = 1
+    for i in range(1, order.size):
+        entry = order[i]
+        order[i] = order[stop]
+        order[stop] = entry
+        stop += entry >> 32 <= bound
+    if stop <= 16:
+        sort(order[1:stop])
+        return stop
+    starts[:] = 0
+    for i in range(1, stop):
+        spare[i] = order[i]
+        starts[(order[i] >> 32) + 1] += 1
+    for i in range(starts.size - 1):
+        starts[i + 1] += starts[i]
+    for i in range(1, stop):
+        distance = spare[i] >> 32
+        order[1 + starts[distance]] = spare[i]
+        starts[distance] += 1
+    return stop
+
+
+@leaf
+def scan_rings(segment, first_row, query, num_bits, enough, pivots, found):
+    """Appends every bucket of a segment within reach to `found`, nearest pivots first.
+
+    With delta = d(query, pivot) and nearest the smallest delta, a code x of that pivot within reach
+    satisfies delta - reach <= d(x, pivot) <= nearest + reach. The lower bound is the triangle
+    inequality. The upper bound holds because x is no farther from its own pivot than from the
+    query's nearest one.
+
+    Args:
+      segment: The segment to read.
+      first_row: Number of its first row among the rows of all segments.
+      query: The query's code.
+      num_bits: Code length q.
+      enough: Number of buckets after which reach falls; NO_LIMIT to keep it.
+      pivots: The segment's pivots, as `find_nearest_pivot` leaves them; changed.
+      found: Buckets found so far and the reach; changed.
+
+    Returns:
+      False if `found` was too small.
+    """
+    keys, rings, width, counters = segment.keys, segment.rings, num_bits + 1, found.counters
+    if segment.pivots.size == 0:
+        return True
+    nearest, own = pivots.order[0] >> 32, (pivots.order[0] & PIVOT_MASK) * width
+    # The nearest pivot is read ring by ring, from the query's ring outward, so that reach falls
+    # early.
+    num_steps = 2 * width if enough < NO_LIMIT else 1
+    for i in range(num_steps):
+        step = (i + 1) // 2
+        if step > counters[REACH]:
+            break
+        low = high = nearest + (step if i % 2 == 0 else -step)
+        if num_steps == 1:
+            low, high = max(0, nearest - counters[REACH]), min(num_bits, nearest + counters[REACH])
+        if low < 0 or high > num_bits:
+            continue
+        start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
+        if not _scan_rows(keys, first_row, start, stop, query, enough, found):
+            return False
+    for i in range(1, _sort_near_pivots(pivots, nearest + 2 * counters[REACH])):
+        delta, own = pivots.order[i] >> 32, (pivots.order[i] & PIVOT_MASK) * width
+        low, high = max(0, delta - counters[REACH]), min(num_bits, nearest + counters[REACH])
+        if low > high:
+            break
+        start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
+        if not _scan_rows(keys, first_row, start, stop, query, enough, found):
+            return False
+    return True
+
+
+@leaf
+def find_ball(segments, query, num_bits, radius, by_lookup, pivot_orders, found):
+    """Finds every bucket within a radius, in place of what `found` holds.
+
+    Args:
+      segments: Base and delta.
+      query: The query's code.
+      num_bits: Code length q.
+      radius: Distance in bits, from 0 to q.
+      by_lookup: Whether to look up every code instead of reading rings.
+      pivot_orders: Buffers, as `new_pivot_orders` makes them; changed.
+      found: The buckets found; changed.
+
+    Returns:
+      False if `found` was too small for all of them.
+    """
+    base, delta = segments.base, segments.delta
+    base_pivots, delta_pivots = pivot_orders
+    delta_row = base.keys.size
+    found.per_distance[:], found.counters[:] = 0, 0
+    if by_lookup:
+        for r in range(radius + 1):
+            if not look_up_radius(base, ZERO, query, num_bits, r, found):
+                return False
+            if delta.keys.size and not look_up_radius(delta, delta_row, query, num_bits, r, found):
+                return False
+        return True
+    found.counters[REACH] = radius
+    find_nearest_pivot(base.pivots, query, base_pivots.order)
+    find_nearest_pivot(delta.pivots, query, delta_pivots.order)
+    return scan_rings(base, ZERO, query, num_bits, NO_LIMIT, base_pivots, found) and scan_rings(
+        delta, delta_row, query, num_bits, NO_LIMIT, delta_pivots, found
+    )

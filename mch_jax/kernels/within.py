@@ -1,0 +1,212 @@
+"""Kernels that find every item within a radius of each query."""
+
+import numpy as np
+
+from mch_jax.kernels.arrays import ensure_capacity, sort, sort_unique
+from mch_jax.kernels.bits import prefetch
+from mch_jax.kernels.jit import kernel, leaf
+from mch_jax.kernels.scan import (
+    NUM_FOUND,
+    find_ball,
+    new_buckets_found,
+    new_pivot_orders,
+    with_twice_the_capacity,
+)
+from mch_jax.kernels.segment import (
+    DIRECT_BITS,
+    DISTANCE_BITS,
+    DISTANCE_MASK,
+    ITEM_BITS,
+    ROW_BITS,
+    ROW_MASK,
+    ZERO,
+    BucketItems,
+    Segments,
+    find_row,
+    first_slot,
+    has_bit,
+    live_size,
+)
+
+_ENTRY_BITS = ITEM_BITS + DISTANCE_BITS  # an entry is item << DISTANCE_BITS | distance
+
+
+@kernel
+def _append_entries(buckets, row, distance, entries, count):
+    """Appends item << DISTANCE_BITS | distance of a bucket's items.
+
+    Returns:
+      The entries, in a larger buffer where they did not fit, and their number.
+    """
+    offsets, items, dead = buckets.offsets, buckets.items, buckets.dead
+    start, stop = np.int64(offsets[row]), np.int64(offsets[row + 1])
+    entries = ensure_capacity(entries, count, stop - start)
+    for i in range(start, stop):
+        if dead.size == 0 or not has_bit(dead, items[i]):
+            entries[count] = (np.int64(items[i]) << DISTANCE_BITS) | distance
+            count += 1
+    return entries, count
+
+
+@kernel
+def _sort_entries(entries, spare):
+    """Returns the entries in ascending order (radix sort).
+
+    Bytes in which the entries do not differ are skipped.
+
+    Args:
+      entries: int64, overwritten.
+      spare: A buffer of the same size. The result lies in either of the two.
+    """
+    if entries.size < 128:
+        sort(entries)
+        return entries
+    counts = np.empty(257, np.int64)
+    for shift in range(0, _ENTRY_BITS, 8):
+        counts[:] = 0
+        for entry in entries:
+            counts[((entry >> shift) & 255) + 1] += 1
+        if counts[((entries[0] >> shift) & 255) + 1] == entries.size:
+            continue
+        for i in range(256):
+            counts[i + 1] += counts[i]
+        for entry in entries:
+            digit = (entry >> shift) & 255
+            spare[counts[digit]] = entry
+            counts[digit] += 1
+        entries, spare = spare, entries
+    return entries
+
+
+@kernel
+def _fill_nearest_first(entries, starts, item, distance):
+    """Fills item and distance from sorted entries, each item once; returns their number."""
+    starts[:] = 0
+    kept = 0
+    for entry in entries:  # the first entry of an item is its nearest
+        if kept == 0 or entry >> DISTANCE_BITS != entries[kept - 1] >> DISTANCE_BITS:
+            entries[kept] = entry
+            starts[(entry & DISTANCE_MASK) + 1] += 1
+            kept += 1
+    for i in range(starts.size - 1):
+        starts[i + 1] += starts[i]
+    for entry in entries[:kept]:
+        position = starts[entry & DISTANCE_MASK]
+        item[position], distance[position] = entry >> DISTANCE_BITS, entry & DISTANCE_MASK
+        starts[entry & DISTANCE_MASK] += 1
+    return kept
+
+
+@kernel
+def _num_live_codes(segments, found):
+    """Returns the number of distinct codes among the buckets found that hold an item."""
+    base, delta, delta_row = segments.base, segments.delta, segments.base.keys.size
+    base_items, count = BucketItems(base.offsets, base.items, base.dead), ZERO
+    codes = np.empty(found.counters[NUM_FOUND], np.int64)
+    for i in range(found.counters[NUM_FOUND]):
+        row = found.buckets[i] & ROW_MASK
+        if row < delta_row:
+            codes[count] = np.int64(base.keys[row])
+            count += live_size(base_items, row) > 0
+        else:
+            codes[count] = np.int64(delta.keys[row - delta_row])
+            count += 1
+    return sort_unique(codes[:count], count)
+
+
+@leaf
+def _find_rows(segment, queries, num_bits, rows, bounds):
+    """Fills the row of each query's own bucket, or -1, and where its items will begin."""
+    keys, offsets, table = segment.keys, segment.offsets, segment.table
+    for m in range(queries.size):
+        ahead = m + 8
+        if ahead < queries.size and num_bits > DIRECT_BITS:
+            prefetch(table, first_slot(table, queries[ahead]))
+        row = find_row(table, keys, queries[m], num_bits)
+        rows[m] = row
+        bounds[m + 1] = bounds[m]
+        if row >= 0:
+            bounds[m + 1] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
+
+
+@leaf
+def _copy_items(offsets, items, rows, bounds, item, nonempty):
+    """Fills the items of each query's own bucket."""
+    for m in range(rows.size):
+        nonempty[m] = rows[m] >= 0
+        if rows[m] >= 0:
+            start, stop = np.int64(offsets[rows[m]]), np.int64(offsets[rows[m] + 1])
+            target = item[bounds[m] :]
+            for i, one in enumerate(items[start:stop]):
+                target[i] = one
+
+
+@kernel
+def items_at_code(segment, queries, num_bits):
+    """Returns what `items_within` returns at radius 0, for one segment without removed items."""
+    rows, bounds = np.empty(queries.size, np.int64), np.zeros(queries.size + 1, np.int64)
+    _find_rows(segment, queries, num_bits, rows, bounds)
+    item, nonempty = np.empty(bounds[queries.size], np.int64), np.empty(queries.size, np.int64)
+    _copy_items(segment.offsets, segment.items, rows, bounds, item, nonempty)
+    return bounds, item, np.zeros(item.size, np.int32), nonempty
+
+
+@kernel
+def items_within(base, delta, queries, num_bits, radius, by_lookup):
+    """Finds every item within a radius of each query.
+
+    Args:
+      base: The large segment.
+      delta: The small segment.
+      queries: uint64 [m].
+      num_bits: Code length q.
+      radius: Distance in bits, from 0 to q.
+      by_lookup: Whether to look up every code instead of reading rings.
+
+    Returns:
+      offsets [m + 1], item, distance and the number of non-empty buckets [m].
+    """
+    bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
+    item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
+    entries, spare = np.empty(64, np.int64), np.empty(64, np.int64)
+    starts = np.empty(radius + 2, np.int64)
+    segments = Segments(base, delta)
+    pivot_orders = new_pivot_orders(segments, num_bits)
+    found = new_buckets_found(1024, num_bits)
+    base_items = BucketItems(base.offsets, base.items, base.dead)
+    delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
+    delta_row, changed = base.keys.size, base.dead.size > 0 or delta.keys.size > 0
+    for m in range(queries.size):
+        query, used, count = queries[m], bounds[m], ZERO
+        while not find_ball(segments, query, num_bits, radius, by_lookup, pivot_orders, found):
+            found = with_twice_the_capacity(found)
+        num_found = found.counters[NUM_FOUND]
+        if num_found == 1 and not changed:  # usual at radius 0: the bucket can be copied
+            row, far = found.buckets[0] & ROW_MASK, found.buckets[0] >> ROW_BITS
+            start = np.int64(base.offsets[row])
+            count = np.int64(base.offsets[row + 1] - base.offsets[row])
+            item = ensure_capacity(item, used, count)
+            distance = ensure_capacity(distance, used, count)
+            for i in range(count):
+                item[used + i], distance[used + i] = base.items[start + i], far
+            bounds[m + 1], nonempty[m] = used + count, 1
+            continue
+        for i in range(num_found):
+            row, far = found.buckets[i] & ROW_MASK, found.buckets[i] >> ROW_BITS
+            if row < delta_row:
+                entries, count = _append_entries(base_items, row, far, entries, count)
+            else:
+                row -= delta_row
+                entries, count = _append_entries(delta_items, row, far, entries, count)
+        nonempty[m] = _num_live_codes(segments, found) if changed else num_found
+        bounds[m + 1] = used
+        if count == 0:
+            continue
+        ordered = entries[:count]
+        if num_found > 1:
+            spare = ensure_capacity(spare, ZERO, count)
+            ordered = _sort_entries(ordered, spare[:count])
+        item, distance = ensure_capacity(item, used, count), ensure_capacity(distance, used, count)
+        bounds[m + 1] = used + _fill_nearest_first(ordered, starts, item[used:], distance[used:])
+    used = bounds[queries.size]
+    return bounds, item[:used].copy(), distance[:used].copy(), nonempty
