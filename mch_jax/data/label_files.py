@@ -100,7 +100,7 @@ def read_table(
             "file,split,CLASS,... (split may be left out) with different names"
         )
     if not lines:
-        raise ValueError(f"'{path}' lists no photo; expected one line a photo below the header")
+        raise ValueError(f"'{path}' lists no photo; expected one line per photo below the header")
     for line, row in enumerate(lines, 2):
         if len(row) != len(header):
             raise ValueError(

@@ -1,0 +1,3 @@
+"""Former name of `mch_jax.files.codes_file`."""
+
+from mch_jax.files.codes_file import *  # noqa: F403
