@@ -22,9 +22,9 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 BENCHES = {
-    "forward": "networks", "train": "networks", "cached_step": "networks", "reward": "networks",
-    "agent_photos": "networks", "agent_cached": "networks", "encoding": "networks",
-    "reading": "networks", "evaluator": "retrieval", "average_precision": "retrieval",
+    "forward": "networks", "train": "networks", "cached_step": "networks", "reward": "agents",
+    "agent_photos": "agents", "agent_cached": "agents", "encoding": "encoding",
+    "reading": "encoding", "evaluator": "retrieval", "average_precision": "retrieval",
     "whole": "retrieval", "million": "retrieval", "startup": "startup", "scaling": "scaling",
     "index": "bucket_index",
 }  # fmt: skip

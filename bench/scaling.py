@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import measure, networks, retrieval
+from bench import agents, measure, retrieval, workload
 from bench.__main__ import RESULTS
 from mch_jax import codes, pairs
 from mch_jax.training import paper
@@ -21,10 +21,10 @@ BITS = (16, 32, 48, 64, 96, 128)
 
 def reward_seconds(num_train: int, batch_size: int = 64) -> float:
     """Returns the seconds of one batch of rewards, the best of three."""
-    train, region, labels = networks.reward_inputs(batch_size, num_train)
-    fraction = networks.train_labels(1000).similar_fraction
-    table = jnp.asarray(paper.loss_table(networks.OBJECTIVE, networks.NUM_BITS, fraction))
-    words, region_words = (codes.from_bytes(x.codes, networks.NUM_BITS) for x in (train, region))
+    train, region, labels = agents.reward_inputs(batch_size, num_train)
+    fraction = workload.train_labels(1000).similar_fraction
+    table = jnp.asarray(paper.loss_table(workload.OBJECTIVE, workload.NUM_BITS, fraction))
+    words, region_words = (codes.from_bytes(x.codes, workload.NUM_BITS) for x in (train, region))
     packed = pairs.pack_labels(labels)
     arguments = jax.device_put(
         (
@@ -32,7 +32,7 @@ def reward_seconds(num_train: int, batch_size: int = 64) -> float:
             np.ascontiguousarray(packed.T), np.ones(num_train, np.int32),
         )
     )  # fmt: skip
-    rewards = networks.compiled_reward(num_train, table)
+    rewards = agents.compiled_reward(num_train, table)
     return min(measure.interleaved({"": lambda: rewards(*arguments)}, 3)[""].wall)
 
 
@@ -40,20 +40,20 @@ DEVICES = """
 import json, sys, jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import numpy as np
-from bench import measure, networks
+from bench import agents, measure, workload
 from mch_jax.training import paper, parallel
 count, num_train = int(sys.argv[1]), 20_000
-labels = networks.train_labels(num_train)
+labels = workload.train_labels(num_train)
 rng, size = np.random.default_rng(0), 256
-logits = rng.normal(0, 1, (num_train, networks.NUM_BITS)).astype(np.float32)
+logits = rng.normal(0, 1, (num_train, workload.NUM_BITS)).astype(np.float32)
 train_set = jax.device_put(paper.shared_train_set(logits, labels.packed, count))
-table = paper.loss_table(networks.OBJECTIVE, networks.NUM_BITS, labels.similar_fraction)
-step, _, _ = networks.agent_steps(table, num_train, count)
+table = paper.loss_table(workload.OBJECTIVE, workload.NUM_BITS, labels.similar_fraction)
+step, _, _ = agents.agent_steps(table, num_train, count)
 batch = {"features": rng.random((size, 4096), np.float32), "logits": logits[:size],
     "label_logits": np.zeros((size, 0), np.float32), "labels": labels.packed[:size],
-    "conv": networks.conv_features(size)}
+    "conv": workload.conv_features(size)}
 batch = parallel.split_batch(batch, count)
-params, key = networks.needed_params(False), jax.random.key(0)
+params, key = workload.needed_params(False), jax.random.key(0)
 call = lambda: step(batch, train_set, params, key)
 print(min(measure.interleaved({"": call}, 3)[""].wall))
 """

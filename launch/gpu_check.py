@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import inputs, measure, networks
+from bench import agents, encoding, inputs, measure, workload
 from mch_jax import agent, codes, histograms, metrics, models, pairs, regions
 from mch_jax.agent import evidence
 from mch_jax.evaluation import evaluate
@@ -64,7 +64,7 @@ def histogram() -> str:
 
 def reward() -> str:
     """Checks the histogram of the reward, and each way to count, against NumPy."""
-    train, region, labels = networks.reward_inputs(30, 4000)
+    train, region, labels = agents.reward_inputs(30, 4000)
     own, other = (codes.from_bytes(x.codes, BITS) for x in (train, region))
     packed = pairs.pack_labels(labels)
     count = np.random.default_rng(0).integers(0, 3, 4000).astype(np.int32)
@@ -107,12 +107,12 @@ def products() -> str:
 
 def network() -> str:
     """Checks codes of six regions of images, made on the device, against those of the host."""
-    params = jax.device_get(networks.base_params())
-    encoder = encode.make_encoder(networks.CONFIG, networks.MODEL, params, {})
-    photos = networks.pixels(4, networks.SIZE)
+    params = jax.device_get(workload.base_params())
+    encoder = encode.make_encoder(workload.CONFIG, workload.MODEL, params, {})
+    photos = workload.pixels(4, workload.SIZE)
     ours, _ = encoder.encode_regions(photos)
     with jax.default_device(HOST):
-        again = encode.make_encoder(networks.CONFIG, networks.MODEL, params, {})
+        again = encode.make_encoder(workload.CONFIG, workload.MODEL, params, {})
         theirs, _ = again.encode_regions(photos)
     differ = int(np.bitwise_count(ours ^ theirs).sum())
     total = ours[..., 0].size * BITS
@@ -172,11 +172,11 @@ def roofline() -> dict[str, float]:
 
 def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
     """Measures AlexNet, the evaluator and the reward, also as shares of the device's limits."""
-    model, rows = networks.MODEL, []
+    model, rows = workload.MODEL, []
     count = 256 if ON_GPU else 4
     for dtype in (jnp.float32, jnp.bfloat16):
-        params = jax.tree.map(lambda x, d=dtype: x.astype(d), networks.base_params())
-        images = jnp.asarray(networks.pixels(count, networks.INPUT), dtype)
+        params = jax.tree.map(lambda x, d=dtype: x.astype(d), workload.base_params())
+        images = jnp.asarray(workload.pixels(count, workload.INPUT), dtype)
 
         def loss(params, x):
             return jnp.mean(model.apply({"params": params}, x).logits.astype(jnp.float32) ** 2)
@@ -189,7 +189,7 @@ def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
         }
         for title, timing in measure.interleaved(calls, 5 if ON_GPU else 2).items():
             rate = count / timing.seconds
-            flops = rate * networks.FLOPS * (3 if "back" in title else 1)
+            flops = rate * workload.FLOPS * (3 if "back" in title else 1)
             rows.append(
                 {
                     "bench": f"AlexNet {title}, {name}, batch {count}", "rate": rate,
@@ -199,8 +199,8 @@ def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
             )  # fmt: skip
     from bench import retrieval
 
-    for row in (*retrieval.device_histogram(not ON_GPU), *networks.reward(not ON_GPU),
-                *networks.encoding(not ON_GPU)):  # fmt: skip
+    for row in (*retrieval.device_histogram(not ON_GPU), *agents.reward(not ON_GPU),
+                *encoding.encoding(not ON_GPU)):  # fmt: skip
         rows.append(
             {"bench": row.bench, "rate": row.rate, "unit": row.unit, "share": row.share,
              "limit": row.limit, "peer": row.peer, "ratio": row.ratio, "note": row.note}
