@@ -15,7 +15,7 @@ NUM_BITS = 11
 
 
 class Case:
-    """Three codes an item for 60 items, 9 queries, 40 classes; some images have no label."""
+    """60 items with up to 3 codes each, 9 queries and 40 classes; some items have no label."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def case() -> Case:
 
 
 def orders(groups: list[tuple[int, int]]):
-    """Every order of relevant (1) and other (0) items that keeps the groups of ties in order."""
+    """Yields each order of relevant (1) and other (0) items that keeps the groups in order."""
     each = [
         [
             [int(i in chosen) for i in range(m + r)]
@@ -56,16 +56,16 @@ def orders(groups: list[tuple[int, int]]):
 
 
 def precision_average(order: list[int], cutoff: int | None) -> float:
-    """Average precision of one ranking, as its definition says."""
+    """Returns the average precision of one ranking, by its definition."""
     found, total = 0, 0.0
-    for place, relevant in enumerate(order[:cutoff], 1):
+    for rank, relevant in enumerate(order[:cutoff], 1):
         found += relevant
-        total += relevant * found / place
+        total += relevant * found / rank
     return total / found if found else 0.0
 
 
 def test_figure_1():
-    # The database holds an image with the codes 010 and 101; the query has 101.
+    # The database holds an item with the codes 010 and 101; the query has 101.
     query, item_codes, item = (
         np.array([[0b101]], np.uint8),
         np.array([[0b010], [0b101]], np.uint8),
@@ -119,7 +119,7 @@ def test_label_histogram_equals_histogram(case, on_device):
 @pytest.mark.parametrize(
     ("num_bits", "num_codes", "num_items", "num_classes"),
     [
-        (64, 6, 2 * histogram_kernels.PIECE + 3, 80),  # one whole word, pieces that are not full
+        (64, 6, 2 * histogram_kernels.PIECE + 3, 80),  # one uint64 word, pieces that are not full
         (48, 2, 5, 130),
         (32, 1, histogram_kernels.BLOCK + 1, 1),
         (130, 3, 70, 33),  # several words
@@ -147,7 +147,7 @@ def test_label_histogram_on_the_host_equals_the_device(num_bits, num_codes, num_
 
 
 def random_file(rng, num_items: int, most: int, num_bits: int, num_classes: int) -> CodeFile:
-    """Items with 1 to `most` codes, near each other so that every distance occurs."""
+    """Returns items with 1 to `most` codes, similar enough that small distances occur."""
     item = np.repeat(np.arange(num_items), rng.integers(1, most + 1, num_items))
     bits = rng.random((len(item), num_bits)) < rng.random((1, num_bits))
     return CodeFile(
@@ -250,7 +250,7 @@ def test_average_precision_is_close_to_the_mean_of_random_orders(case, cutoff):
 
 
 def test_average_precision_of_a_large_group():
-    # 100,000 tied items, 1,000 relevant: the place of each is uniform.
+    # 100,000 tied items, 1,000 relevant: the rank of each is uniform.
     histogram = np.array([[[99_000, 1_000]]])
     assert metrics.average_precision(histogram)[0] == pytest.approx(0.01, abs=2e-4)
     assert metrics.average_precision(histogram, 5000)[0] == pytest.approx(0.0117, abs=2e-3)
