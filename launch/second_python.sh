@@ -20,5 +20,5 @@ set -e
 PYTHONWARNINGS=ignore .venv-second/bin/python -m pip install --quiet --editable '.[scenes,tensorboard]' \
   beartype hypothesis pytest
 exec .venv-second/bin/python -m pytest \
-  tests/{codes,codes_file,metrics,pairs,objective,regions,validation,termination,logs,loop,search}_test.py \
+  tests/{codes,files_codes_file,metrics,pairs,objective,regions,validation,termination,logs,loop,search}_test.py \
   "$@"
