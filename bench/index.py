@@ -1,15 +1,16 @@
-"""Speed and memory of the bucket index against every FAISS index of binary codes.
+"""Speed and memory of the bucket index, compared with every FAISS index of binary codes.
 
 python bench/index.py [--sizes=117218,1000000,10000000] [--codes=RUN/codes/database.npz] [--k=10]
 
-Codes: 80 random centres of 64 bits (popularity falls as rank^-0.7), each code a centre with 5 % of
-its bits flipped, 10 % of the codes uniform noise; 1 to 3 codes an image, 1.5 on average. Queries
-are drawn alike. One thread. The engines take turns, round after round, on the same batch of
-queries; the time is the median of the rounds, in microseconds of CPU a query (`time.thread_time`),
-which other work on the machine disturbs least. Every list of k distances of the first 50 queries is
-compared with exhaustive search over distinct images. FAISS knows no images: it is asked for as many
-codes as k images can have, and the time to drop repeats is not charged to it. Bytes are those of
-our arrays, and what the process grows by while FAISS adds the codes.
+The synthetic codes have 64 bits. There are 80 random centres, whose popularity falls as rank^-0.7.
+A code is a centre with 5 % of its bits flipped, and 10 % of the codes are uniform noise. An image
+has 1 to 3 codes, 1.5 on average. Queries are drawn in the same way. Everything runs in one thread.
+The engines take turns on the same batch of queries, and the time is the median over the rounds, in
+microseconds of CPU time per query (`time.thread_time`), which other work on the machine disturbs
+least. The k distances of the first 50 queries are compared with exhaustive search over distinct
+images. FAISS knows codes but not images: it is asked for as many codes as k images can have, and
+the time to drop repeated images is not charged to it. Bytes are those of our arrays, and the growth
+of the process while FAISS adds the codes.
 """
 
 import argparse
@@ -37,13 +38,13 @@ import matplotlib.pyplot as plt
 RESULTS = Path(__file__).parent / "results"
 OURS, FLAT = "mch_jax BucketIndex", "FAISS IndexBinaryFlat"
 CHECKED = 50  # queries whose answers are compared with exhaustive search
-# Images of the synthetic sets: how many times faster than IndexBinaryFlat, how many bytes a code.
+# Targets by number of images: times faster than IndexBinaryFlat, and bytes per code.
 AIMS = {117_218: (20, 30), 1_000_000: (80, 30), 10_000_000: (100, 25)}
-BUILD_AIM = 15e6 / 60  # codes a second
+BUILD_AIM = 15e6 / 60  # codes per second
 
 
 def clustered_codes(num_images, num_queries, num_bits=64, flips=0.05, noise=0.1, seed=0):
-    """Returns codes uint8 [c, bytes], item int64 [c] and query codes."""
+    """Returns clustered codes uint8 [c, bytes], their items int64 [c], and query codes."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**num_bits, 80, np.uint64)
     popularity = np.arange(1, 81) ** -0.7
@@ -63,28 +64,28 @@ def clustered_codes(num_images, num_queries, num_bits=64, flips=0.05, noise=0.1,
 
 
 def binary_hash(num_bits, bits, flips):
-    """Returns a FAISS IndexBinaryHash that looks up to `flips` bits away in the first `bits`."""
+    """Returns a FAISS IndexBinaryHash of the first `bits` bits that flips up to `flips` of them."""
     index = faiss.IndexBinaryHash(num_bits, bits)
     index.nflip = flips
     return index
 
 
 def multi_hash(num_bits, flips):
-    """Returns FAISS's multi-index hashing with substrings of 16 bits."""
+    """Returns a FAISS IndexBinaryMultiHash with substrings of 16 bits."""
     index = faiss.IndexBinaryMultiHash(num_bits, num_bits // 16, 16)
     index.nflip = flips
     return index
 
 
 def inverted(num_bits):
-    """Returns a FAISS IndexBinaryIVF of 256 lists, of which 8 are read."""
+    """Returns a FAISS IndexBinaryIVF that reads 8 of its 256 lists."""
     index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(num_bits), num_bits, 256)
     index.nprobe = 8
     return index
 
 
 def engines(num_bits, num_codes):
-    """Returns what makes each FAISS index, without those that take minutes at this size."""
+    """Returns a function for each FAISS index that does not take minutes at this size."""
     every = {
         FLAT: (faiss.IndexBinaryFlat, None),
         "FAISS IndexBinaryHash b=16 nflip=2": (lambda q: binary_hash(q, 16, 2), None),
@@ -98,7 +99,7 @@ def engines(num_bits, num_codes):
 
 
 def processor():
-    """Returns what the processor calls itself."""
+    """Returns the name of the processor."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -106,7 +107,7 @@ def processor():
 
 
 def resident():
-    """Returns the bytes of memory this process holds, freed memory given back first."""
+    """Returns the resident memory of this process in bytes, after freed memory is released."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -114,13 +115,13 @@ def resident():
 
 
 def rounds(calls, repeats=9):
-    """Returns the median seconds of CPU of each call, called in turns that rotate."""
+    """Returns the median CPU seconds of each call. Their order rotates from round to round."""
     spent = {name: [] for name in calls}
     for call in calls.values():
         call()
     names = list(calls)
     for turn in range(repeats):
-        first = turn % len(names)  # nobody always follows the same one, and finds its cache
+        first = turn % len(names)  # no call always follows the same one and finds its cache
         for name in names[first:] + names[:first]:
             start = time.thread_time()
             calls[name]()
@@ -155,7 +156,7 @@ def as_words(codes):
 
 
 def compare(ours, codes, item, queries, k, build):
-    """Returns a row an engine: time, exact answers, bytes a code, seconds to build; and FAISS's."""
+    """Returns the measurements of each engine, and FAISS's indexes."""
     num_bits = 8 * codes.shape[1]  # FAISS takes whole bytes; the padding makes no difference
     few = queries[: max(CHECKED, min(len(queries), int(2e8 / len(codes))))]
     most = k * int(np.bincount(item).max())
@@ -184,7 +185,7 @@ def compare(ours, codes, item, queries, k, build):
 
 
 def radii(ours, codes, queries, indexes):
-    """Returns microseconds of CPU for everything within radius 0, 1 and 2, ours and FAISS's."""
+    """Returns CPU microseconds per query for all items within radius 0, 1 and 2."""
     num_bits = 8 * codes.shape[1]
     theirs = indexes.get(f"FAISS IndexBinaryHash b={num_bits} nflip=1")
     if theirs is None:
@@ -204,7 +205,7 @@ def radii(ours, codes, queries, indexes):
 
 
 def single_query(ours, queries, k):
-    """Returns median microseconds by the clock of one call from Python, and of its kernel."""
+    """Returns the median wall-clock microseconds of one call from Python, and of its kernel."""
     spent, inside = [], []
     kernel = search_kernels.nearest_items
 
@@ -223,7 +224,7 @@ def single_query(ours, queries, k):
 
 
 def opening(ours):
-    """Returns milliseconds to open a saved index, checksums verified and not."""
+    """Returns the milliseconds to open a saved index, with and without verifying checksums."""
     result = []
     with tempfile.TemporaryDirectory(dir=RESULTS) as directory:
         ours.save(directory)
@@ -238,7 +239,7 @@ def opening(ours):
 
 
 def threads(ours, queries, k):
-    """Returns how many times faster two threads answer a batch than one, by the clock."""
+    """Returns how many times faster two threads answer a batch than one, in wall-clock time."""
     many, best = np.tile(queries, (4, 1)), {1: np.inf, 2: np.inf}
     for _ in range(7):
         for count in best:
@@ -249,7 +250,7 @@ def threads(ours, queries, k):
 
 
 def worst_case(num_codes=1_500_000):
-    """Returns microseconds of CPU on uniform random codes: ours, a plain scan, IndexBinaryFlat."""
+    """Returns CPU microseconds per query on uniform random codes."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (num_codes, 8), np.uint8)
     queries = rng.integers(0, 256, (100, 8), np.uint8)
@@ -289,7 +290,7 @@ def measure(title, codes, item, queries, num_bits, k):
 
 
 def aims(records, worst):
-    """Returns a line a target: what was aimed at, what was measured, whether it is met."""
+    """Returns table lines of every target, the value measured, and whether the target is met."""
     rows = []
 
     def row(what, aim, measured, met):
@@ -303,7 +304,7 @@ def aims(records, worst):
             times = flat["us"] / ours["us"]
             row(f"{name}: IndexBinaryFlat / ours", f"{ratio}", f"{times:.1f}", times >= ratio)
             size = ours["bytes"]
-            row(f"{name}: bytes a code", f"{bytes_a_code}", f"{size:.1f}", size <= bytes_a_code)
+            row(f"{name}: bytes per code", f"{bytes_a_code}", f"{size:.1f}", size <= bytes_a_code)
             build, most = ours["build"], record["codes"] / BUILD_AIM
             row(f"{name}: build, s", f"{most:.2f}", f"{build:.2f}", build <= most)
         first = record["within"][0]
@@ -343,7 +344,7 @@ def markdown(records, worst):
             f"## {record['title']}: {record['images']:,} images, {record['codes']:,} codes, "
             f"k = {record['k']}",
             "",
-            "| engine | CPU us a query | exact answers | bytes a code | build s | Flat / it |",
+            "| engine | CPU us per query | exact answers | bytes per code | build s | Flat / it |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
@@ -357,19 +358,19 @@ def markdown(records, worst):
         )
         lines += [
             "",
-            f"- One call from Python, by the clock: {record['us_per_call']:.1f} us, of which "
-            f"the kernel {record['us_per_kernel']:.1f}.",
-            f"- Two threads: {record['two_threads']:.2f} times as fast as one.",
-            f"- Opening a saved index: {record['open_ms']:.1f} ms with checksums, "
+            f"- One call from Python takes {record['us_per_call']:.1f} us of wall-clock time, "
+            f"{record['us_per_kernel']:.1f} of them in the kernel.",
+            f"- Two threads are {record['two_threads']:.2f} times as fast as one.",
+            f"- Opening a saved index takes {record['open_ms']:.1f} ms with checksums, "
             f"{record['open_unverified_ms']:.1f} without.",
-            "- Everything within a radius, CPU us a query, in brackets FAISS IndexBinaryHash over "
-            f"all bits, which repeats images: {within}.",
+            "- All items within a radius, in CPU us per query; in brackets FAISS IndexBinaryHash "
+            f"over all bits, which repeats images: {within}.",
             "",
         ]
     lines += [
         "## Worst case: 1,500,000 uniform random codes of 64 bits, k = 10",
         "",
-        f"CPU us a query: {worst['ours']:.0f}; the same with one pivot, that is a plain scan, "
+        f"CPU us per query: {worst['ours']:.0f}; with one pivot, which is a plain scan, "
         f"{worst['scan']:.0f}; FAISS IndexBinaryFlat {worst['flat']:.0f}.",
         "",
     ]
@@ -377,7 +378,7 @@ def markdown(records, worst):
 
 
 def figure(records, path):
-    """Draws time a query against the number of codes, with shares of exact answers."""
+    """Plots the time per query against the number of codes, with the share of exact answers."""
     plot, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     records = [record for record in records if record["title"] == "synthetic"]
     names = dict.fromkeys(row["engine"] for record in records for row in record["engines"])
@@ -394,8 +395,8 @@ def figure(records, path):
         style = {"color": "black", "linewidth": 2.5, "zorder": 3} if name == OURS else {}
         label = f"{name}\n{', '.join(exact)} % exact"
         axes.loglog(codes, us, marker=marker, label=label, **style)
-    axes.set_xlabel("codes (1.5 an image, 64 bits)")
-    axes.set_ylabel("CPU microseconds a query, one thread")
+    axes.set_xlabel("codes (1.5 per image, 64 bits)")
+    axes.set_ylabel("CPU microseconds per query, one thread")
     axes.set_title(f"{records[0]['k']} nearest images; share of exact answers, by size")
     axes.grid(which="major", alpha=0.3)
     plot.legend(fontsize=8, loc="outside right upper")
@@ -409,7 +410,7 @@ def main():
     parser.add_argument("--sizes", default="117218,1000000,10000000", help="numbers of images")
     parser.add_argument(
         "--codes", type=Path, nargs="*", default=[],
-        help="codes files of runs to measure too, by the queries beside them",
+        help="codes files of runs to measure as well, with the query.npz beside each",
     )  # fmt: skip
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the results")

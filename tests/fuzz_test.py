@@ -237,7 +237,7 @@ def test_lists(query, database, train, sound, end, change):
     )
 
 
-# Indexes: a meta file that lies, its checksum made anew, and arrays that changed
+# Indexes: a changed meta file, with or without a matching checksum, and changed arrays
 
 json_value = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.just(10**30) | st.text(max_size=5),

@@ -1,4 +1,4 @@
-"""Saved indexes under damage: flipped bytes, cut files, and processes killed at any moment."""
+"""Saved indexes with flipped bytes or truncated files, and processes killed during a save."""
 
 import json
 import os
@@ -15,16 +15,16 @@ import pytest
 from mch_jax.index import BucketIndex
 
 NUM_KILLS = int(os.environ.get("INDEX_KILLS", "8"))
-NUM_BITS = 24  # more than kernels.segment.DIRECT_BITS: a small index has a small table
+NUM_BITS = 24  # more than kernels.segment.DIRECT_BITS, so that a small index has a small table
 
-# Changes an index without end. State n holds the items n, n + 1, ..., n + 39 and each item's codes
-# are known, so that any other state shows. Lines say which state a call of save began or ended.
+# Changes an index in an endless loop. State n holds the items n to n + 39, whose codes are known,
+# so that any other state is recognised. A line of output names a state whose save begins or ends.
 WRITER = """
 import sys
 import numpy as np
 from mch_jax.index import BucketIndex, bucket_index
 
-bucket_index.MERGE_FLOOR, bucket_index.MERGE_SHARE = 2, 0  # an add begins a merge beside the rest
+bucket_index.MERGE_FLOOR, bucket_index.MERGE_SHARE = 2, 0  # every add starts a merge
 
 def arrays(item):
     words = np.stack([item * 7919 % 2**24, item * 10472927 % 2**24], 1).astype("<u4").reshape(-1, 1)
@@ -47,7 +47,7 @@ while True:
 
 
 def packed(words, num_bits=NUM_BITS):
-    """Bytes of codes given as integers."""
+    """Returns codes given as integers in the bytes of a codes file."""
     return np.array(words, "<u4").reshape(-1, 1).view(np.uint8)[:, : num_bits // 8]
 
 
@@ -71,7 +71,7 @@ def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
             [sys.executable, "-c", WRITER, directory, str(state)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        process.stdout.readline()  # wait for the first save: imports take longest
+        process.stdout.readline()  # waits for the first save, because imports take longest
         time.sleep(rng.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         lines = process.stdout.read().splitlines()
@@ -83,12 +83,12 @@ def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
         during += last == "begin"
         index = BucketIndex.open(directory)
         found = answers(index)
-        # Killed after "end n" and before the next line is read: n + 1 may be in place, no more.
+        # If it was killed after "end n" and before the next line, state n + 1 may be saved already.
         allowed = [number - 1, number] if last == "begin" else [number, number + 1]
         matching = [n for n in allowed if found == answers(build(n))]
         assert matching, f"state {number} after {last}: neither before nor after"
         state = matching[0]
-    index.save(directory)  # leftovers of killed saves go
+    index.save(directory)  # deletes what killed saves left behind
     named = {
         entry["file"]
         for entry in json.loads((directory / "meta.json").read_text())["files"].values()
@@ -99,7 +99,7 @@ def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A small index with a base, a delta and removed items."""
+    """Returns a saved small index with a base, a delta and removed items, and its answers."""
     return save(tmp_path, NUM_BITS)
 
 
@@ -112,7 +112,7 @@ def save(tmp_path, num_bits):
 
 
 def outcome(directory, expected):
-    """ "same" or the one line with which the index is refused."""
+    """Returns "same", or the line with which the index is refused."""
     try:
         index = BucketIndex.open(directory)
     except ValueError as error:
@@ -122,7 +122,7 @@ def outcome(directory, expected):
 
 
 def flip_bytes(directory, path, expected, step=1):
-    """Damages every byte of a file, or every `step`-th, one at a time; returns how many showed."""
+    """Damages every `step`-th byte of a file, one at a time; returns how often it was refused."""
     rng, refused, content = random.Random(path.name[:-20]), 0, path.read_bytes()
     for position in range(0, len(content), step):
         damaged = bytearray(content)
@@ -152,7 +152,7 @@ def test_every_flipped_byte_is_refused_or_harmless(saved):
 def test_flipped_bytes_of_a_direct_table_are_refused(tmp_path):
     directory, expected = save(tmp_path, 16)
     for path in directory.glob("*-table-*"):
-        assert path.stat().st_size > 2**18  # 64 Ki slots, so not every byte
+        assert path.stat().st_size > 2**18  # 64 Ki slots, too many to flip every byte
         assert flip_bytes(directory, path, expected, step=499) > 500
 
 

@@ -13,14 +13,14 @@ from mch_jax.index import BucketIndex, ball_size, bucket_index, segment
 
 
 def pack(words, num_bits):
-    """Bytes of codes given as integers."""
+    """Returns codes given as integers in the bytes of a codes file."""
     num_bytes = -(-num_bits // 8)
     rows = [list(int(word).to_bytes(num_bytes, "little")) for word in words]
     return np.array(rows, np.uint8).reshape(len(rows), num_bytes)
 
 
 def exhaustive(pairs, query):
-    """(distance, item) of every item, nearest first, by a plain loop."""
+    """Returns (distance, item) of every item, nearest first, by a plain loop."""
     nearest = {}
     for code, item in pairs:
         distance = (code ^ query).bit_count()
@@ -29,7 +29,7 @@ def exhaustive(pairs, query):
 
 
 def algorithm_1(pairs, query, k, num_bits):
-    """Buckets probed and found non-empty until k distinct items are met, one bucket at a time."""
+    """Returns probed and nonempty by visiting one bucket after the other until k items are met."""
     buckets, met, probed, nonempty = {}, set(), 0, 0
     for code, item in pairs:
         buckets.setdefault(code, set()).add(item)
@@ -77,7 +77,7 @@ def _many_pivots(monkeypatch):
 
 @st.composite
 def code_sets(draw, max_size=40):
-    """A code length, pairs of code and item, and queries; half of the codes lie near others."""
+    """Draws a code length, pairs of code and item, and queries. Half of the codes are clustered."""
     num_bits = draw(st.sampled_from([1, 3, 5, 8, 8, 13, 16, 24, 32, 47, 48, 63, 64]))
     word = st.integers(0, 2**num_bits - 1)
     flips = st.lists(st.integers(0, num_bits - 1), max_size=3)
@@ -140,20 +140,20 @@ def test_sequences_of_changes_equal_exhaustive_search(case, data):
 
 
 def test_figure_1_of_the_paper():
-    # An image with codes 010 and 101 is found from either; 000 is one bit from the first.
+    # An image with codes 010 and 101 is found from either. 000 is one bit from the first.
     index = BucketIndex.build(pack([0b010, 0b101, 0b111], 3), np.array([0, 0, 1]), 3)
     hits = index.search(pack([0b000, 0b101, 0b010], 3), 2)
     np.testing.assert_array_equal(hits.item, [[0, 1], [0, 1], [0, 1]])
     np.testing.assert_array_equal(hits.distance, [[1, 3], [0, 1], [0, 2]])
-    # From 000: 000, 001, 010, 100, 011, 101, 110, 111, of which three hold anything.
+    # From 000 the order is 000, 001, 010, 100, 011, 101, 110, 111. Three of these hold an item.
     np.testing.assert_array_equal(hits.probed, [8, 3, 6])
     np.testing.assert_array_equal(hits.nonempty, [3, 2, 2])
 
 
 @pytest.mark.parametrize("num_bits", [24, 64])
 def test_clusters_of_many_codes(num_bits, monkeypatch):
-    """Large enough for all of it: lookups, stepwise reach, pruned rings, ties, threads."""
-    monkeypatch.setattr(segment, "RING_SHARE", 1)  # looks up radius 1 too
+    """The set is large enough for lookups, stepwise reach, pruned rings, ties and threads."""
+    monkeypatch.setattr(segment, "RING_SHARE", 1)  # radius 1 is looked up as well
     rng = np.random.default_rng(num_bits)
     centres = rng.integers(0, 2**num_bits, 30, np.uint64)
 
@@ -189,11 +189,11 @@ def test_clusters_of_many_codes(num_bits, monkeypatch):
                 order = np.lexsort((np.arange(27_000), nearest))[:k]
                 np.testing.assert_array_equal(hits.item[m], order)
                 np.testing.assert_array_equal(hits.distance[m], nearest[order])
-                ball = int(nearest[order[-1]])
-                codes_near = np.unique(words[distance <= ball])
-                masks = np.sort(codes_near[np.bitwise_count(codes_near ^ query) == ball] ^ query)
-                # Walk the last radius as Algorithm 1 does.
-                met, visited = set(np.flatnonzero(nearest < ball)), 0
+                radius = int(nearest[order[-1]])
+                codes_near = np.unique(words[distance <= radius])
+                masks = np.sort(codes_near[np.bitwise_count(codes_near ^ query) == radius] ^ query)
+                # Visit the buckets at the last radius as Algorithm 1 does.
+                met, visited = set(np.flatnonzero(nearest < radius)), 0
                 for mask in masks:
                     met |= set(item[words == query ^ mask])
                     visited += 1
@@ -219,7 +219,7 @@ def test_ball_size():
 
 
 def test_equal_distances_come_in_item_order_wherever_the_items_lie():
-    # Items 9..0 each one bit from the query, in ten buckets; the first probed holds item 9.
+    # Items 9 to 0 are one bit from the query, in ten buckets. The first bucket visited holds 9.
     index = BucketIndex.build(pack([1 << i for i in range(10)], 16), np.arange(9, -1, -1), 16)
     hits = index.search(pack([0], 16), 3)
     np.testing.assert_array_equal(hits.item, [[0, 1, 2]])
@@ -281,7 +281,7 @@ def test_changes_during_a_merge_outlive_it(monkeypatch):
     go.set()
     merger.join()
     check(index, pairs, [0, 7, 300])
-    assert len(index._segments.base.items) == 200  # merged: without the removals that came later
+    assert len(index._segments.base.items) == 200  # the merge ignores later removals
 
 
 def test_visits_are_the_buckets_of_algorithm_1():
@@ -350,7 +350,7 @@ def test_wrong_arguments_are_named():
 
 @pytest.mark.parametrize("num_bits", [32, 64])
 def test_faiss_both_ways(num_bits):
-    """Our codes in a FAISS index give our distances, and a FAISS index's codes ours."""
+    """A FAISS index of our codes gives our distances, and an index of its codes gives the same."""
     faiss = pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (500, num_bits // 8), np.uint8)
@@ -373,7 +373,7 @@ def test_faiss_both_ways(num_bits):
 
 
 def test_all_pairs_of_short_codes():
-    """Every set of up to three codes of two bits, every query, every k."""
+    """Checks every triple of two-bit codes with every query and every k."""
     for codes in itertools.product(range(4), repeat=3):
         pairs = list(zip(codes, (0, 1, 1), strict=True))
         index = BucketIndex.build(pack(codes, 2), np.array([0, 1, 1]), 2)

@@ -1,9 +1,9 @@
-"""Compiled kernels (numba) of the bucket index and of the evaluator.
+"""Compiled kernels (numba) of the bucket index and of the histograms of the evaluation.
 
 | module | holds |
 | --- | --- |
 | `jit` | the two decorators, and when a compiled kernel on disk is out of date |
-| `bits` | popcount, hash and rank of a code: all that depends on a code being one 64-bit word |
+| `bits` | popcount, distance, hash and rank of codes, each a 64-bit word |
 | `arrays` | sorting, selection, and buffers that grow |
 | `segment` | the arrays of a segment, and reads of single buckets |
 | `build` | making the arrays of a segment |
@@ -12,12 +12,13 @@
 | `search` | the k nearest items |
 | `within` | every item within a radius |
 | `visits` | the buckets that Algorithm 1 visits, one by one |
-| `visit_counts` | how many buckets it visits, from known distances (evaluator) |
-| `histogram` | items per distance and relevance (evaluator) |
+| `visit_counts` | how many buckets it visits, from known distances |
+| `histogram` | items per distance and relevance |
 | `checksum` | a checksum at the speed of memory |
+| `threads` | runs a kernel over slices of the queries in several threads |
 
-Only `mch_jax.index` and `mch_jax.metrics` call kernels. In kernels, integers are int64 unless they
-are codes (uint64): NumPy's promotion rules would turn a mixture of the two into floats. Constants
-are passed as `ZERO` and `NO_LIMIT`, because a literal argument compiles another version of a
-function.
+Only `mch_jax.index` and `mch_jax.histograms` call kernels. In kernels, integers are int64 unless
+they are codes (uint64): NumPy's promotion rules would turn a mixture of the two into floats.
+Constants are passed as `ZERO` and `NO_LIMIT`, because a literal argument compiles another version
+of a function.
 """

@@ -1,4 +1,4 @@
-"""Operations on codes, as kernels: everything that depends on a code being one 64-bit word."""
+"""Operations on codes as kernels. A code is one 64-bit word."""
 
 import numpy as np
 from llvmlite import ir
