@@ -1,4 +1,4 @@
-"""Searches a run's database by a photo or by a file of codes.
+"""Searches the database of a run with a photo or with a file of codes.
 
 python -m mch_jax.search --run=DIR --image=cat.jpg --k=10
 python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
@@ -21,9 +21,9 @@ from mch_jax.index import BucketIndex, NearestItems
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("run", None, "Workdir of a finished run.", flag_values=values)
-    flags.DEFINE_string("image", None, "A photo to search by.", flag_values=values)
+    flags.DEFINE_string("image", None, "A photo to search with.", flag_values=values)
     flags.DEFINE_string(
-        "codes", None, "A codes file to search by; each item is a query.", flag_values=values
+        "codes", None, "A codes file to search with; each item is a query.", flag_values=values
     )
     flags.DEFINE_integer(
         "k", 10, "Number of photos to find for each query.", lower_bound=1, flag_values=values
@@ -62,7 +62,7 @@ def queries_of(path: Path, num_bits: int) -> tuple[list[str], UInt8[np.ndarray, 
 
 
 def records(names: list[str], hits: NearestItems, ids: np.ndarray) -> list[dict[str, Any]]:
-    """Returns the hits as JSON has them."""
+    """Returns the hits of each query as dictionaries, for JSON."""
     return [
         {
             "query": name,
@@ -79,7 +79,7 @@ def records(names: list[str], hits: NearestItems, ids: np.ndarray) -> list[dict[
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Returns the hits as a table for people."""
+    """Returns the hits as a table in plain text."""
     lines = []
     for query in found:
         counts = f"{query['probed']:,} buckets probed, {query['nonempty']:,} not empty"
