@@ -131,7 +131,7 @@ def test_the_killed_command_resumes(small_run, place, tmp_path):
     assert process.returncode == -signal.SIGKILL, "it had ended before it was killed"
     assert not out.exists()
     again = export(*arguments, f"--out={out}")
-    assert "of 14 shards are there already" in again.stderr
+    assert "of 14 shards were encoded before" in again.stderr
     assert export(*arguments, f"--out={tmp_path / 'whole.npz'}").returncode == 0
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     assert not parts.exists()

@@ -13,13 +13,13 @@ def random_codes(seed: int, *shape: int) -> np.ndarray:
 
 
 def from_string(text: str) -> jax.Array:
-    """A code as the paper prints it: its first bit first."""
+    """Returns a code from its bits as the paper prints them, first bit first."""
     return codes.pack(jnp.array([1 if bit == "1" else -1 for bit in text], jnp.int8))
 
 
 def test_figure_1():
-    # Codes 010 and 101 of one image differ in every bit. A query near the second concept has 101:
-    # at 3 bits from the image by its one code, at 0 by its two.
+    # The codes 010 and 101 of one image differ in every bit. A query for the second concept has the
+    # code 101. Its distance to the image is 3 bits with the first code only, and 0 with both codes.
     image, region, query = from_string("010"), from_string("101"), from_string("101")
     assert codes.hamming_distance(image, query) == 3
     assert codes.hamming_distance(region, query) == 0
@@ -43,7 +43,7 @@ def test_round_trips(num_bits):
     data = codes.to_bytes(np.asarray(packed), num_bits)
     assert data.shape == (2, 5, -(-num_bits // 8))
     np.testing.assert_array_equal(codes.from_bytes(data, num_bits), packed)
-    # The rule of the file, read with NumPy's own function; padding bits are zero.
+    # NumPy's function reads the bits in the order of the file format. Padding bits are zero.
     bits = np.unpackbits(data, axis=-1, bitorder="little")
     np.testing.assert_array_equal(bits[..., :num_bits], original > 0)
     assert not bits[..., num_bits:].any()

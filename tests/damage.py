@@ -1,4 +1,4 @@
-"""Damaged files: what a test does to one, and what a reader may do with it."""
+"""Random damage to files, and the check that readers handle it."""
 
 import pathlib
 import warnings
@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 
 def read_or_refuse(path: pathlib.Path, read) -> None:
-    """Anything but a result or a ValueError of one line fails the test."""
+    """Calls a reader, which must return or raise a ValueError with a message of one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of NumPy, about what a damaged header says
+            warnings.simplefilter("ignore")  # NumPy warns about damaged headers
             read(path)
     except ValueError as error:
         assert "\n" not in str(error)  # noqa: PT017
@@ -21,8 +21,9 @@ damage = st.tuples(
 )
 
 
-def damaged(data: bytes, place: int, new: bytes, how: str) -> bytes:
-    place %= len(data)
+def damaged(data: bytes, position: int, new: bytes, how: str) -> bytes:
+    """Returns data in which bytes are overwritten, inserted or cut at a position."""
+    position %= len(data)
     if how == "cut":
-        return data[:place] + data[place + len(new) :]
-    return data[:place] + new + data[place + (len(new) if how == "write" else 0) :]
+        return data[:position] + data[position + len(new) :]
+    return data[:position] + new + data[position + (len(new) if how == "write" else 0) :]

@@ -75,7 +75,7 @@ def test_queries_without_relevant_photos_are_counted_and_left_out(root):
         ({"labels": np.full((10, 2), 2, np.uint8)}, "label 2, expected 0 or 1"),
     ],
 )
-def test_audit_catches(root, change, message):
+def test_wrong_splits_and_labels_are_refused(root, change, message):
     change = {k: np.array(v, np.int64) if isinstance(v, list) else v for k, v in change.items()}
     with pytest.raises(ValueError, match=message):
         data.audit(dataclasses.replace(data.load("folder", root), **change))
@@ -90,7 +90,7 @@ def test_lists_with_a_query_in_the_database_are_refused(tmp_path):
 
 @pytest.fixture
 def damaged(root) -> pathlib.Path:
-    """A training photo is cut off, a query is text, a database photo is missing."""
+    """A folder with a truncated training photo, a query that is text, and a missing photo."""
     (root / "4.jpg").write_bytes((root / "4.jpg").read_bytes()[:-200])
     (root / "0.jpg").write_text("not a photo")
     (root / "9.jpg").unlink()
@@ -129,7 +129,7 @@ def test_skipping_every_query_is_refused(damaged):
         data.audit(data.load("folder", damaged), on_damaged="skip")
 
 
-def test_on_damaged_names_its_choices(scenes):
+def test_on_damaged_lists_its_choices(scenes):
     with pytest.raises(ValueError, match="on_damaged is 'ignore', expected refuse or skip"):
         data.audit(scenes, on_damaged="ignore")
 

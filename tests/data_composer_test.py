@@ -15,7 +15,7 @@ def dataset() -> data.Dataset:
     return data.scenes(size=64, **SMALL)
 
 
-def test_photos_are_twelve_classes_or_more_and_no_background():
+def test_there_are_twelve_classes_and_none_is_a_background():
     files = [photo.file for photo in composer.PHOTOS.values()]
     assert len(composer.CLASSES) >= 12
     assert len(set(files)) == len(files)
@@ -34,12 +34,12 @@ def test_defaults():
     dataset = data.scenes()
     assert [len(dataset.train), len(dataset.database), len(dataset.query)] == [2000, 4500, 400]
     assert dataset.read(0).shape == (128, 128, 3)
-    # One label or four: a scene shows each of its photos once.
+    # A scene shows one to four photos, each of them once.
     assert set(dataset.labels.sum(1).tolist()) == {1, 2, 3, 4}
     assert dataset.labels.mean(0).min() > 0.1
 
 
-def test_same_seed_same_scenes_in_any_order(dataset):
+def test_scenes_depend_on_seed_and_row_only(dataset):
     again = data.scenes(size=64, **SMALL)
     other = data.scenes(size=64, seed=1, **SMALL)
     np.testing.assert_array_equal(again.labels, dataset.labels)
@@ -50,23 +50,23 @@ def test_same_seed_same_scenes_in_any_order(dataset):
     assert not np.array_equal(other.read(5), dataset.read(5))
 
 
-def test_more_rows_leave_training_scenes_alone(dataset):
+def test_more_rows_do_not_change_training_scenes(dataset):
     longer = data.scenes(size=64, num_train=60, num_database=70, num_query=10)
     np.testing.assert_array_equal(longer.read(59), dataset.read(59))
 
 
-def test_survives_pickling(dataset):
+def test_composers_can_be_pickled(dataset):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset)).read(7), dataset.read(7))
 
 
-def test_labels_are_the_pieces_classes(dataset):
+def test_labels_are_the_classes_of_the_pieces(dataset):
     for row in range(140):
         labels = [piece.label for piece in dataset.read.pieces(row)]
         assert sorted(labels) == np.flatnonzero(dataset.labels[row]).tolist()
 
 
-def test_training_and_other_pieces_come_from_disjoint_parts(dataset):
-    """For every photo, the rightmost training pixel is left of every other piece's."""
+def test_training_and_other_pieces_come_from_different_halves(dataset):
+    """The rightmost training pixel of each photo is left of all pixels of other scenes."""
     cuts = {"train": {}, "rest": {}}
     for row in range(140):
         for piece in dataset.read.pieces(row):
@@ -83,8 +83,8 @@ def test_training_and_other_pieces_come_from_disjoint_parts(dataset):
             assert 0 <= cut[1] < cut[3] <= height
 
 
-def test_scaled_halves_hold_no_pixel_of_the_other_half(monkeypatch):
-    """Whatever the right halves show, the scaled left halves stay as they are."""
+def test_resized_halves_do_not_mix(monkeypatch):
+    """Painting the right halves black does not change the resized left halves."""
     before = {key: half.image.tobytes() for key, half in composer._halves(40).items()}
     opened = composer._open
 
@@ -101,7 +101,7 @@ def test_scaled_halves_hold_no_pixel_of_the_other_half(monkeypatch):
         assert (half.image.tobytes() == before[label, part]) == (part == "left")
 
 
-def test_each_piece_lies_in_a_quarter_or_the_middle(dataset):
+def test_each_piece_is_in_a_quarter_or_in_the_middle(dataset):
     for row in range(140):
         pieces = dataset.read.pieces(row)
         slots = set()
@@ -120,8 +120,8 @@ def test_each_piece_lies_in_a_quarter_or_the_middle(dataset):
         assert len(slots) == len(pieces)
 
 
-def test_a_piece_shows_its_cut():
-    """Inside its frame, a straight print holds the photo's pixels."""
+def test_a_piece_shows_its_source():
+    """A print that is not rotated shows the photo's pixels inside its frame."""
     compose = composer.Composer(seed=0, size=128, num_train=10)
     piece = compose.pieces(20)[0]._replace(angle=0.0)
     scene = Image.new("RGB", (128, 128))
@@ -137,16 +137,16 @@ def test_a_piece_shows_its_cut():
     )
     expected = np.asarray(cut, np.float32)[1:-1, 1:-1]
     assert np.abs(shown - expected).mean() < 4
-    # The frame is light, the scene around it is not painted.
+    # The frame is light.
     assert np.asarray(scene)[top + 1, (left + right) // 2].min() > 200
 
 
 @pytest.mark.parametrize("setting", ["seed", "size", "num_train", "num_database", "num_query"])
-def test_refuses_senseless_settings(setting):
+def test_negative_settings_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} is -1, expected at least"):
         data.scenes(**{setting: -1})
 
 
-def test_names_the_extra_when_photos_are_missing():
+def test_missing_photos_are_reported_with_the_extra_to_install():
     with pytest.raises(ValueError, match=r"pip install 'mch_jax\[scenes\]'"):
         composer._open("no_such_package/data/cat.png")

@@ -1,23 +1,20 @@
-import hashlib
-import http.server
 import pickle
 import shutil
-import threading
 import zipfile
 
 import numpy as np
 import published
 import pytest
 
-from mch_jax import data, prepare
-from mch_jax.data import archives, fetch, literature, records, splits
+from mch_jax import data
+from mch_jax.data import archives, records, splits
 
 NAMES = ("coco", "nuswide", "mirflickr")
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """Folders with the stand-ins, not to be changed."""
+    """Folders with small archives of each data set. Tests must not change them."""
     made = {}
     for name in NAMES:
         made[name] = tmp_path_factory.mktemp(name)
@@ -27,7 +24,7 @@ def roots(tmp_path_factory):
 
 @pytest.fixture
 def coco(roots, tmp_path):
-    """A copy that a test may change."""
+    """A copy of the folder of coco that a test may change."""
     shutil.copytree(roots["coco"], tmp_path / "coco")
     return tmp_path / "coco"
 
@@ -43,7 +40,7 @@ def same(a: data.Dataset, b: data.Dataset) -> bool:
     )
 
 
-# ---- what is in them -----------------------------------------------------------------------------
+# ---- contents -----------------------------------------------------------------------------
 
 
 def test_coco_has_each_labelled_photo_with_its_categories(coco):
@@ -68,7 +65,7 @@ def test_nuswide_takes_the_most_frequent_concepts_first(roots):
     assert dataset.classes == ("sky", "animal", "beach", "clouds")  # zebra is rare
     assert len(dataset.query) == 4
     assert len(dataset.train) == 16
-    assert counts["n"] == 30  # numbers 0 and 16 have none of the four
+    assert counts["n"] == 30  # photos 0 and 16 have none of the four
     row = int(np.flatnonzero(dataset.ids == "actor/0006_706.jpg")[0])
     assert dataset.labels[row].tolist() == [1, 0, 1, 1]
     np.testing.assert_array_equal(dataset.read(row), data.decode(published.photo(6)))
@@ -90,7 +87,7 @@ def test_mirflickr_has_38_labels_whose_strict_ones_change_no_similarity(roots):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unpacked_archives_give_the_same(name, roots, tmp_path):
+def test_unpacked_archives_give_the_same_data_set(name, roots, tmp_path):
     for path in roots[name].iterdir():
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -104,7 +101,7 @@ def test_unpacked_archives_give_the_same(name, roots, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_splits_are_of_their_own_seed_and_no_photo_is_in_two(name, roots):
+def test_splits_depend_on_split_seed_and_do_not_overlap(name, roots):
     first, again = load(name, roots[name]), load(name, roots[name])
     other = load(name, roots[name], split_seed=1)
     assert same(first, again)
@@ -114,7 +111,7 @@ def test_splits_are_of_their_own_seed_and_no_photo_is_in_two(name, roots):
     assert len(first.query) + len(first.database) == len(first.ids)
 
 
-def test_the_draw_by_classes_takes_each_photo_for_one_class():
+def test_per_class_split_counts_each_photo_for_one_class():
     rng = np.random.default_rng(0)
     labels = (rng.random((300, 5)) < [0.6, 0.3, 0.2, 0.1, 0.1]).astype(np.uint8)
     rows = splits.per_class_split(labels, 3, 4, 9)
@@ -138,7 +135,7 @@ def test_unlabelled_and_missing_photos(coco):
 
 
 def write_lists(root, dataset, order=None, prefix="", **parts):
-    """Writes lists as the literature does: a path, then the labels."""
+    """Writes lists in the format of the literature: a path, then the labels."""
     folder = root / "lists"
     folder.mkdir(exist_ok=True)
     for name, rows in parts.items():
@@ -150,7 +147,7 @@ def write_lists(root, dataset, order=None, prefix="", **parts):
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
-def test_lists_give_the_splits_and_the_database_is_the_rest(coco):
+def test_lists_define_the_splits_and_other_photos_are_the_database(coco):
     dataset = load("coco", coco)
     write_lists(coco, dataset, prefix="/home/someone/coco/", test=[3, 1], train=[0, 7, 9])
     listed, counts = data.audit(load("coco", coco))
@@ -160,7 +157,7 @@ def test_lists_give_the_splits_and_the_database_is_the_rest(coco):
     assert counts["notes"][-1] == "splits are those of the lists in lists"
 
 
-def test_lists_may_be_in_numbered_parts(coco):
+def test_lists_can_have_numbered_parts(coco):
     dataset = load("coco", coco)
     write_lists(
         coco, dataset, test0=[3], test1=[1], train=[0, 7], database0=[0, 2], database1=[7, 8]
@@ -170,7 +167,7 @@ def test_lists_may_be_in_numbered_parts(coco):
     assert listed.database.tolist() == [0, 2, 7, 8]
 
 
-def test_the_list_whose_database_has_all_queries_is_refused(coco):
+def test_overlapping_lists_are_refused(coco):
     dataset = load("coco", coco)
     write_lists(coco, dataset, test=[3, 1], train=[0, 7], database=[1, 2, 3, 4])
     with pytest.raises(ValueError, match="all 2 queries, as HashNet's published list .* Remove"):
@@ -181,7 +178,7 @@ def test_the_list_whose_database_has_all_queries_is_refused(coco):
         load("coco", coco)
 
 
-def test_columns_in_the_order_of_coco_ids_are_noticed(coco):
+def test_columns_in_another_order_are_detected(coco):
     dataset = load("coco", coco)
     by_id = [published.ALPHABETICAL.index(name) for name in published.CATEGORIES.values()]
     rows = {"test": np.arange(0, 30, 2), "train": np.arange(1, 30, 2)}
@@ -196,7 +193,7 @@ def test_columns_in_the_order_of_coco_ids_are_noticed(coco):
         load("coco", coco)
 
 
-def test_few_labels_that_differ_are_remarked(coco):
+def test_a_few_different_labels_cause_a_remark(coco):
     dataset = load("coco", coco)
     write_lists(coco, dataset, test=np.arange(3), train=np.arange(3, 30))
     path = coco / "lists" / "train.txt"
@@ -206,7 +203,7 @@ def test_few_labels_that_differ_are_remarked(coco):
     assert "1 of 30 lines of the lists have other labels" in str(load("coco", coco).notes)
 
 
-def test_lists_of_another_number_of_concepts_are_refused(roots, tmp_path):
+def test_lists_with_another_number_of_concepts_are_refused(roots, tmp_path):
     root = tmp_path / "nuswide"
     shutil.copytree(roots["nuswide"], root)
     dataset = load("nuswide", root, num_concepts=5, train_per_class=1)
@@ -216,7 +213,7 @@ def test_lists_of_another_number_of_concepts_are_refused(roots, tmp_path):
     assert load("nuswide", root, num_concepts=5).query.tolist() == [3, 1]
 
 
-def test_nuswide_photos_are_known_by_their_number_at_flickr(roots, tmp_path):
+def test_nuswide_photos_are_identified_by_their_number_at_flickr(roots, tmp_path):
     root = tmp_path / "nuswide"
     shutil.copytree(roots["nuswide"], root)
     dataset = load("nuswide", root)
@@ -249,7 +246,7 @@ def test_list_errors(coco, line, message):
         load("coco", coco)
 
 
-def test_one_list_is_missing(coco):
+def test_a_missing_list_is_refused(coco):
     write_lists(coco, load("coco", coco), test=[1])
     with pytest.raises(ValueError, match="has no train.txt"):
         load("coco", coco)
@@ -258,7 +255,7 @@ def test_one_list_is_missing(coco):
 # ---- archives ------------------------------------------------------------------------------------
 
 
-def test_no_name_leads_out_of_the_root(tmp_path):
+def test_no_name_leads_outside_the_root(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "secret.txt").write_text("secret")
@@ -289,14 +286,14 @@ def test_stored_and_deflated_members(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.99])
-def test_a_zip_that_is_cut_off(coco, keep):
+def test_truncated_zips_are_refused(coco, keep):
     path = coco / "train2014.zip"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(ValueError, match="train2014.zip' is not a whole zip"):
         load("coco", coco)
 
 
-def test_scrambled_members_are_damaged_photos(coco):
+def test_overwritten_members_are_damaged_photos(coco):
     path = coco / "train2014.zip"
     content = bytearray(path.read_bytes())
     start = content.index(b"\xff\xd8")
@@ -334,7 +331,7 @@ def test_annotation_errors(roots, tmp_path, name, file, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_no_root_and_wrong_counts(roots, tmp_path):
+def test_a_missing_root_and_wrong_numbers_are_refused(roots, tmp_path):
     with pytest.raises(ValueError, match="root is 'None', expected the folder with train2014.zip"):
         data.load("coco")
     with pytest.raises(ValueError, match="num_query is 20 and num_train 16, .* at most 30"):
@@ -356,7 +353,7 @@ def prepared(roots, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_records_hold_the_data_set_in_order(name, roots, prepared):
+def test_records_contain_the_data_set_in_order(name, roots, prepared):
     straight, _ = data.audit(load(name, roots[name]))
     dataset, counts = data.audit(data.load(name, prepared[name]))
     assert counts["n"] == len(straight.ids)
@@ -372,10 +369,10 @@ def test_records_hold_the_data_set_in_order(name, roots, prepared):
         np.testing.assert_array_equal(dataset.sizes[row], [40, 30])  # as published
     small = next(data.epoch(straight, np.array([row_of[str(dataset.ids[2])]]), 48, 1))["image"][0]
     assert dataset.read(2).shape == (48, 48, 3)
-    assert np.abs(dataset.read(2).astype(int) - small).mean() < 3  # JPEG once more
+    assert np.abs(dataset.read(2).astype(int) - small).mean() < 3  # compressed as JPEG once more
 
 
-def test_records_are_made_once_and_know_their_settings(roots, prepared):
+def test_records_are_made_once_for_each_setting(roots, prepared):
     again = records.prepare("coco", roots["coco"], prepared["coco"].parents[2], 48,
                             **published.SETTINGS["coco"])  # fmt: skip
     assert again == prepared["coco"]
@@ -390,7 +387,7 @@ def test_records_are_made_once_and_know_their_settings(roots, prepared):
         records.prepare("coco", roots["coco"] / "no", roots["coco"])
 
 
-def test_what_is_wrong_with_the_archives_is_said_before_records_are_made(coco, tmp_path):
+def test_incomplete_archives_are_refused_before_records_are_made(coco, tmp_path):
     (coco / "val2014.zip").unlink()
     with pytest.raises(ValueError, match="16 of 32 photos are not in") as error:
         records.prepare("coco", coco, tmp_path / "records", 48, **published.SETTINGS["coco"])
@@ -403,89 +400,3 @@ def test_damaged_records_are_refused(prepared, tmp_path):
     (tmp_path / "1.0.0" / "metadata.json").unlink()
     with pytest.raises(ValueError, match="do not open .*make them again"):
         data.load("coco", tmp_path / "1.0.0")
-
-
-# ---- download ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server():
-    """Serves BODY, with ranges."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        body = bytes(range(256)) * 40
-        requests: list[str] = []  # noqa: RUF012
-        cut = 0
-
-        def do_GET(self):
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            self.requests.append(self.headers["Range"])
-            if start >= len(self.body):
-                self.send_error(416)
-                return
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(self.body) - start))
-            self.end_headers()
-            self.wfile.write(self.body[start : len(self.body) - self.cut])
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield Handler, f"http://127.0.0.1:{running.server_port}/a.zip"
-        running.shutdown()
-        thread.join()
-
-
-def test_a_download_goes_on_where_it_was_cut_off(server, tmp_path):
-    handler, url = server
-    checksum = hashlib.sha256(handler.body).hexdigest()
-    archive = fetch.Archive("a.zip", url, len(handler.body), "sha256", checksum)
-    handler.cut = 1000
-    with pytest.raises(ValueError, match="cut off, 1,000 bytes are missing.*run the command again"):
-        fetch.download(archive, tmp_path)
-    assert not (tmp_path / "a.zip").exists()
-    handler.cut = 0
-    path = fetch.download(archive, tmp_path)
-    assert path.read_bytes() == handler.body
-    assert handler.requests[-1] == f"bytes={len(handler.body) - 1000}-"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
-    assert fetch.check(path, archive) == "right"
-    assert fetch.check(path, fetch.Archive("a.zip")) == "unknown"
-
-
-def test_wrong_archives_are_refused(server, tmp_path):
-    handler, url = server
-    with pytest.raises(ValueError, match="has the sha256 .*, expected 00; remove it"):
-        fetch.download(fetch.Archive("a.zip", url, checksum="00"), tmp_path)
-    with pytest.raises(ValueError, match="10,240 bytes, expected 5; remove"):
-        fetch.check(tmp_path / "a.zip.part", fetch.Archive("a.zip", size=5))
-    with pytest.raises(ValueError, match="cannot be downloaded; docs/datasets.md"):
-        fetch.download(fetch.Archive("b.zip"), tmp_path)
-
-
-def test_every_data_set_has_its_archives_and_terms():
-    assert set(fetch.ARCHIVES) == set(fetch.TERMS) == set(records.BUILDERS) == set(data.PUBLISHED)
-    for name, names in (("coco", literature.COCO_ARCHIVES),
-                        ("mirflickr", literature.MIRFLICKR_ARCHIVES)):  # fmt: skip
-        assert tuple(archive.name for archive in fetch.ARCHIVES[name]) == names
-        for archive in fetch.ARCHIVES[name]:
-            assert len(archive.checksum) in (0, hashlib.new(archive.algorithm).digest_size * 2)
-
-
-def test_prepare_says_what_to_run_next(roots, capsys, monkeypatch):
-    flags = {"_DATASET": "mirflickr", "_ROOT": str(roots["mirflickr"]), "_RECORDS": None,
-             "_DOWNLOAD": False, "_SPLIT_SEED": 0, "_SKIP_MISSING": False}  # fmt: skip
-    for name, value in flags.items():
-        monkeypatch.setattr(prepare, name, type("Flag", (), {"value": value}))
-    with pytest.raises(ValueError, match="mirflickr25k.zip' has the md5 .*remove it"):
-        prepare.main([])
-    monkeypatch.setattr(fetch, "ARCHIVES", {"mirflickr": (fetch.Archive("mirflickr25k.zip"),)})
-    with pytest.raises(ValueError, match="other than photo numbers|are not in"):
-        prepare.main([])  # the stand-in has 32 photos, not 25,000
-    dataset = load("mirflickr", roots["mirflickr"])
-    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
-    prepare.main([])
-    assert "--config=configs/mirflickr_dch.py --config.dataset.root=" in capsys.readouterr().out

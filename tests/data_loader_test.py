@@ -40,7 +40,7 @@ def test_batches_have_images_rows_and_labels(scenes):
         np.testing.assert_array_equal(labels, scenes.labels[row])
 
 
-def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(scenes):
+def test_each_epoch_has_every_row_once_in_its_own_order(scenes):
     batches = [b["row"].tolist() for b in take(data.batches(scenes, scenes.train, 32, 5), 8)]
     first, second = sum(batches[:4], []), sum(batches[4:], [])
     assert sorted(first) == sorted(second) == scenes.train.tolist()
@@ -48,8 +48,8 @@ def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(scenes):
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 7])
-def test_resumed_is_uninterrupted(scenes, start):
-    """With 20 rows and batches of 6, batch 3 opens the second epoch."""
+def test_resumed_batches_equal_uninterrupted_ones(scenes, start):
+    """With 20 rows and batches of 6, batch 3 is the first of the second epoch."""
     whole = take(data.batches(scenes, scenes.train, 32, 6, seed=5), 9)
     rest = take(data.batches(scenes, scenes.train, 32, 6, seed=5, start_step=start), 9 - start)
     for expected, batch in zip(whole[start:], rest, strict=True):
@@ -57,8 +57,8 @@ def test_resumed_is_uninterrupted(scenes, start):
             np.testing.assert_array_equal(batch[key], expected[key])
 
 
-def test_seeds_give_unlike_orders(scenes):
-    """Neither the same epoch nor a neighbouring one repeats under another seed."""
+def test_seeds_give_different_orders(scenes):
+    """No two epochs have the same order, whatever their seeds."""
     orders = set()
     for seed in range(4):
         got = take(data.batches(scenes, scenes.train, 32, 20, seed=seed), 3)
@@ -75,7 +75,7 @@ def test_remainder_and_single_pass(scenes):
     assert sorted(np.concatenate([b["row"] for b in kept]).tolist()) == scenes.train.tolist()
 
 
-def test_epoch_keeps_the_order_and_pads_nothing(scenes):
+def test_epoch_keeps_the_order_and_does_not_pad(scenes):
     rows = scenes.database[::-1]
     got = list(data.epoch(scenes, rows, 32, 8))
     assert [len(b["row"]) for b in got] == [8, 8, 8, 3]
@@ -86,7 +86,7 @@ def test_epoch_keeps_the_order_and_pads_nothing(scenes):
     assert list(data.epoch(scenes, rows[:0], 32, 8)) == []
 
 
-def test_too_few_rows_are_refused_at_once(scenes):
+def test_too_few_rows_are_refused(scenes):
     with pytest.raises(ValueError, match="batch_size is 21, but scenes has 20 rows"):
         data.batches(scenes, scenes.train, 32, 21)
 
@@ -98,7 +98,7 @@ def test_a_photo_damaged_after_the_audit_is_named(root):
         list(data.epoch(dataset, dataset.database, 16, 2))
 
 
-def test_closing_ends_the_threads(scenes):
+def test_closing_the_iterator_ends_its_threads(scenes):
     before = set(threading.enumerate())
     take(data.batches(scenes, scenes.train, 32, 4), 2)
     started = [t for t in set(threading.enumerate()) - before if "grain" in t.name]

@@ -10,11 +10,11 @@ from PIL import Image
 from mch_jax import data
 
 
-def test_exif_orientation_turns_the_photo_upright():
+def test_photos_are_rotated_by_their_exif_orientation():
     image = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
     image.paste((255, 0, 0), (0, 0, 10, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # The camera was turned: show it a quarter clockwise.
+    exif[0x0112] = 6  # rotated by 90 degrees clockwise
     pixels = data.decode(encoded(image, quality=95, exif=exif))
     assert pixels.shape == (40, 20, 3)
     assert pixels[:8, :, 0].min() > 200
@@ -34,7 +34,7 @@ def test_sixteen_bits_keep_the_upper_eight():
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-def test_transparency_is_laid_on_white():
+def test_transparency_becomes_white():
     clear = Image.new("RGBA", (4, 4), (0, 0, 255, 0))
     clear.paste((0, 0, 255, 255), (0, 0, 2, 4))
     palette = Image.new("P", (4, 4), 0)
@@ -53,7 +53,7 @@ def test_every_mode_becomes_rgb(mode):
 
 
 def test_too_many_pixels_are_refused_before_decoding():
-    """A PNG of some bytes that claims 9,000 x 9,000 pixels."""
+    """The file is a few bytes of a PNG whose header states 9,000 x 9,000 pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -69,7 +69,7 @@ def test_too_many_pixels_are_refused_before_decoding():
             data.decode(bomb, "bomb.png")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged TIFF tags.
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about damaged TIFF tags.
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"])
 def test_broken_files_raise_value_error_only(kind):
     whole = encoded(picture(3), kind)
@@ -80,6 +80,6 @@ def test_broken_files_raise_value_error_only(kind):
     for _ in range(40):
         scrambled = np.frombuffer(whole, np.uint8).copy()
         scrambled[rng.integers(len(whole), size=6)] = rng.integers(256, size=6)
-        # Some bytes hardly matter: then it decodes, and no other error than ours may come.
+        # Some changes are harmless. Otherwise the only error must be ValueError.
         with contextlib.suppress(ValueError):
             assert data.decode(scrambled.tobytes()).dtype == np.uint8

@@ -32,7 +32,7 @@ def test_table(root):
     assert counts["per_class"] == {"cat": 5, "dog": 5}
 
 
-def test_table_passes_over_further_columns(tmp_path):
+def test_other_columns_of_the_table_are_ignored(tmp_path):
     write_photos(tmp_path, ["a b.jpg", "sub/c.jpg"])
     header = ("file", "split", "cat", "width", "height", "caption")
     table = [["a b.jpg", "query", "1", "40", "30", '"a cat, and\nmore"'],
@@ -43,7 +43,7 @@ def test_table_passes_over_further_columns(tmp_path):
     assert dataset.ids.tolist() == ["a b.jpg", "sub/c.jpg"]
 
 
-def test_table_without_splits_draws_them_from_the_seed(tmp_path):
+def test_splits_are_drawn_if_the_table_has_none(tmp_path):
     write_photos(tmp_path)
     write_table(tmp_path, rows(*NAMES), ("file", "cat", "dog"))
     first, again, other = (data.load("folder", tmp_path, seed=seed) for seed in (3, 3, 4))
@@ -132,7 +132,7 @@ def test_list_errors(tmp_path, train, message):
         data.load("folder", tmp_path)
 
 
-def test_folder_without_labels_says_what_is_missing(tmp_path):
+def test_a_folder_without_labels_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither labels.csv nor all of .*query.txt is missing"):
         data.load("folder", tmp_path)
     with pytest.raises(ValueError, match="expected an existing folder"):
@@ -141,7 +141,7 @@ def test_folder_without_labels_says_what_is_missing(tmp_path):
         data.load("folder")
 
 
-def test_load_names_the_choices():
+def test_load_lists_the_choices():
     with pytest.raises(
         ValueError, match="'imagenet' is unknown.*scenes, coco18, coco, nuswide, mirflickr, folder"
     ):
@@ -152,7 +152,7 @@ def test_load_names_the_choices():
 
 @pytest.fixture
 def pack(root) -> pathlib.Path:
-    """The ten photos as a pack like coco18."""
+    """The ten photos in a tar, in the format of coco18."""
     with tarfile.open(root / "images.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for name in NAMES:
             tar.add(root / name, name)
@@ -160,7 +160,7 @@ def pack(root) -> pathlib.Path:
     return root
 
 
-def test_photos_come_straight_from_the_tar(pack, monkeypatch):
+def test_photos_are_read_from_the_tar(pack, monkeypatch):
     monkeypatch.setenv("MCH_COCO18", str(pack))
     dataset, counts = data.audit(data.load("coco18"))
     assert (dataset.name, counts["n"], counts["train"]) == ("coco18", 10, 5)
@@ -178,7 +178,7 @@ def test_a_pack_with_missing_photos_is_refused(pack):
         data.load("coco18", pack)
 
 
-def test_no_pack_and_no_tar(pack, tmp_path_factory):
+def test_a_missing_pack_and_a_damaged_tar_are_refused(pack, tmp_path_factory):
     with pytest.raises(ValueError, match="MCH_COCO18"):
         data.load("coco18", tmp_path_factory.mktemp("empty"))
     (pack / "images.tar").write_bytes(b"no tar" * 200)

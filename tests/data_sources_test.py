@@ -14,8 +14,8 @@ def write(path, seed=0):
     return path
 
 
-def names(place):
-    return [photo.id for photo in sources.find(place)]
+def names(source):
+    return [photo.id for photo in sources.find(source)]
 
 
 def write_tar(path, members):
@@ -32,14 +32,14 @@ def png(seed):
     return stream.getvalue()
 
 
-def test_a_folder_is_walked_in_one_order_and_only_photos_are_taken(tmp_path):
+def test_photos_of_a_folder_come_in_a_fixed_order(tmp_path):
     for name in ("b.png", "a/z.PNG", "a/c.jpg", ".hidden/x.png", ".y.png"):
         write(tmp_path / name)
     (tmp_path / "labels.csv").write_text("file\n")
     assert names(tmp_path) == ["b.png", "a/c.jpg", "a/z.PNG"]
 
 
-def test_tars_are_read_in_place(tmp_path):
+def test_tars_are_read_without_unpacking(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.png", png(1)), ("note.txt", b"x"), ("a.png", png(2))])
     write(tmp_path / "p.png", 3)
     assert names(tmp_path / "x.tar") == ["a.png"]
@@ -49,7 +49,7 @@ def test_tars_are_read_in_place(tmp_path):
     np.testing.assert_array_equal(found["p.png"], np.asarray(small.photo(3)))
 
 
-def test_a_list_is_relative_to_its_folder(tmp_path):
+def test_paths_in_a_list_are_relative_to_its_folder(tmp_path):
     write(tmp_path / "sub" / "with space.png", 4)
     (tmp_path / "list.txt").write_text("\nsub/with space.png\nabsent.png\n")
     first, second = sources.find(tmp_path / "list.txt")
@@ -59,13 +59,13 @@ def test_a_list_is_relative_to_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["/etc/passwd", "../x.png", "a/../../x.png"])
-def test_a_list_leads_nowhere_else(tmp_path, line):
+def test_paths_in_a_list_stay_in_its_folder(tmp_path, line):
     (tmp_path / "list.txt").write_text(f"ok.png\n{line}\n")
     with pytest.raises(ValueError, match=r"line 2: .* leads outside"):
         sources.find(tmp_path / "list.txt")
 
 
-def test_links_and_members_lead_nowhere_else(tmp_path):
+def test_links_and_members_stay_in_their_source(tmp_path):
     secret = write(tmp_path / "secret.png")
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -79,7 +79,7 @@ def test_links_and_members_lead_nowhere_else(tmp_path):
         sources.decode(sources.find(tmp_path / "x.tar")[0])
 
 
-def test_names_that_are_no_text_are_refused_alone(tmp_path):
+def test_a_name_that_is_not_utf8_is_refused_when_decoded(tmp_path):
     write(tmp_path / "a\udcff.png")
     (photo,) = sources.find(tmp_path)
     with pytest.raises(ValueError, match=r"a\\udcff.png\" is not a UTF-8 name"):
@@ -95,10 +95,10 @@ def test_names_that_are_no_text_are_refused_alone(tmp_path):
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
     ],
 )
-def test_places_without_photos(tmp_path, make, reason):
-    make(tmp_path / "place")
+def test_sources_without_photos_are_refused(tmp_path, make, reason):
+    make(tmp_path / "source")
     with pytest.raises(ValueError, match=reason):
-        sources.find(tmp_path / "place")
+        sources.find(tmp_path / "source")
 
 
 def test_a_damaged_tar_is_named(tmp_path):

@@ -17,7 +17,7 @@ def test_newest_checkpoint_is_restored(tmp_path):
     assert checkpoints.restore(state()) is None
     for step in (10, 20, 30):
         checkpoints.save(step, state(value=step))
-    checkpoints.save(30, state(value=99))  # is there already
+    checkpoints.save(30, state(value=99))  # exists already
     checkpoints.close()
     again = Checkpoints(tmp_path / "base")
     restored = again.restore(state())
@@ -35,7 +35,7 @@ def test_newest_checkpoint_is_restored(tmp_path):
         ({**state(), "more": jnp.zeros(1)}, r"more of shape None, expected \(1,\)"),
     ],
 )
-def test_checkpoint_of_another_shape_is_refused(tmp_path, other, message):
+def test_a_checkpoint_with_other_shapes_is_refused(tmp_path, other, message):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, state())
     with pytest.raises(ValueError, match=message) as error:
@@ -61,8 +61,8 @@ def largest_file(directory):
 
 
 @pytest.mark.parametrize("how", ["bit", "cut", "metadata", "missing"])
-def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, how):
-    """The numbers are random: a changed bit of them is still a number that reads well."""
+def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog, how):
+    """A changed bit of a number gives another number, which can be read without an error."""
     states = [
         {"x": np.random.default_rng(i).normal(size=(64, 64)).astype(np.float32)} for i in range(3)
     ]
@@ -87,7 +87,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, how):
     (warning,) = [x.getMessage() for x in caplog.records if x.name == "absl" and x.levelno == 30]
     assert f"checkpoint {tmp_path}/10 " in warning
     assert warning.endswith("; using the checkpoint of step 5")
-    checkpoints.save(10, states[2])  # in place of the damaged one
+    checkpoints.save(10, states[2])  # replaces the damaged one
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
     restored, step = checkpoints.restore(states[0])
@@ -107,7 +107,7 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path, value):
     checkpoints.close()
 
 
-def test_training_state_comes_back_as_its_own_types(tmp_path):
+def test_restored_states_have_the_same_types(tmp_path):
     params = {"kernel": jnp.ones((3, 4))}
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9))
     before = (params, tx.init(params))

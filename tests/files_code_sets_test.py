@@ -8,7 +8,7 @@ from mch_jax.files import code_sets
 
 
 def from_string(text: str) -> jax.Array:
-    """A code as the paper prints it: its first bit first."""
+    """Returns a code from its bits as the paper prints them, first bit first."""
     return codes.pack(jnp.array([1 if bit == "1" else -1 for bit in text], jnp.int8))
 
 
@@ -22,7 +22,7 @@ def code_set(rows: list[list[str]], kept: list[list[int]]) -> CodeSet:
 
 def test_flatten_keeps_equal_codes_once():
     two = code_set(
-        # A code equal to one that was discarded stays; a later one equal to it does not.
+        # Slots 1, 2 and 3 have equal codes. Slot 1 is not kept, so the file has the code of slot 2.
         [["010", "101", "101", "101"], ["111", "111", "000", "111"]],
         [[1, 0, 1, 1], [1, 1, 0, 1]],
     )

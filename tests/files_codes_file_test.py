@@ -32,7 +32,7 @@ def test_codes_round_trip(tmp_path, name):
     assert [x.name for x in tmp_path.iterdir()] == [name]
 
 
-def test_codes_open_with_numpy_alone(tmp_path):
+def test_numpy_can_open_codes_files(tmp_path):
     codes_file.save(tmp_path / "a.npz", code_file())
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         assert arrays["format"] == FORMAT == "mch-codes/1"
@@ -40,7 +40,7 @@ def test_codes_open_with_numpy_alone(tmp_path):
         assert set(arrays) == {*CodeFile._fields, "format"}
 
 
-def test_no_codes_at_all(tmp_path):
+def test_empty_codes_files_round_trip(tmp_path):
     empty = code_file()
     empty = empty._replace(**{k: getattr(empty, k)[:0] for k in CodeFile._fields[:-1]})
     codes_file.save(tmp_path / "a.npz", empty)
@@ -68,7 +68,7 @@ def test_no_codes_at_all(tmp_path):
         ({"codes": np.zeros(3, np.uint8)}, "codes has the shape"),
         ({"item": np.array([0, 1, 0])}, "item does not ascend"),  # descending
         ({"item": np.array([0, 0, 2])}, "item does not ascend"),
-        ({"item": np.array([0, 0, 0])}, "item does not ascend"),  # an item without a code
+        ({"item": np.array([0, 0, 0])}, "item does not ascend"),  # item 1 has no code
         ({"item": np.array([-1, 0, 1])}, "item does not ascend"),
         ({"item": np.array([0, 1])}, "item has the shape"),
         ({"item": np.array([0.0, 0.0, 1.0])}, "item is float64"),
@@ -89,7 +89,7 @@ def test_unsound_codes_are_refused(tmp_path, change, reason):
     assert "\n" not in str(error.value)
 
 
-def test_missing_codes(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.npz does not exist; expected an .npz"):
         codes_file.load(tmp_path / "a.npz")
 

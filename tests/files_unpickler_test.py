@@ -35,11 +35,11 @@ def refused(path: pathlib.Path) -> str:
     with pytest.raises(ValueError, match="weights file") as error:
         read_arrays(path)
     assert "\n" not in str(error.value)
-    assert "Type-check" not in str(error.value)  # which runs in tests only
+    assert "Type-check" not in str(error.value)  # type checks run in tests only
     return str(error.value)
 
 
-def test_read_arrays_takes_views_and_dtypes_as_they_are(torch, tmp_path):
+def test_views_and_dtypes_are_kept(torch, tmp_path):
     base = torch.arange(24.0).reshape(4, 6)
     state = {
         "transposed": base.T,
@@ -62,7 +62,7 @@ def test_read_arrays_takes_views_and_dtypes_as_they_are(torch, tmp_path):
 
 
 class Call:
-    """Pickles as a call."""
+    """An object whose pickle is a call of a function."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -72,7 +72,7 @@ class Call:
 
 
 def zip_of(path: pathlib.Path, value, storages: dict[str, bytes]) -> pathlib.Path:
-    """Writes a torch file; tuples that begin with "storage" stand for storages."""
+    """Writes a file of torch. Tuples that begin with "storage" become references to storages."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
@@ -102,7 +102,7 @@ def test_no_code_runs(torch, tmp_path):
 @pytest.mark.parametrize(
     ("offset", "shape", "strides"),
     [
-        (0, (3, 3), (3, 1)),  # nine of eight
+        (0, (3, 3), (3, 1)),  # nine numbers of a storage of eight
         (1, (8,), (1,)),
         (-1, (2,), (1,)),
         (7, (2,), (-1,)),
@@ -153,9 +153,9 @@ def test_arrays_of_any_layout(tmp_path):
         np.testing.assert_array_equal(read[name], value)
 
 
-def test_numpys_own_state_is_out_of_reach(tmp_path):
+def test_state_of_numpy_cannot_be_changed(tmp_path):
     class State:
-        """Pickles as NumPy's int64 with another state, which NumPy itself would take."""
+        """Its pickle is the dtype int64 with a wrong state, which NumPy would accept."""
 
         def __reduce__(self):
             return np.dtype, ("i8", False, False), (3, "<", None, None, None, -1, -1, 63)

@@ -49,7 +49,7 @@ def network(torch):
 
 @pytest.fixture(scope="module")
 def params():
-    """Random parameters, made on the host: compiling the layers' own initialisation takes long."""
+    """Random parameters from NumPy, since compiling the layers' initialisation takes long."""
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), images)["params"]
     rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def files(torch, network, tmp_path_factory) -> dict[str, pathlib.Path]:
-    """The same weights in every form that can be imported."""
+    """The same weights in every format that can be imported."""
     directory, state = tmp_path_factory.mktemp("weights"), network.state_dict()
     names = {"zip": "zip.pth", "legacy": "old.pth", "npz": "a.npz", "pickle": "a.pkl"}
     paths = {kind: directory / name for kind, name in names.items()}
@@ -84,7 +84,7 @@ def test_features_equal_torch(torch, network, files, params, size):
     apply = jax.jit(MODEL.apply)
     features = np.asarray(apply({"params": imported}, images).features)
     assert np.abs(features - expected).max() < 1e-5 * np.abs(expected).max()
-    # The trap: torch's order of fc6 has the right shape, and other features.
+    # A plain transpose of torch's fc6 has the right shape but gives other features.
     wrong = network.state_dict()["classifier.1.weight"].numpy().T
     assert wrong.shape == imported["fc6"]["kernel"].shape
     trapped = {**imported, "fc6": {**imported["fc6"], "kernel": wrong}}
@@ -93,11 +93,11 @@ def test_features_equal_torch(torch, network, files, params, size):
 
 
 @pytest.mark.parametrize("kind", ["legacy", "npz", "pickle"])
-def test_every_form_holds_the_same(files, params, kind):
+def test_every_format_gives_the_same_parameters(files, params, kind):
     expected = import_alexnet(params, str(files["zip"]))
     imported = import_alexnet(params, str(files[kind]))
     jax.tree.map(np.testing.assert_array_equal, imported, expected)
-    # The hash layer is ours.
+    # The hash layer is not in the file.
     np.testing.assert_array_equal(imported["hash"]["kernel"], params["hash"]["kernel"])
 
 
@@ -143,7 +143,7 @@ def test_lpips_weights():
     model = AlexNet(num_bits=8, hidden=4)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     imported = import_alexnet(shapes, "lpips")
-    # Trained filters: conv1 sees edges and colours, so its largest weights are far from the mean.
+    # Trained filters respond to edges and colours: their largest weights are far from the mean.
     kernel = imported["conv1"]["kernel"]
     assert kernel.shape == (11, 11, 3, 64)
     assert np.abs(kernel).max() > 5 * kernel.std()

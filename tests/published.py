@@ -1,4 +1,4 @@
-"""Tiny stand-ins for the literature's archives, of the same form as the published ones."""
+"""Small archives in the format of the published data sets."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-# As COCO numbers and orders them; the alphabet has another order.
+# COCO's ids, which are not in alphabetical order.
 CATEGORIES = {1: "person", 2: "bicycle", 17: "cat", 18: "dog"}
 ALPHABETICAL = ["bicycle", "cat", "dog", "person"]
 CONCEPTS = ["animal", "beach", "clouds", "sky", "zebra"]
@@ -30,7 +30,11 @@ def write_zip(path: pathlib.Path, members: dict[str, bytes], **options) -> None:
 
 
 def write_coco(root: pathlib.Path) -> dict[str, set[str]]:
-    """Photo i of a part has the categories of i's four lowest bits; none has none."""
+    """Writes COCO. The categories of photo i of a part are the four lowest bits of i.
+
+    Returns:
+      The categories of each photo by its name.
+    """
     annotations, truth = {}, {}
     for first, part in ((0, "train2014"), (100, "val2014")):
         images, objects, photos = [], [], {}
@@ -38,11 +42,11 @@ def write_coco(root: pathlib.Path) -> dict[str, set[str]]:
             number, name = first + i, f"COCO_{part}_{first + i:012d}.jpg"
             images.append({"id": number, "file_name": name})
             present = [key for bit, key in enumerate(CATEGORIES) if i >> bit & 1]
-            # Two objects of a category are one label.
+            # Two objects of the same category give one label.
             objects += [{"image_id": number, "category_id": key} for key in present * 2]
             truth[f"{part}/{name}"] = {CATEGORIES[key] for key in present}
             photos[f"{part}/{name}"] = photo(number)
-        write_zip(root / f"{part}.zip", photos)  # stored, as published
+        write_zip(root / f"{part}.zip", photos)  # not compressed, like the published archives
         categories = [{"id": key, "name": name} for key, name in CATEGORIES.items()]
         annotations[f"annotations/instances_{part}.json"] = json.dumps(
             {"images": images, "annotations": objects, "categories": categories}
@@ -57,11 +61,11 @@ def nuswide_names() -> list[str]:
 
 
 def write_nuswide(root: pathlib.Path) -> None:
-    """Photo i has the concepts of i's bits, but zebra only where all of the others are."""
+    """Writes NUS-WIDE. The concepts of photo i are the bits of i, and zebra if all bits are set."""
     names = nuswide_names()
     bits = np.array([[i >> bit & 1 for bit in range(4)] for i in range(len(names))])
     labels = {concept: bits[:, bit] for bit, concept in enumerate(CONCEPTS[:4])}
-    labels["sky"] = labels["sky"] | labels["clouds"]  # the most frequent one
+    labels["sky"] = labels["sky"] | labels["clouds"]  # the most frequent concept
     labels["zebra"] = bits.all(1).astype(int)
     lines = "\r\n".join(name.replace("/", "\\") for name in names)
     write_zip(root / "ImageList.zip", {"ImageList/Imagelist.txt": lines.encode()})
@@ -77,7 +81,10 @@ def write_nuswide(root: pathlib.Path) -> None:
 
 
 def write_mirflickr(root: pathlib.Path) -> None:
-    """Photo i has the first concepts of i's bits; every other of those is in `_r1` as well."""
+    """Writes MIRFLICKR. The concepts of photo i are the four lowest bits of i.
+
+    Every second photo of a concept also has its stricter label.
+    """
     from mch_jax.data import literature
 
     photos = {f"mirflickr/im{i}.jpg": photo(i) for i in range(1, 2 * PER_PART + 1)}
@@ -95,7 +102,7 @@ def write_mirflickr(root: pathlib.Path) -> None:
 
 WRITERS = {"coco": write_coco, "nuswide": write_nuswide, "mirflickr": write_mirflickr}
 
-# Settings that the few photos of the stand-ins allow.
+# Settings for the small number of photos.
 SETTINGS = {
     "coco": {"num_query": 5, "num_train": 16},
     "nuswide": {"num_concepts": 4, "query_per_class": 1, "train_per_class": 4},
