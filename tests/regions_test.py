@@ -25,13 +25,6 @@ def test_region_boxes():
     assert len(regions.NAMES) == 6
 
 
-@pytest.mark.parametrize("crop_ratio", [0.1, 0.3, 0.5, 0.7, 0.9])
-@pytest.mark.parametrize("size", [(100, 100), (321, 77), (75, 640)])
-def test_a_region_is_named_after_its_box(crop_ratio, size):
-    boxes = regions.pixel_boxes(regions.region_boxes(crop_ratio), *np.array(size)[:, None])
-    assert [regions.region_name(box.tolist(), *size) for box in boxes] == list(regions.NAMES)
-
-
 @pytest.mark.parametrize("crop_ratio", [0.3, 0.7, 1.0])
 def test_boxes_lie_inside_the_photo(key, crop_ratio):
     keys = jax.random.split(key, 100)
@@ -61,7 +54,7 @@ def test_pixel_boxes():
     assert both[1, 4].tolist() == [20, 40, 40, 80]
 
 
-@pytest.mark.parametrize("crop_ratio", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("crop_ratio", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize(("width", "height"), [(100, 100), (321, 77), (33, 47)])
 def test_region_name(crop_ratio, width, height):
     boxes = regions.pixel_boxes(regions.region_boxes(crop_ratio), np.array(width), np.array(height))
