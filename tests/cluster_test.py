@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax.cluster import Hedge, Replica, ShardedIndex, Shards, connect, shard_of
-from mch_jax.cluster import sharded as cluster
+from mch_jax.cluster import (
+    Replica,
+    ReplicaGroup,
+    ShardedIndex,
+    Shards,
+    client,
+    connect,
+    shard_of,
+)
 from mch_jax.index import BucketIndex
 
 POOL = ThreadPoolExecutor(16)
@@ -24,15 +31,15 @@ def pack(words, num_bits):
     return np.array(rows, np.uint8).reshape(len(rows), num_bytes)
 
 
-def here(shards, count=2):
-    """Replicas of every shard in this process."""
+def local_replicas(shards, count=2):
+    """Returns replicas of every shard in this process."""
     return [
-        [called(Replica(shards.place(shard))) for _ in range(count)]
+        [caller_of(Replica(shards.path(shard))) for _ in range(count)]
         for shard in range(shards.num_shards)
     ]
 
 
-def called(replica):
+def caller_of(replica):
     return lambda method, *arguments: POOL.submit(getattr(replica, method), *arguments)
 
 
@@ -61,7 +68,7 @@ def assert_same_answers(sharded, index, queries):
 
 @st.composite
 def changes(draw):
-    """A code length, and some codes with their items, again and again; half lie near others."""
+    """Draws a code length, two lists of (code, item) and some queries, many of them similar."""
     num_bits = draw(st.sampled_from([2, 8, 13, 24, 64]))
     near = draw(st.integers(0, 2**num_bits - 1))
     word = st.one_of(
@@ -82,7 +89,8 @@ def test_shards_answer_as_one_index(tmp_path_factory, case, num_shards):
 
     directory = tmp_path_factory.mktemp("shards")
     shards = Shards.build(*arrays(first), num_bits, directory, num_shards)
-    sharded, index = ShardedIndex(shards, here(shards)), BucketIndex.build(*arrays(first), num_bits)
+    sharded = ShardedIndex(shards, local_replicas(shards))
+    index = BucketIndex.build(*arrays(first), num_bits)
     queries = pack(queries, num_bits)
     assert_same_answers(sharded, index, queries)
     gone = np.arange(0, 40, 3)
@@ -91,7 +99,7 @@ def test_shards_answer_as_one_index(tmp_path_factory, case, num_shards):
         one.remove(gone)
     assert_same_answers(sharded, index, queries)
     sharded.merge()
-    assert_same_answers(ShardedIndex(Shards(directory), here(shards)), index, queries)
+    assert_same_answers(ShardedIndex(Shards(directory), local_replicas(shards)), index, queries)
     assert sharded.num_codes <= index.num_codes
     assert sharded.nbytes > 0
 
@@ -100,8 +108,9 @@ def test_a_batch_of_many_queries_and_wide_counts(tmp_path):
     rng = np.random.default_rng(0)
     codes, item = rng.integers(0, 256, (300, 8), np.uint8), np.arange(300) // 2
     shards = Shards.build(codes, item, 64, tmp_path, 2)
-    sharded, index = ShardedIndex(shards, here(shards, 1)), BucketIndex.build(codes, item, 64)
-    queries = rng.integers(0, 256, (cluster.QUERIES_PER_CALL + 5, 8), np.uint8)
+    sharded = ShardedIndex(shards, local_replicas(shards, 1))
+    index = BucketIndex.build(codes, item, 64)
+    queries = rng.integers(0, 256, (client.QUERIES_PER_CALL + 5, 8), np.uint8)
     assert_equal(sharded.search(queries, 4), index.search(queries, 4))
     assert_equal(sharded.search(queries, 200), index.search(queries, 200))  # probed is 2^64
     assert_equal(sharded.within(queries, 20), index.within(queries, 20))
@@ -118,30 +127,30 @@ def shards(tmp_path):
     return Shards.build(pack(range(100), 16), np.arange(100), 16, tmp_path, 2)
 
 
-def home(item):
-    """The shard, of two, that an item lies in."""
+def shard_of_two(item):
+    """Returns the shard of an item where there are two shards."""
     return int(shard_of(np.array([item]), 2)[0])
 
 
 def test_a_replica_that_missed_a_change_reads_the_files_first(shards):
-    queries, deaf = pack([0, 500], 16), here(shards)
+    queries, replicas = pack([0, 500], 16), local_replicas(shards)
 
-    def without_news(replica):
+    def deaf(replica):  # never receives the message that the client sends after a change
         return lambda method, *rest: Future() if method == "sizes" else replica(method, *rest)
 
-    told_nothing = [[without_news(one) for one in own] for own in deaf]
-    writer = ShardedIndex(shards, told_nothing, hedge_after=60.0)  # nobody is overtaken
-    other = ShardedIndex(Shards(shards.directory), deaf)
+    deaf_replicas = [[deaf(one) for one in own] for own in replicas]
+    writer = ShardedIndex(shards, deaf_replicas, hedge_after=60.0)  # no call is repeated
+    other = ShardedIndex(Shards(shards.directory), replicas)
     writer.add(pack([500], 16), np.array([7]))
     writer.remove(0)
-    for _ in range(4):  # each replica has its turn
+    for _ in range(4):  # every replica answers in turn
         assert writer.search(queries, 1).item.tolist() == [[1], [7]]
     assert other.search(queries, 1).item.tolist() == [[1], [7]]
     other.remove(7)
     assert writer.within(queries[1:], 0).item.tolist() in ([], [7])
     writer.add(pack([501], 16), np.array([8]))  # on top of the other's change
-    assert BucketIndex.open(shards.place(home(7))).within(queries[1:], 0).item.size == 0
-    assert Replica(shards.place(home(8))).sizes(None)[0] in writer._versions
+    assert BucketIndex.open(shards.path(shard_of_two(7))).within(queries[1:], 0).item.size == 0
+    assert Replica(shards.path(shard_of_two(8))).sizes(None)[0] in writer._versions
 
 
 def test_a_change_that_fails_leaves_the_files_as_they_were(shards):
@@ -152,12 +161,12 @@ def test_a_change_that_fails_leaves_the_files_as_they_were(shards):
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        shards.change(home(3), broken)
+        shards.change(shard_of_two(3), broken)
     assert shards.versions() == before
-    shards.change(home(3), lambda index: index.remove(90))
-    found = BucketIndex.open(shards.place(home(3))).within(pack([3], 16), 0)
+    shards.change(shard_of_two(3), lambda index: index.remove(90))
+    found = BucketIndex.open(shards.path(shard_of_two(3))).within(pack([3], 16), 0)
     assert found.item.tolist() == [3]
-    index = ShardedIndex(shards, here(shards, 1))
+    index = ShardedIndex(shards, local_replicas(shards, 1))
     before = shards.versions()
     for call in (
         lambda: index.add(pack([1, 2], 16), np.array([1, 2**32])),
@@ -180,7 +189,7 @@ def test_wrong_directories_are_named(tmp_path, shards):
 
 
 def test_wrong_calls_are_refused_at_once(shards):
-    index = ShardedIndex(shards, here(shards, 1))
+    index = ShardedIndex(shards, local_replicas(shards, 1))
     for call, reason in (
         (lambda: index.search(pack([1], 16), 0), "k is 0"),
         (lambda: index.within(pack([1], 16), -1), "radius is -1"),
@@ -190,56 +199,56 @@ def test_wrong_calls_are_refused_at_once(shards):
             call()
 
 
-def test_a_slow_replica_is_overtaken_and_then_asked_last(monkeypatch):
-    monkeypatch.setattr(cluster, "SUSPECT_FOR", 1e6)
-    asked, slow = [], Future()
+def test_a_slow_replica_is_called_last_for_a_while(monkeypatch):
+    monkeypatch.setattr(client, "SUSPECT_FOR", 1e6)
+    called, slow = [], Future()
 
     def first(*_):
-        asked.append("first")
+        called.append("first")
         return slow
 
     def second(*_):
-        asked.append("second")
+        called.append("second")
         return answered("second")
 
-    hedge = Hedge([first, second], hedge_after=0.01)
-    hedge._turn = 1  # the first's turn
-    assert hedge.ask("method") == "second"
-    assert asked == ["first", "second"]
+    group = ReplicaGroup([first, second], hedge_after=0.01)
+    group._num_calls = 1  # so that the first replica is next
+    assert group.call("method") == "second"
+    assert called == ["first", "second"]
     for _ in range(3):
-        assert hedge.ask("method") == "second"
-    assert asked == ["first", "second"] + 3 * ["second"]
-    hedge._suspect_until = [0.0, 0.0]  # some seconds later
+        assert group.call("method") == "second"
+    assert called == ["first", "second"] + 3 * ["second"]
+    group._suspect_until = [0.0, 0.0]  # as after SUSPECT_FOR seconds
     slow.set_result("first")
-    assert {hedge.ask("method"), hedge.ask("method")} == {"first", "second"}
+    assert {group.call("method"), group.call("method")} == {"first", "second"}
 
 
-def test_a_failing_replica_costs_no_wait_and_all_of_them_a_retry():
+def test_a_failing_replica_is_skipped_and_all_of_them_are_retried():
     calls, down = [], OSError("node is gone")
 
     def never(*_):
         calls.append(time.monotonic())
         return answered(error=down)
 
-    hedge = Hedge([never, lambda *_: answered("fine")], hedge_after=60.0)
-    assert [hedge.ask("method") for _ in range(4)] == ["fine"] * 4
+    group = ReplicaGroup([never, lambda *_: answered("fine")], hedge_after=60.0)
+    assert [group.call("method") for _ in range(4)] == ["fine"] * 4
 
     def later(*_):
         return never() if len(calls) < 5 else answered("back")
 
-    assert Hedge([later, later], hedge_after=0.001).ask("method") == "back"
+    assert ReplicaGroup([later, later], hedge_after=0.001).call("method") == "back"
     with pytest.raises(ConnectionError, match="no replica answered in .* node is gone"):
-        Hedge([never], hedge_after=0.001, timeout=0.05).ask("method")
-    with pytest.raises(ConnectionError, match="node is gone"):  # one is asked at least
-        Hedge([never], timeout=0.0).ask("method")
-    assert Hedge([lambda *_: answered("late")], timeout=0.0).ask("method") == "late"
+        ReplicaGroup([never], hedge_after=0.001, timeout=0.05).call("method")
+    with pytest.raises(ConnectionError, match="node is gone"):  # at least one replica is called
+        ReplicaGroup([never], timeout=0.0).call("method")
+    assert ReplicaGroup([lambda *_: answered("late")], timeout=0.0).call("method") == "late"
     with pytest.raises(ConnectionError, match="no replica answered"):
-        Hedge([lambda *_: Future()], hedge_after=0.001, timeout=0.05).ask("method")
+        ReplicaGroup([lambda *_: Future()], hedge_after=0.001, timeout=0.05).call("method")
     with pytest.raises(ValueError, match="padding"):
-        Hedge([lambda *_: answered(error=ValueError("padding"))]).ask("method")
+        ReplicaGroup([lambda *_: answered(error=ValueError("padding"))]).call("method")
 
 
-def test_without_a_cluster_or_nodes_enough(shards, monkeypatch):
+def test_too_few_nodes_are_refused(shards, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
@@ -261,8 +270,8 @@ def test_wrong_arguments_get_one_line(arguments, reason):
 
 
 @pytest.mark.ray
-def test_a_killed_node_of_a_real_cluster_costs_no_answer(tmp_path):
-    """Three nodes on this host, one killed under load; about half a minute."""
+def test_a_killed_node_of_a_real_cluster_loses_no_answer(tmp_path):
+    """Kills one of three nodes on this host under load; takes about half a minute."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mch_jax[cluster]'")
     root, out = Path(__file__).parents[1], tmp_path / "record.json"
     process = subprocess.run(

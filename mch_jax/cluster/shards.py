@@ -1,0 +1,125 @@
+"""The files of a sharded index."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from mch_jax.files import write_json
+from mch_jax.index import BucketIndex
+
+FORMAT = "mch-shards/1"
+
+
+def shard_of(item: Int[np.ndarray, " n"], num_shards: int) -> Int[np.ndarray, " n"]:
+    """Returns the shard of each item, by a hash that spreads consecutive items."""
+    hashed = np.asarray(item).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return ((hashed >> np.uint64(32)) % np.uint64(num_shards)).astype(np.int64)
+
+
+class Shards:
+    """The files of a sharded index: one saved `BucketIndex` per shard, and the number of shards.
+
+    Several processes may read and change the files; a lock per shard orders their changes.
+
+    Attributes:
+      directory: The directory of the files.
+      num_bits: The code length.
+      num_shards: The number of shards.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        """Opens the files that `build` has written.
+
+        Raises:
+          ValueError: There are no shards in the directory, or shards.json is damaged.
+        """
+        self.directory = Path(directory).absolute()
+        path = self.directory / "shards.json"
+        try:
+            meta = json.loads(path.read_text())
+            self.num_bits, self.num_shards = int(meta["num_bits"]), int(meta["shards"])
+            is_valid = meta["format"] == FORMAT and self.num_shards > 0
+        except OSError as error:
+            raise ValueError(
+                f"{path}: {error.strerror}; expected the shards that --codes=FILE makes"
+            ) from None
+        except (ValueError, TypeError, LookupError):
+            is_valid = False
+        if not is_valid:
+            raise ValueError(f"{path} is damaged or not of format {FORMAT}; make the shards again")
+        self._indexes: dict[int, BucketIndex] = {}  # as they were after this object's last change
+
+    @classmethod
+    def build(
+        cls,
+        codes: UInt8[np.ndarray, "c bytes"],
+        item: Int[np.ndarray, " c"],
+        num_bits: int,
+        directory: str | os.PathLike,
+        num_shards: int,
+    ) -> "Shards":
+        """Writes the shards of codes and their items.
+
+        shards.json is written last, so that an unfinished directory cannot be opened.
+
+        Raises:
+          ValueError: The directory holds shards already, or the codes or items are not valid; see
+            `BucketIndex.build`.
+        """
+        directory = Path(directory)
+        if (directory / "shards.json").exists():
+            raise ValueError(f"{directory} holds shards already; use another directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        BucketIndex.build(codes[:0], item[:0], num_bits)  # refuses wrong arguments first
+        shard = shard_of(item, num_shards)
+        for number in range(num_shards):
+            is_own = shard == number
+            index = BucketIndex.build(codes[is_own], item[is_own], num_bits)
+            index.save(directory / _name(number))
+        meta = {"format": FORMAT, "num_bits": int(num_bits), "shards": num_shards}
+        write_json(directory / "shards.json", meta)
+        return cls(directory)
+
+    def path(self, shard: int) -> Path:
+        """Returns the directory of a shard."""
+        return self.directory / _name(shard)
+
+    def versions(self) -> list[str]:
+        """Returns the version of each shard's files."""
+        return [BucketIndex.version_of(self.path(shard)) for shard in range(self.num_shards)]
+
+    def change(self, shard: int, change: Callable[[BucketIndex], None]) -> str:
+        """Changes a shard and saves it; if the change fails, the files remain as they were.
+
+        Args:
+          shard: The shard.
+          change: Changes the index that it is given.
+
+        Returns:
+          The version of the shard after the change.
+        """
+        with self._locked(shard):
+            index = self._indexes.get(shard)
+            if index is None or index.version != BucketIndex.version_of(self.path(shard)):
+                index = BucketIndex.open(self.path(shard), like=index)
+            self._indexes.pop(shard, None)  # a change that fails may leave this index half changed
+            change(index)
+            index.save(self.path(shard))
+            self._indexes[shard] = index
+            return index.version or ""
+
+    @contextlib.contextmanager
+    def _locked(self, shard: int) -> Iterator[None]:
+        with open(self.directory / f"{_name(shard)}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:04d}"
