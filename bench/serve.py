@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mch_jax.serving import catalogue
+from mch_jax.serving.service import run_database
+from mch_jax.serving.thumbnails import Thumbnails
 
 
 def photos(run: Path, count: int) -> list[bytes]:
     """Returns JPEGs of the first photos of the run's database."""
-    database = catalogue.of_run(run)
-    return [database.thumbnail(item, 640) for item in range(count)]
+    thumbnails = Thumbnails(run_database(run))
+    return [thumbnails.jpeg(item, 640) for item in range(count)]
 
 
 def memory(pid: int) -> int:

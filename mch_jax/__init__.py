@@ -11,15 +11,16 @@ __path__.append(os.path.join(__path__[0], "former"))
 
 
 def load(run: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None) -> "Retriever":
-    """Returns a finished run to encode photos with, and to search its database.
+    """Returns a finished run, to encode photos and to search its database.
 
     Args:
-      run: workdir of the run.
-      codes: a codes file to search instead, such as one of `mch_jax.export`.
+      run: The workdir of the run.
+      codes: A codes file to search instead of the run's database, such as one of `mch_jax.export`.
 
     Raises:
-      ValueError: the run is not finished, or a file is missing, damaged or of another code length.
+      ValueError: The run is not finished, a file is missing or damaged, or the codes are of another
+        length.
     """
-    from mch_jax.retriever import Retriever  # JAX takes seconds that importing this need not
+    from mch_jax.retriever import Retriever  # imports JAX, which takes seconds
 
     return Retriever(run, codes)

@@ -1,6 +1,5 @@
-"""A finished run in memory: codes for photos, and the photos nearest to one."""
+"""A finished run in memory: encodes photos, and finds the photos that are nearest to one."""
 
-import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,23 +11,23 @@ from PIL import Image
 
 from mch_jax import batched
 from mch_jax.data import photos
-from mch_jax.encoder import Encoder
-from mch_jax.files import codes_file
+from mch_jax.database import Database
+from mch_jax.encoder import FILE, Encoder
 from mch_jax.index import BucketIndex
 
-BATCH = 16  # photos encoded at a time; a single one has a shape of its own
+BATCH_SIZE = 16  # several photos are encoded in batches of this size; one photo is encoded alone
 
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 class Found(NamedTuple):
-    """A photo of the database near a query.
+    """A photo of the database that is near the query.
 
     Attributes:
-      id: its name.
-      distance: bits between the query's code and the photo's nearest one.
-      item: its row in `ids` of the codes file.
-      box: left, top, right, bottom in pixels of the region whose code was nearest.
+      id: The photo's name.
+      distance: Hamming distance in bits between the query's code and the photo's nearest code.
+      item: The photo's row in `ids` of the codes file.
+      box: The region whose code is the nearest: left, top, right, bottom in pixels.
     """
 
     id: str
@@ -38,86 +37,88 @@ class Found(NamedTuple):
 
 
 class Retriever:
-    """What `mch_jax.load` returns: the encoder of a run and its database.
+    """The encoder of a finished run and a database of codes; `mch_jax.load` returns one.
 
     Attributes:
-      workdir: of the run.
-      encoder: photos to codes of six regions.
-      database: the codes file that is searched, the run's own where no other was given.
+      workdir: The workdir of the run.
+      encoder: Maps photos to the codes of their six regions.
+      database: The database to search, with the arrays of its codes file.
     """
 
     def __init__(
         self, workdir: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None
     ):
-        self.workdir = Path(workdir)
-        self.encoder = Encoder.from_run(workdir)
-        self.database = codes_file.load(codes or self.workdir / "codes" / "database.npz")
-        if self.encoder.model.num_bits != self.database.num_bits:
-            remedy = "expected codes of the same run" if codes else "run the encode stage again"
-            raise ValueError(
-                f"{workdir}: the encoder makes codes of {self.encoder.model.num_bits} bits, the "
-                f"{'file' if codes else 'database'} has {self.database.num_bits}; {remedy}"
-            )
-
-    @functools.cached_property
-    def index(self) -> BucketIndex:
-        """The buckets of the database."""
-        return BucketIndex.build(self.database.codes, self.database.item, self.database.num_bits)
-
-    def __repr__(self) -> str:
-        count, bits = len(self.database.ids), self.database.num_bits
-        return f"Retriever('{self.workdir}': {count:,} photos, {bits} bits)"
-
-    def encode(self, images: Photo | Iterable[Any]) -> UInt8[np.ndarray, "m bytes"]:
-        """Returns the codes of whole photos, as `index.search` takes them.
+        """Loads a finished run.
 
         Args:
-          images: one photo or several, each a path, a Pillow image or uint8 RGB [h w 3].
+          workdir: The workdir of the run.
+          codes: A codes file to search instead of the run's database.
 
         Raises:
-          ValueError: a photo cannot be read, or an array is no photo.
+          ValueError: A file is missing or damaged, or the codes are of another length.
+        """
+        self.workdir = Path(workdir)
+        self.encoder = Encoder.from_run(workdir)
+        self.database = Database.open(codes or self.workdir / "codes" / "database.npz")
+        self.database.check_num_bits(self.encoder.model.num_bits, self.workdir / FILE)
+
+    @property
+    def index(self) -> BucketIndex:
+        """The index of the database's codes."""
+        return self.database.index
+
+    def __repr__(self) -> str:
+        count, num_bits = len(self.database), self.database.num_bits
+        return f"Retriever('{self.workdir}': {count:,} photos, {num_bits} bits)"
+
+    def encode(self, images: Photo | Iterable[Any]) -> UInt8[np.ndarray, "m bytes"]:
+        """Returns the codes of whole photos, in the form that `index.search` takes.
+
+        Args:
+          images: One photo or several, each a path, a Pillow image or uint8 RGB [h w 3].
+
+        Raises:
+          ValueError: A photo cannot be read, or an array is not a photo.
         """
         single = isinstance(images, str | os.PathLike | Image.Image)
         if single or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
-        squares = [photos.resize(pixels(x), self.encoder.image_size) for x in images]
-        if not squares:
+        resized = [photos.resize(pixels(x), self.encoder.image_size) for x in images]
+        if not resized:
             return np.zeros((0, -(-self.database.num_bits // 8)), np.uint8)
-        size = 1 if len(squares) == 1 else BATCH
-        batches = map(np.stack, batched.split(squares, size))
+        size = 1 if len(resized) == 1 else BATCH_SIZE
+        batches = map(np.stack, batched.split(resized, size))
         return batched.apply_all(self.encoder.encode, batches, size)
 
     def search(self, image: Photo, k: int = 10) -> list[Found]:
-        """Returns the k nearest photos of the database, nearest first, fewer where it has fewer.
+        """Returns the k nearest photos of the database, nearest first.
 
         Args:
-          image: a path, a Pillow image or uint8 RGB [h w 3].
-          k: how many, at least 1.
+          image: A path, a Pillow image or uint8 RGB [h w 3].
+          k: The number of photos, at least 1; fewer are returned if the database has fewer.
 
         Raises:
-          ValueError: the photo cannot be read, or k is below 1.
+          ValueError: The photo cannot be read, or k is below 1.
         """
         code = self.encode(image)
         if len(code) != 1:
             raise ValueError(f"image is {len(code)} photos, expected one; encode takes several")
-        hits = self.index.search(code, k)
-        pairs = zip(hits.item[0].tolist(), hits.distance[0].tolist(), strict=True)
-        return [self._found(code[0], item, distance) for item, distance in pairs if item >= 0]
-
-    def _found(self, code: np.ndarray, item: int, distance: int) -> Found:
-        file = self.database
-        box = file.box[codes_file.nearest_row(file, item, code)].tolist()
-        return Found(str(file.ids[item]), distance, item, tuple(box))
+        neighbours, _ = self.database.search(code, k)
+        ids, box = self.database.ids, self.database.box
+        return [
+            Found(str(ids[item]), distance, item, tuple(box[row].tolist()))
+            for item, distance, row in neighbours
+        ]
 
 
 def pixels(image: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a photo as uint8 RGB, upright.
+    """Returns a photo as uint8 RGB, turned upright by its EXIF orientation.
 
     Args:
-      image: a path, a Pillow image or an array.
+      image: A path, a Pillow image or uint8 RGB [h w 3], which is returned as it is.
 
     Raises:
-      ValueError: it cannot be read, or is none of these.
+      ValueError: The photo cannot be read, or the argument is none of these.
     """
     if isinstance(image, str | os.PathLike):
         path = Path(image)

@@ -14,8 +14,9 @@ from absl import flags
 from jaxtyping import UInt8
 
 from mch_jax import command
+from mch_jax.database import Database
 from mch_jax.files import codes_file
-from mch_jax.index import BucketIndex, NearestItems
+from mch_jax.index import NearestItems
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -31,14 +32,27 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
 
-def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
+def read_codes(path: Path, database: Database) -> tuple[list[str], UInt8[np.ndarray, "m bytes"]]:
+    """Returns the names and codes of a file of queries; only the first code of an item is used.
+
+    Raises:
+      ValueError: The file cannot be read, or its codes are of another length.
+    """
+    file = codes_file.load(path)
+    database.check_num_bits(file.num_bits, f"--codes={path}")
+    _, first = np.unique(file.item, return_index=True)
+    return file.ids.tolist(), file.codes[first]
+
+
+def encode_image(run: Path, path: Path, database: Database) -> UInt8[np.ndarray, "1 bytes"]:
     """Returns the code of one photo.
 
     Raises:
-      ValueError: the photo cannot be read or the run has no encoder.
+      ValueError: The photo cannot be read, the run has no encoder, or it makes codes of another
+        length.
     """
-    from mch_jax.data import photos  # here only: a file of codes needs neither these nor JAX
-    from mch_jax.encoder import Encoder
+    from mch_jax.data import photos
+    from mch_jax.encoder import FILE, Encoder  # imports JAX, which --codes does not need
 
     command.keep_compiled()
     try:
@@ -46,19 +60,8 @@ def encode_image(run: Path, path: Path) -> UInt8[np.ndarray, "1 bytes"]:
     except OSError as error:
         raise ValueError(f"--image={path}: {error.strerror}; expected a photo") from None
     encoder = Encoder.from_run(run)
+    database.check_num_bits(encoder.model.num_bits, run / FILE)
     return encoder.encode(photos.resize(photo, encoder.image_size)[None])
-
-
-def queries_of(path: Path, num_bits: int) -> tuple[list[str], UInt8[np.ndarray, "m bytes"]]:
-    """Returns the names and the codes of a query file; of several codes an item's first counts."""
-    file = codes_file.load(path)
-    if file.num_bits != num_bits:
-        raise ValueError(
-            f"--codes={path} has codes of {file.num_bits} bits, the run's have {num_bits}; "
-            "use codes of the same run"
-        )
-    _, first = np.unique(file.item, return_index=True)
-    return file.ids.tolist(), file.codes[first]
 
 
 def records(names: list[str], hits: NearestItems, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -97,13 +100,12 @@ def main(arguments: Sequence[str]) -> None:
     if bool(options.image) == bool(options.codes):
         raise ValueError("expected one of --image and --codes: a photo, or a file of codes")
     run = Path(options.run)
-    file = codes_file.load(run / "codes" / "database.npz")
+    database = Database.open(run / "codes" / "database.npz")
     if options.codes:
-        names, queries = queries_of(Path(options.codes), file.num_bits)
+        names, queries = read_codes(Path(options.codes), database)
     else:
-        names, queries = [options.image], encode_image(run, Path(options.image))
-    index = BucketIndex.build(file.codes, file.item, file.num_bits)
-    found = records(names, index.search(queries, options.k), file.ids)
+        names, queries = [options.image], encode_image(run, Path(options.image), database)
+    found = records(names, database.index.search(queries, options.k), database.ids)
     print(json.dumps(found) if options.json else table(found))  # noqa: T201
 
 

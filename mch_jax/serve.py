@@ -68,36 +68,24 @@ def main(arguments: Sequence[str]) -> None:
         import uvicorn
 
         from mch_jax.serving import api
+        from mch_jax.serving.gate import Limits
+        from mch_jax.serving.service import Service
     except ImportError as error:
         raise ValueError(
             f"serving needs the package {error.name}; run pip install 'mch_jax[serve]'"
         ) from None
-    from mch_jax.encoder import Encoder
-    from mch_jax.serving import catalogue
-    from mch_jax.serving.gate import Limits
 
     command.keep_compiled()
-    run = Path(options.run)
-    encoder = Encoder.from_run(run)
-    if options.codes:
-        database = catalogue.of_files(Path(options.codes), options.images)
-    else:
-        database = catalogue.of_run(run)
-    if database.file.num_bits != encoder.model.num_bits:
-        raise ValueError(
-            f"--codes={options.codes} has codes of {database.file.num_bits} bits, the run's have "
-            f"{encoder.model.num_bits}; export the photos with this run"
-        )
     limits = Limits(
-        pending=options.max_pending, upload=options.max_upload * 2**20,
+        pending=options.max_pending, upload_bytes=options.max_upload * 2**20,
         pixels=options.max_pixels * 10**6,
     )  # fmt: skip
-    service = api.Service(encoder, database, catalogue.method_of(run), limits)
+    service = Service.open(Path(options.run), limits, options.codes, options.images)
     listener = _listen(options.host, options.port)
     service.warm_up()
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"{len(database):,} photos at http://{host}:{port}", flush=True)  # noqa: T201
+    print(f"{len(service.database):,} photos at http://{host}:{port}", flush=True)  # noqa: T201
     config = uvicorn.Config(
         api.create_app(service), log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=30, timeout_graceful_shutdown=60,

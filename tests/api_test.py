@@ -1,4 +1,4 @@
-"""The JSON API: answers against the index, every refusal, batches, and a stop with work in hand."""
+"""The JSON API: answers equal the index's, every refusal, batches, and a stop under load."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,19 @@ import pytest
 import small_run as small
 from PIL import Image
 
-from mch_jax import codes
+from mch_jax import codes, regions
 from mch_jax.data import photos
-from mch_jax.encoder import Encoder
-from mch_jax.serving import api, catalogue
+from mch_jax.database import Database
+from mch_jax.serving import api, thumbnails
 from mch_jax.serving.gate import Limits
+from mch_jax.serving.service import Service
 
-LIMITS = Limits(pending=8, upload=200_000, pending_upload=800_000, pixels=1_000_000)
+LIMITS = Limits(pending=8, upload_bytes=200_000, pending_bytes=800_000, pixels=1_000_000)
 
 
 @pytest.fixture(scope="module")
 def service(small_run):
-    return api.Service(Encoder.from_run(small_run), catalogue.of_run(small_run), "dch", LIMITS)
+    return Service.open(small_run, LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ def form(body, name="photo.jpg", kind="image/jpeg"):
 
 
 def sentence(response, status):
+    """Checks that a response is a refusal in one sentence, and returns the sentence."""
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert error[0].isupper() or ": " in error
@@ -59,7 +61,7 @@ def sentence(response, status):
     return error
 
 
-def test_search_gives_what_the_index_gives(client, service):
+def test_search_equals_the_index(client, service):
     body = jpeg()
     answer = client.post("/search?k=5&compare=true", files=form(body))
     assert answer.status_code == 200, answer.text
@@ -67,13 +69,13 @@ def test_search_gives_what_the_index_gives(client, service):
     query = service.encoder.encode(image[None])
     found = answer.json()
     assert found["code"] == query.tobytes().hex()
-    for name, index in (("mch", service.catalogue.index), ("base", service.catalogue.base)):
+    for name, index in (("mch", service.database.index), ("base", service.database.base_index)):
         hits = index.search(query, 5)
         assert [hit["item"] for hit in found[name]["hits"]] == hits.item[0].tolist()
         assert [hit["distance"] for hit in found[name]["hits"]] == hits.distance[0].tolist()
         assert found[name]["probed"] == hits.probed[0]
         assert found[name]["nonempty"] == hits.nonempty[0]
-        for hit in found[name]["hits"]:  # each by a code that is that far away
+        for hit in found[name]["hits"]:  # the code is stored, and as far away as stated
             code = np.frombuffer(bytes.fromhex(hit["code"]), np.uint8)
             assert np.bitwise_count(code ^ query[0]).sum() == hit["distance"]
             stored = client.get(f"/items/{hit['item']}").json()["codes"]
@@ -85,12 +87,12 @@ def test_search_gives_what_the_index_gives(client, service):
     assert raw.json() == found
 
 
-def test_an_image_of_the_database_finds_itself(client, service):
+def test_a_photo_of_the_database_finds_itself(client, service):
     for item in (0, 7):
         found = client.get(f"/search?item={item}&k=200").json()
         nearest = [h["item"] for h in found["mch"]["hits"] if h["distance"] == 0]
         assert item in nearest
-        assert len(found["mch"]["hits"]) == len(service.catalogue)
+        assert len(found["mch"]["hits"]) == len(service.database)
         assert found["base"] is None
 
 
@@ -99,7 +101,7 @@ def test_encode_gives_six_regions(client, service):
     answer = client.post("/encode", files=form(body)).json()
     image = photos.resize(photos.decode(body), small.SIDE)
     packed, keep_prob = service.encoder.encode_regions(image[None])
-    assert [region["region"] for region in answer["regions"]] == list(api.regions.NAMES)
+    assert [region["region"] for region in answer["regions"]] == list(regions.NAMES)
     code = codes.to_bytes(packed[0], small.NUM_BITS)
     assert [region["code"] for region in answer["regions"]] == [c.tobytes().hex() for c in code]
     np.testing.assert_allclose([r["keep_prob"] for r in answer["regions"]], keep_prob[0], atol=1e-5)
@@ -111,14 +113,14 @@ def test_encode_gives_six_regions(client, service):
 
 def test_photos_are_turned_upright(client):
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # turned by 90 degrees
     turned = client.post("/encode", files=form(jpeg(exif=exif.tobytes()))).json()
     assert (turned["width"], turned["height"]) == (48, 72)
 
 
 def test_items_and_thumbnails(client, service):
     listed = client.get("/items?offset=20&limit=5").json()
-    assert listed["total"] == len(service.catalogue) == 22
+    assert listed["total"] == len(service.database) == 22
     assert [item["item"] for item in listed["items"]] == [20, 21]
     assert listed["items"][0]["labels"] == [small.CLASSES[(20 + 2) % 3]]
     photo = client.get("/items/20/photo?side=160")
@@ -130,18 +132,18 @@ def test_items_and_thumbnails(client, service):
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_thumbnails_are_kept_up_to_a_limit(service, monkeypatch):
-    made = catalogue.Catalogue(service.catalogue.file, (), service.catalogue.photo.__self__._read)
-    one = len(made.thumbnail(0, 160))
-    monkeypatch.setattr(catalogue, "THUMBNAIL_BYTES", 3 * one)
+def test_kept_thumbnails_have_a_size_limit(service, monkeypatch):
+    made = thumbnails.Thumbnails(service.database)
+    one = len(made.jpeg(0, 160))
+    monkeypatch.setattr(thumbnails, "MAX_BYTES", 3 * one)
     for item in range(10):
-        made.thumbnail(item, 160)
-    assert 0 < made._thumbnail_bytes <= 3 * one
-    assert sum(map(len, made._thumbnails.values())) == made._thumbnail_bytes
+        made.jpeg(item, 160)
+    assert 0 < made._num_bytes <= 3 * one
+    assert sum(map(len, made._made.values())) == made._num_bytes
 
 
 def png_of(width, height, chunks=()):
-    """Returns a small file of many pixels, with further chunks of kind and content."""
+    """Returns a small PNG that declares many pixels, with further (kind, content) chunks."""
 
     def chunk(kind, content):
         checksum = zlib.crc32(kind + content)
@@ -153,7 +155,7 @@ def png_of(width, height, chunks=()):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + others + rows + chunk(b"IEND", b"")
 
 
-TEXT_BOMB = b"k\0\0" + zlib.compress(bytes(20_000_000))  # 20 kB become 20 MB
+TEXT_BOMB = b"k\0\0" + zlib.compress(bytes(20_000_000))  # 20 kB that decompress to 20 MB
 
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -181,13 +183,13 @@ def test_hostile_uploads_get_a_sentence(client, path, body, kind, status, reason
     assert reason in sentence(client.post(path, files=form(body, "x.jpg", kind)), status)
 
 
-def test_what_is_sent_as_no_photo_is_refused(client):
+def test_other_content_types_are_refused(client):
     answer = client.post("/search", content=b"%PDF-1.7", headers={"content-type": "text/plain"})
     assert "multipart/form-data" in sentence(answer, 415)
 
 
 def form_with_name(name):
-    """Returns content and headers of a form, with a file name that clients would escape."""
+    """Returns the content and headers of a form whose file name is not escaped."""
     head = b'--B\r\nContent-Disposition: form-data; name="photo"; filename="' + name + b'"\r\n'
     body = head + b"Content-Type: image/jpeg\r\n\r\n" + jpeg() + b"\r\n--B--\r\n"
     return {"content": body, "headers": {"content-type": "multipart/form-data; boundary=B"}}
@@ -196,7 +198,7 @@ def form_with_name(name):
 @pytest.mark.parametrize(
     "name", [b"../../etc/passwd", b"/tmp/x.jpg", b"..\\x.jpg", b"a\0b.jpg", b"\0", b"a\x1b[2J.jpg"]
 )
-def test_file_names_that_lead_elsewhere_are_refused(client, name):
+def test_file_names_with_a_path_or_control_characters_are_refused(client, name):
     answer = client.post("/encode", **form_with_name(name))
     assert "file name holds a path or a control character" in sentence(answer, 422)
 
@@ -204,13 +206,13 @@ def test_file_names_that_lead_elsewhere_are_refused(client, name):
 @pytest.mark.parametrize(
     "name", [b"a;b.php", "Größe – 1.jpg".encode(), b"\xff\xfe.jpg", b"x" * 200]
 )
-def test_other_file_names_change_nothing(client, name):
+def test_other_file_names_are_accepted(client, name):
     answer = client.post("/encode", **form_with_name(name))
     assert answer.status_code == 200, answer.text
     assert answer.json() == client.post("/encode", files=form(jpeg())).json()
 
 
-def test_a_name_without_end_is_refused(client):
+def test_a_very_long_file_name_is_refused(client):
     sentence(client.post("/encode", **form_with_name(b"x" * 100_000)), 400)
 
 
@@ -235,19 +237,19 @@ def test_wrong_requests_get_a_sentence(client, method, path, status, reason):
     assert reason in sentence(client.request(method, path), status)
 
 
-def test_a_wrong_method_hears_of_the_right_ones(client):
+def test_a_wrong_method_gets_the_allowed_ones(client):
     assert client.delete("/search").headers["allow"] == "GET, POST"
     assert client.delete("/items/3").headers["allow"] == "GET"
 
 
-def test_forms_without_a_photo(client):
+def test_forms_without_a_photo_are_refused(client):
     assert "no file" in sentence(client.post("/search", files={"other": b"x"}), 422)
     broken = client.post("/search", content=b"x", headers={"content-type": "multipart/form-data"})
     sentence(broken, 400)
 
 
 def test_a_photo_that_is_gone_is_404(client, small_run, service):
-    name = str(service.catalogue.file.ids[5])
+    name = str(service.database.ids[5])
     path = small_run / "photos" / name
     content = path.read_bytes()
     path.unlink()
@@ -280,7 +282,7 @@ def test_page_and_counters(client):
     }  # fmt: skip
 
 
-def test_the_schema_says_what_a_form_may_hold(client):
+def test_the_schema_describes_the_form(client):
     described = client.get("/openapi.json").json()["paths"]["/search"]["post"]["requestBody"]
     for content in described["content"].values():
         schema = content["schema"].get("properties", {"photo": content["schema"]})["photo"]
@@ -294,9 +296,7 @@ def test_the_schema_says_what_a_form_may_hold(client):
 
 
 def test_an_upload_that_stalls_is_refused(service):
-    hasty = api.Service(
-        service.encoder, service.catalogue, "dch", LIMITS._replace(body_seconds=0.3)
-    )
+    hasty = Service(service.encoder, service.database, "dch", LIMITS._replace(body_seconds=0.3))
     hasty.warm_up()
     head = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
     with small.serving(hasty) as url:
@@ -309,14 +309,14 @@ def test_an_upload_that_stalls_is_refused(service):
         assert httpx.get(f"{url}/health", timeout=20).json()["pending"] == 0
 
 
-def test_what_cannot_be_answered_soon_is_refused(service, monkeypatch):
-    """With the device held, further requests get 503 at once; those let in are all answered."""
-    held = threading.Event()
+def test_a_busy_service_refuses_further_requests(service, monkeypatch):
+    """While the device is blocked, further requests get 503; the accepted ones are all answered."""
+    released = threading.Event()
     encode = type(service.encoder).encode
-    slow = api.Service(service.encoder, service.catalogue, "dch", LIMITS)
+    slow = Service(service.encoder, service.database, "dch", LIMITS)
 
     def wait_and_encode(self, images):
-        held.wait(20)
+        released.wait(20)
         return encode(self, images)
 
     monkeypatch.setattr(type(service.encoder), "encode", wait_and_encode)
@@ -336,10 +336,10 @@ def test_what_cannot_be_answered_soon_is_refused(service, monkeypatch):
             assert all(task.result().headers["retry-after"] == "1" for task in done)
             assert len(waiting) == LIMITS.pending == slow.pending
             assert (await client.get("/health")).json()["pending"] == LIMITS.pending
-            held.set()
+            released.set()
             answers = await asyncio.gather(*waiting)
         assert {answer.status_code for answer in answers} == {200}
-        for i, task in enumerate(tasks):  # each got its own photo's answer
+        for i, task in enumerate(tasks):  # each answer belongs to its own photo
             if task in waiting:
                 image = photos.resize(photos.decode(jpeg(i)), small.SIDE)
                 assert (
@@ -351,8 +351,8 @@ def test_what_cannot_be_answered_soon_is_refused(service, monkeypatch):
     assert slow.pending == 0
 
 
-def test_a_stop_answers_what_was_accepted(small_run):
-    """Twelve uploads are half there when the server is told to stop; their other halves follow."""
+def test_accepted_requests_are_answered_after_a_stop(small_run):
+    """Stops the server in the middle of twelve uploads, then sends the rest of each."""
     command = [sys.executable, "-m", "mch_jax.serve", f"--run={small_run}", "--port=0"]
     with (
         subprocess.Popen(
@@ -373,7 +373,7 @@ def test_a_stop_answers_what_was_accepted(small_run):
         while httpx.get(f"{url}/health", timeout=60).json()["pending"] < len(uploads):
             time.sleep(0.01)
         server.send_signal(signal.SIGTERM)
-        with contextlib.suppress(httpx.TransportError):  # until it takes nothing new
+        with contextlib.suppress(httpx.TransportError):  # until it accepts no connections
             while True:
                 httpx.get(f"{url}/health", timeout=60)
         for link, rest in uploads:
@@ -391,7 +391,7 @@ def test_a_stop_answers_what_was_accepted(small_run):
     [
         ([], "--run is missing"),
         (["--run={run}/absent"], "absent/encoder.npz does not exist"),
-        (["--run={run}", "--images=x"], "--images goes with --codes"),
+        (["--run={run}", "--images=x"], "--images needs --codes"),
         (["--run={run}", "--host=256.0.0.1"], "expected an address of this machine"),
     ],
 )
@@ -404,11 +404,12 @@ def test_wrong_arguments_get_one_line(small_run, arguments, reason):
     assert reason in result.stderr
 
 
-def test_codes_of_ones_own_photos(small_run, tmp_path):
-    files = catalogue.of_files(small_run / "codes" / "database.npz", small_run / "photos")
-    assert len(files.thumbnail(0, 160)) > 100
-    assert files.labels(0) == []
-    bare = catalogue.of_files(small_run / "codes" / "database.npz", None)
-    with pytest.raises(ValueError, match="not at hand"):
+def test_codes_of_other_photos_are_served(small_run):
+    path = small_run / "codes" / "database.npz"
+    service = Service.open(small_run, LIMITS, path, small_run / "photos")
+    assert len(service.thumbnail(0, 160)) > 100
+    assert service.describe(0).labels == []
+    bare = Database.open(path)
+    with pytest.raises(ValueError, match="not available"):
         bare.photo(0)
     assert json.dumps(bare.size(0))

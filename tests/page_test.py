@@ -1,6 +1,6 @@
-"""The page in a real browser: upload, click, compare, by keyboard, on a phone, in the dark.
+"""The page in a real browser: uploads, clicks, comparison, keyboard, small screen, dark colours.
 
-CHROMIUM names the browser; `launch/test.sh` sees to it that there is one.
+The variable CHROMIUM names the browser; `launch/test.sh` installs one if there is none.
 """
 
 import os
@@ -11,17 +11,16 @@ import shutil
 import pytest
 import small_run as small
 
-from mch_jax.encoder import Encoder
-from mch_jax.serving import api, catalogue
 from mch_jax.serving.gate import Limits
+from mch_jax.serving.service import Service
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
-expect.set_options(timeout=60_000)  # on a busy machine a first answer takes its time
+expect.set_options(timeout=60_000)  # a busy machine may take long for its first answer
 
 _NAMES = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in _NAMES if name and (path := shutil.which(name))), None)
-SHOTS = os.environ.get("MCH_SCREENSHOTS")  # a folder to look at them in
+SHOTS = os.environ.get("MCH_SCREENSHOTS")  # folder for screenshots, to look at
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM, reason="no Chromium: install one, or name it in the variable CHROMIUM"
@@ -30,9 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def url(small_run):
-    encoder = Encoder.from_run(small_run)
-    limits = Limits(upload=300_000)
-    service = api.Service(encoder, catalogue.of_run(small_run), "dch", limits)
+    service = Service.open(small_run, Limits(upload_bytes=300_000))
     service.warm_up()
     with small.serving(service) as url:
         yield url
@@ -42,7 +39,7 @@ def url(small_run):
 def browser():
     environment = dict(os.environ)
     libraries = pathlib.Path(CHROMIUM).parent / "lib"
-    if (libraries / "libnss3.so").exists():  # a browser that brings its libraries
+    if (libraries / "libnss3.so").exists():  # a browser with its own libraries
         environment["LD_LIBRARY_PATH"] = str(libraries)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -54,7 +51,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, url):
-    """Opens the page; at the end nothing may have failed in it or have been asked of others."""
+    """Opens the page; at the end, fails on script errors and on requests to other hosts."""
     pages, problems = [], []
 
     def open_page(path="/", **options):
@@ -116,7 +113,7 @@ def test_upload_shows_regions_codes_and_rows_by_distance(open_page, upload):
     shoot(page, "upload")
 
 
-def test_a_photo_of_the_database_is_clicked_and_back_goes_back(open_page):
+def test_clicking_a_photo_searches_by_it_and_back_returns(open_page):
     page = open_page()
     expect(page.locator("#strip li")).to_have_count(14)
     page.locator("#strip button").first.click()
@@ -131,7 +128,7 @@ def test_a_photo_of_the_database_is_clicked_and_back_goes_back(open_page):
     expect(page.locator("#about")).to_contain_text(name.split()[2].rstrip(","))
 
 
-def test_compare_shows_the_base_model_beside(open_page):
+def test_compare_shows_the_base_model_too(open_page):
     page = open_page("/#item=3", color_scheme="dark")
     answered(page)
     switch = page.get_by_role("switch", name="Compare with the base model")
@@ -148,7 +145,7 @@ def test_compare_shows_the_base_model_beside(open_page):
     expect(page.locator(".ranking")).to_have_count(1)
 
 
-def test_everything_is_reached_by_keyboard(open_page):
+def test_the_page_works_with_the_keyboard(open_page):
     page = open_page()
     expect(page.locator("#strip li")).to_have_count(14)
     focus = "(document.activeElement.id || document.activeElement.className)"
@@ -160,7 +157,7 @@ def test_everything_is_reached_by_keyboard(open_page):
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     answered(page)
-    assert page.evaluate(focus) == "results-title"  # what changed is read from here on
+    assert page.evaluate(focus) == "results-title"  # a screen reader continues at the new results
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
     expect(page.locator(".ranking")).to_have_count(2)
@@ -172,7 +169,7 @@ def test_everything_is_reached_by_keyboard(open_page):
     assert page.locator("button").evaluate_all(unnamed) == 0
 
 
-def test_a_phone_needs_no_sideways_scrolling(open_page, browser):
+def test_a_phone_does_not_scroll_sideways(open_page, browser):
     page = open_page("/#item=4")
     page.set_viewport_size({"width": 360, "height": 740})
     answered(page)
@@ -194,14 +191,14 @@ DROP = """([type, bytes]) => {
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_photos_are_dropped_and_pasted(open_page, upload, kind):
+def test_photos_can_be_dropped_and_pasted(open_page, upload, kind):
     page = open_page()
     page.evaluate(DROP, [kind, list(upload.read_bytes())])
     answered(page)
     expect(page.locator("#about")).to_contain_text("300 × 200")
 
 
-def test_what_is_no_photo_gets_the_servers_sentence(open_page, upload, tmp_path):
+def test_a_refused_upload_shows_the_reason(open_page, upload, tmp_path):
     page = open_page()
     for name, content, reason in (
         ("x.svg", b"<svg/>", "The upload is not a photo of a known type"),

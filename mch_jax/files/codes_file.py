@@ -117,18 +117,3 @@ def _violation(arrays: dict[str, np.ndarray]) -> str:
     if items and not count:
         return "some items have no code"
     return ""
-
-
-def nearest_row(file: CodeFile, item: int, code: np.ndarray) -> int:
-    """Returns the row of the item's code that is nearest to a given code.
-
-    Args:
-      file: The codes of a set of items.
-      item: Row of the item in `ids`.
-      code: A packed code [bytes].
-
-    Returns:
-      A row of `file.codes`, the first one of several at equal distance.
-    """
-    first, last = np.searchsorted(file.item, [item, item + 1])
-    return int(first + np.bitwise_count(file.codes[first:last] ^ code).sum(1).argmin())

@@ -1,1 +1,16 @@
-"""The web page and the JSON API of a finished run."""
+"""The web page and the JSON API of a finished run.
+
+| module | holds |
+| --- | --- |
+| `api` | the endpoints, and how errors are answered |
+| `service` | `Service`: answers the endpoints' questions from an encoder and a database |
+| `schemas` | the JSON objects of the API |
+| `uploads` | the photo in a request |
+| `gate` | limits on requests |
+| `workers` `batcher` | the network, which encodes the photos of many requests in batches |
+| `thumbnails` | small JPEGs of the database's photos |
+| `counters` | counters for Prometheus |
+| `serve.html` | the page |
+
+The modules need the packages of the extra `serve`; importing this package alone does not.
+"""

@@ -1,4 +1,4 @@
-"""Requests that arrive one by one, run on the device in batches."""
+"""Combines single requests into batches for a function of arrays."""
 
 import asyncio
 import contextlib
@@ -12,17 +12,17 @@ from mch_jax import batched
 
 
 class Batcher:
-    """Gathers single examples into batches for a function of arrays.
+    """Combines single examples into batches for a function of arrays.
 
-    While a batch runs, what arrives waits and makes the next one; an idle device waits at most
-    `max_wait` for company. Batches are filled up to one of a few sizes, as each is a program of its
-    own on the device.
+    Examples that arrive while a batch runs wait and make up the next batch. If nothing runs, the
+    first example waits up to `max_wait` for further ones. The function is compiled for a few batch
+    sizes only; a batch is padded to the next of them.
 
     Args:
-      run: takes an array [b ...] and returns arrays with the same first axis.
-      sizes: of batches, ascending.
-      max_wait: in seconds.
-      on_batch: is told how many examples each batch holds.
+      run: A function from an array [b ...] to arrays [b ...].
+      sizes: Batch sizes, ascending.
+      max_wait: Maximum time in seconds that the first example of a batch waits for further ones.
+      on_batch: Called with the number of examples in each batch.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class Batcher:
         self._task: asyncio.Task | None = None
 
     def warm_up(self, example: np.ndarray) -> None:
-        """Compiles the program of every batch size."""
+        """Compiles the function for every batch size."""
         for size in self._sizes:
             self._run(np.repeat(example[None], size, 0))
 
     def start(self) -> None:
-        """Starts to serve, in the running event loop."""
+        """Starts to process examples, in the running event loop."""
         self._task = asyncio.create_task(self._serve())
 
     async def stop(self) -> None:
-        """Answers what has been submitted, then ends."""
+        """Processes the examples that were submitted, then stops."""
         await self._queue.join()
         if self._task:
             self._task.cancel()
@@ -56,12 +56,13 @@ class Batcher:
         self._pool.shutdown()
 
     async def submit(self, example: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns the function's result for one example; raises what the function raised."""
+        """Returns the function's results for one example, or raises the function's error."""
         future = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((example, future))
         return await future
 
-    async def _gather(self) -> list[tuple[np.ndarray, asyncio.Future]]:
+    async def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future]]:
+        """Waits for examples; returns them with the futures of their results."""
         waiting = [await self._queue.get()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._max_wait):
@@ -72,17 +73,17 @@ class Batcher:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            waiting = await self._gather()
+            waiting = await self._next_batch()
             wanted = [(example, future) for example, future in waiting if not future.done()]
             try:
                 if wanted:
                     batch = np.stack([example for example, _ in wanted])
-                    results = await loop.run_in_executor(self._pool, self._padded, batch)
+                    results = await loop.run_in_executor(self._pool, self._run_padded, batch)
                     self._on_batch(len(batch))
                     for row, (_, future) in enumerate(wanted):
                         if not future.done():
                             future.set_result(tuple(result[row] for result in results))
-            except Exception as error:  # noqa: BLE001  whoever asked gets it, and the rest goes on
+            except Exception as error:  # noqa: BLE001  passed on to the callers of submit
                 for _, future in wanted:
                     if not future.done():
                         future.set_exception(error)
@@ -90,6 +91,6 @@ class Batcher:
                 for _ in waiting:
                     self._queue.task_done()
 
-    def _padded(self, batch: np.ndarray) -> Sequence[np.ndarray]:
+    def _run_padded(self, batch: np.ndarray) -> Sequence[np.ndarray]:
         size = next(size for size in self._sizes if size >= len(batch))
         return batched.apply(self._run, batch, size)

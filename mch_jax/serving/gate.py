@@ -1,13 +1,13 @@
-"""What a service lets in: as many requests and bytes as it can answer, and none that are too large.
+"""Limits on requests, as ASGI middleware: how many at a time, and how large.
 
-What is refused is refused at once, with a status and one sentence, after the request has been read
-to its end, so that the client sees the answer rather than a closed connection.
+A request beyond the limits is refused with a status and one sentence. Its body is read and
+discarded before the answer is sent, so that the client sees the answer, not a closed connection.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from starlette.responses import JSONResponse
@@ -17,32 +17,32 @@ HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-re
 
 
 class Limits(NamedTuple):
-    """What a request may ask for.
+    """Limits on requests.
 
     Attributes:
-      pending: requests that are worked on or wait at one time.
-      upload: bytes of one request's body.
-      pending_upload: bytes of all bodies at one time.
-      pixels: of a photo.
-      body_seconds: until a body has arrived.
-      discard: bytes that are read of a refused body, so that its sender hears the answer.
+      pending: Maximum number of requests that are being answered or wait.
+      upload_bytes: Maximum size of one request's body.
+      pending_bytes: Maximum size of all pending requests' bodies together.
+      pixels: Maximum number of pixels of a photo.
+      body_seconds: Maximum time until a body has arrived.
+      discarded_bytes: Maximum number of bytes of a refused body that are read and discarded.
     """
 
     pending: int = 128
-    upload: int = 16 * 2**20
-    pending_upload: int = 256 * 2**20
+    upload_bytes: int = 16 * 2**20
+    pending_bytes: int = 256 * 2**20
     pixels: int = 50_000_000
     body_seconds: float = 30.0
-    discard: int = 64 * 2**20
+    discarded_bytes: int = 64 * 2**20
 
 
 class Refused(Exception):
-    """A request is refused.
+    """Raised when a request is refused.
 
     Args:
-      status: of the answer.
-      reason: one sentence.
-      retry_after: seconds until another try makes sense.
+      status: HTTP status of the answer.
+      reason: One sentence for the client.
+      retry_after: Seconds after which the client may try again.
     """
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None):
@@ -52,13 +52,17 @@ class Refused(Exception):
 
 
 class Gate:
-    """ASGI middleware that applies limits before a request's body is looked at.
+    """ASGI middleware that applies limits before the application sees a request's body.
 
     Args:
-      app: what is behind the gate.
-      limits: see `Limits`.
-      is_free: whether a path passes without being counted, as a health check does.
-      on_answer: is told path template, status and seconds of every answer.
+      app: The application.
+      limits: Limits on requests.
+      is_free: Returns True for paths that are never refused for being busy, such as a health check.
+      on_answer: Called with the path template, the status and the seconds of every answer.
+
+    Attributes:
+      pending: Number of requests that are being answered or wait.
+      pending_bytes: Size of their bodies together.
     """
 
     def __init__(
@@ -69,16 +73,16 @@ class Gate:
         on_answer: Callable[[str, int, float], Any],
     ):
         self._app, self._limits, self._is_free, self._on_answer = app, limits, is_free, on_answer
-        self.pending = self.pending_upload = 0
+        self.pending = self.pending_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
+        """Passes a request to the application, or refuses it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status, incoming = time.monotonic(), 500, _Incoming(receive)
+        begin, status, body_stream = time.monotonic(), 500, _BodyStream(receive)
 
-        async def watched(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -86,93 +90,100 @@ class Gate:
             await send(message)
 
         try:
-            with self._admitted(scope) as most:
-                body = await self._read(incoming, most)
+            with self._admitted(scope) as max_bytes:
+                body = await self._read(body_stream, max_bytes)
                 if body is None:
-                    status = 499  # the client has gone
+                    status = 499  # the client has closed the connection
                 else:
-                    await self._app(scope, _replay(body, receive), watched)
+                    await self._app(scope, _replay(body, receive), send_and_note)
         except Refused as refused:
-            await incoming.discard(self._limits)
-            content, headers = {"error": refused.reason}, refused.headers
-            await JSONResponse(content, refused.status, headers)(scope, receive, watched)
+            await body_stream.discard(self._limits.discarded_bytes, self._limits.body_seconds)
+            response = JSONResponse({"error": refused.reason}, refused.status, refused.headers)
+            await response(scope, receive, send_and_note)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._on_answer(route, status, time.monotonic() - begin)
 
     @contextlib.contextmanager
-    def _admitted(self, scope: Scope):
-        """Counts a request in and out; yields the bytes that its body may have."""
+    def _admitted(self, scope: Scope) -> Iterator[int]:
+        """Counts a request as pending; yields the maximum size of its body in bytes.
+
+        Raises:
+          Refused: The body is too large, or too many requests are pending.
+        """
         limits, declared = self._limits, dict(scope["headers"]).get(b"content-length")
         size = int(declared) if declared and declared.isdigit() else None
-        if size is None:  # a body whose size is not known is counted at its largest
-            size = limits.upload if scope["method"] in ("POST", "PUT", "PATCH") else 0
-        if size > limits.upload:
+        if size is None:  # a body of unknown size is counted at the largest possible size
+            size = limits.upload_bytes if scope["method"] in ("POST", "PUT", "PATCH") else 0
+        if size > limits.upload_bytes:
             raise _too_large(limits)
         if self._is_free(scope["path"]):
             yield size
             return
-        if self.pending >= limits.pending or self.pending_upload + size > limits.pending_upload:
+        if self.pending >= limits.pending or self.pending_bytes + size > limits.pending_bytes:
             raise Refused(503, "The server is busy; try again in a second.", retry_after=1)
         self.pending += 1
-        self.pending_upload += size
+        self.pending_bytes += size
         try:
             yield size
         finally:
             self.pending -= 1
-            self.pending_upload -= size
+            self.pending_bytes -= size
 
-    async def _read(self, incoming: "_Incoming", most: int) -> bytes | None:
-        """Returns the whole body, or None where the client has gone."""
-        if not most:
+    async def _read(self, body_stream: "_BodyStream", max_bytes: int) -> bytes | None:
+        """Returns the whole body, or None if the client has closed the connection.
+
+        Raises:
+          Refused: The body is too large, or takes too long to arrive.
+        """
+        if not max_bytes:
             return b""
         chunks, size, limits = [], 0, self._limits
         try:
             async with asyncio.timeout(limits.body_seconds):
-                while not incoming.ended:
-                    chunks.append(await incoming.chunk())
+                while not body_stream.ended:
+                    chunks.append(await body_stream.next_chunk())
                     size += len(chunks[-1])
-                    if size > most:
+                    if size > max_bytes:
                         raise _too_large(limits)
         except TimeoutError:
-            incoming.ended = True  # whoever sends so slowly is not waited for any longer
+            body_stream.ended = True  # do not wait again for a client this slow
             raise Refused(
                 408, f"The upload took longer than {limits.body_seconds:g} seconds."
             ) from None
-        return None if incoming.gone else b"".join(chunks)
+        return None if body_stream.disconnected else b"".join(chunks)
 
 
-class _Incoming:
-    """A request's body as it arrives."""
+class _BodyStream:
+    """The body of a request, read as it arrives."""
 
     def __init__(self, receive: Receive):
         self._receive = receive
-        self.ended = self.gone = False
+        self.ended = self.disconnected = False
 
-    async def chunk(self) -> bytes:
-        """Returns what arrives next; `ended` tells whether there is more."""
+    async def next_chunk(self) -> bytes:
+        """Returns the next bytes of the body and sets `ended` if they are the last."""
         message = await self._receive()
-        self.gone = message["type"] == "http.disconnect"
-        self.ended = self.gone or not message.get("more_body")
+        self.disconnected = message["type"] == "http.disconnect"
+        self.ended = self.disconnected or not message.get("more_body")
         return message.get("body", b"")
 
-    async def discard(self, limits: Limits) -> None:
-        """Reads what is left, up to a limit of bytes and of seconds."""
-        left = limits.discard
+    async def discard(self, max_bytes: int, seconds: float) -> None:
+        """Reads the rest of the body and discards it, up to a number of bytes and of seconds."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.body_seconds):
-                while not self.ended and left > 0:
-                    left -= len(await self.chunk())
+            async with asyncio.timeout(seconds):
+                while not self.ended and max_bytes > 0:
+                    max_bytes -= len(await self.next_chunk())
 
 
 def _too_large(limits: Limits) -> Refused:
     return Refused(
-        413, f"The upload is too large; at most {limits.upload / 2**20:g} MiB are accepted."
+        413, f"The upload is too large; at most {limits.upload_bytes / 2**20:g} MiB are accepted."
     )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a channel that gives a body that has been read, then what comes after it."""
+    """Returns a channel that delivers a body that was read already, and then what follows it."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

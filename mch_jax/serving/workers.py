@@ -1,21 +1,21 @@
-"""The network of a service: photos of many requests, encoded in batches."""
+"""The network of a service, which encodes the photos of many requests in batches."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8, UInt32
 
 from mch_jax.encoder import Encoder
 from mch_jax.serving.batcher import Batcher
 
 
 class Workers:
-    """Two batchers over one encoder: whole photos for queries, six regions to look at.
+    """Two batchers that share an encoder: one for whole photos, one for the six regions.
 
     Args:
-      encoder: of a run.
-      on_batch: is told the kind and the size of each batch.
+      encoder: The encoder of a run.
+      on_batch: Called with the kind, "whole" or "regions", and the size of each batch.
     """
 
     def __init__(self, encoder: Encoder, on_batch: Callable[[str, int], Any]):
@@ -34,12 +34,12 @@ class Workers:
         self._regions.warm_up(image)
 
     def start(self) -> None:
-        """Starts to serve, in the running event loop."""
+        """Starts to encode photos, in the running event loop."""
         self._whole.start()
         self._regions.start()
 
     async def stop(self) -> None:
-        """Answers what has been submitted, then ends."""
+        """Encodes the photos that were submitted, then stops."""
         await self._whole.stop()
         await self._regions.stop()
 
@@ -50,7 +50,7 @@ class Workers:
 
     async def encode_regions(
         self, image: UInt8[np.ndarray, "s s 3"]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns packed codes [6 w] and keep probabilities [6] of a photo's regions."""
+    ) -> tuple[UInt32[np.ndarray, "6 w"], Float[np.ndarray, " 6"]]:
+        """Returns the packed codes of a photo's regions and the probabilities of keeping them."""
         packed, keep_prob = await self._regions.submit(image)
         return packed, keep_prob

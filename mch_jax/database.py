@@ -1,0 +1,225 @@
+"""A database to search: the codes of its items, the index over them, and its photos.
+
+Everything that searches shares this class: `mch_jax.load`, the search command and the service. It
+imports no JAX, so that a search by codes starts quickly.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from mch_jax.data import sources
+from mch_jax.files import codes_file
+from mch_jax.files.codes_file import CodeFile
+from mch_jax.index import BucketIndex, NearestItems
+
+Source = TypeVar("Source")
+ReadPhoto = Callable[[str], UInt8[np.ndarray, "h w 3"]]
+
+
+class Neighbour(NamedTuple):
+    """An item near a query, and its code that is nearest to the query.
+
+    Attributes:
+      item: Row of the item in `ids`.
+      distance: Hamming distance in bits between that code and the query.
+      row: Row of that code in `codes`; the first one if several are equally near.
+    """
+
+    item: int
+    distance: int
+    row: int
+
+
+class Database:
+    """A codes file and its index, with class names and photos where they are available.
+
+    The two indexes are built on first use and kept.
+
+    Attributes:
+      file: The contents of the codes file.
+      name: The path of the codes file, for error messages.
+      classes: Names of the label columns; empty if they are not known.
+    """
+
+    def __init__(
+        self,
+        file: CodeFile,
+        name: str | os.PathLike[str] = "the database",
+        classes: tuple[str, ...] = (),
+        read_photo: ReadPhoto | None = None,
+    ):
+        """Creates a database.
+
+        Args:
+          file: The contents of a codes file.
+          name: The path of the codes file, for error messages.
+          classes: Names of the label columns; ignored if their number is another one.
+          read_photo: Returns the pixels of the photo with a given id, or raises ValueError. None
+            if the photos are not available.
+        """
+        self.file, self.name = file, str(name)
+        self.classes = classes if len(classes) == file.labels.shape[1] else ()
+        self._read_photo = read_photo
+        self._starts = np.searchsorted(file.item, np.arange(len(file.ids) + 1))
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None
+    ) -> "Database":
+        """Returns the database in a codes file.
+
+        Args:
+          path: The codes file.
+          images: The folder, tar or list of files that the codes were made from, to show the
+            photos.
+
+        Raises:
+          ValueError: The file or the photos cannot be read.
+        """
+        file = codes_file.load(path)
+        if images is None:
+            return cls(file, path)
+        found = {photo.id: photo for photo in sources.find(images)}
+        return cls(file, path, read_photo=photo_reader(found, sources.decode))
+
+    def __len__(self) -> int:
+        """Returns the number of items."""
+        return len(self.ids)
+
+    @property
+    def codes(self) -> UInt8[np.ndarray, "c bytes"]:
+        """The codes of all items; bit i of a code is bit i % 8 of byte i // 8."""
+        return self.file.codes
+
+    @property
+    def item(self) -> Int[np.ndarray, " c"]:
+        """The item that each code belongs to, ascending."""
+        return self.file.item
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The names of the items' photos."""
+        return self.file.ids
+
+    @property
+    def keep_prob(self) -> Float[np.ndarray, " c"]:
+        """The policy's probability of keeping each code; 1 for the whole image's."""
+        return self.file.keep_prob
+
+    @property
+    def box(self) -> Int[np.ndarray, "c 4"]:
+        """The region of each code: left, top, right, bottom in pixels of the upright photo."""
+        return self.file.box
+
+    @property
+    def labels(self) -> UInt8[np.ndarray, "n classes"]:
+        """The items' labels, multi-hot; no columns if they are not known."""
+        return self.file.labels
+
+    @property
+    def num_bits(self) -> int:
+        """The code length."""
+        return self.file.num_bits
+
+    @functools.cached_property
+    def index(self) -> BucketIndex:
+        """The index of all codes."""
+        return BucketIndex.build(self.codes, self.item, self.num_bits)
+
+    @functools.cached_property
+    def base_index(self) -> BucketIndex:
+        """The index of the whole images' codes alone, one per item, as the base model has them."""
+        first = self._starts[:-1]
+        return BucketIndex.build(self.codes[first], np.arange(len(self)), self.num_bits)
+
+    def check_num_bits(self, num_bits: int, source: str | os.PathLike[str]) -> None:
+        """Checks that other codes can be compared with those of the database.
+
+        Args:
+          num_bits: The length of the other codes.
+          source: Where they come from, for the error message.
+
+        Raises:
+          ValueError: The lengths differ.
+        """
+        if num_bits != self.num_bits:
+            raise ValueError(
+                f"{source} has codes of {num_bits} bits, {self.name} has codes of {self.num_bits} "
+                "bits; use codes that the same run made"
+            )
+
+    def search(
+        self, query: UInt8[np.ndarray, "1 bytes"], k: int, is_base: bool = False
+    ) -> tuple[list[Neighbour], NearestItems]:
+        """Returns the k nearest items to one query, and the index's answer with its counts.
+
+        Args:
+          query: The query's code.
+          k: The number of items; fewer are returned where the database has fewer.
+          is_base: Whether to compare with the codes of whole images only.
+        """
+        hits = (self.base_index if is_base else self.index).search(query, k)
+        neighbours = []
+        for item, distance in zip(hits.item[0].tolist(), hits.distance[0].tolist(), strict=True):
+            if item < 0:
+                break
+            row = int(self._starts[item]) if is_base else self.nearest_row(item, query)
+            neighbours.append(Neighbour(item, distance, row))
+        return neighbours, hits
+
+    def nearest_row(self, item: int, query: UInt8[np.ndarray, "1 bytes"]) -> int:
+        """Returns the row of an item's code that is nearest to a query, the first of equals."""
+        rows = self.rows(item)
+        return rows[int(np.bitwise_count(self.codes[rows] ^ query).sum(1).argmin())]
+
+    def rows(self, item: int) -> range:
+        """Returns the rows of an item's codes; the first one is the whole image's."""
+        return range(int(self._starts[item]), int(self._starts[item + 1]))
+
+    def whole_code(self, item: int) -> UInt8[np.ndarray, "1 bytes"]:
+        """Returns the code of an item's whole image."""
+        return self.codes[self._starts[item] : self._starts[item] + 1]
+
+    def size(self, item: int) -> tuple[int, int]:
+        """Returns the width and height of an item's photo in pixels."""
+        _, _, width, height = self.box[self._starts[item]].tolist()
+        return width, height
+
+    def class_names(self, item: int) -> list[str]:
+        """Returns the names of an item's classes; none if they are not known."""
+        if not self.classes:
+            return []
+        return [self.classes[i] for i in np.flatnonzero(self.labels[item])]
+
+    def photo(self, item: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the pixels of an item's photo.
+
+        Raises:
+          ValueError: The photos are not available, or this one cannot be read.
+        """
+        if self._read_photo is None:
+            raise ValueError("the photos of this database are not available")
+        return self._read_photo(str(self.ids[item]))
+
+
+def photo_reader(
+    source_by_id: Mapping[str, Source], read: Callable[[Source], UInt8[np.ndarray, "h w 3"]]
+) -> ReadPhoto:
+    """Returns a function that reads the photo with a given id.
+
+    Args:
+      source_by_id: Where each photo is, in the form that `read` expects.
+      read: Returns the pixels of a photo.
+    """
+
+    def read_photo(photo_id: str) -> UInt8[np.ndarray, "h w 3"]:
+        if photo_id not in source_by_id:
+            raise ValueError(f"there is no photo '{photo_id}'")
+        return read(source_by_id[photo_id])
+
+    return read_photo

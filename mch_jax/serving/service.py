@@ -1,0 +1,249 @@
+"""What the endpoints of the API have in common: the network, the database and their answers."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mch_jax import codes, regions
+from mch_jax.data import photos
+from mch_jax.database import Database, Neighbour, photo_reader
+from mch_jax.encoder import FILE, Encoder
+from mch_jax.files import codes_file
+from mch_jax.serving import uploads
+from mch_jax.serving.counters import Counters
+from mch_jax.serving.gate import Gate, Limits, Refused
+from mch_jax.serving.schemas import Encoded, Found, Health, Hit, Item, Ranking, Region, StoredCode
+from mch_jax.serving.thumbnails import Thumbnails
+from mch_jax.serving.workers import Workers
+from mch_jax.training.run import read_config, read_dataset
+
+
+class Query(NamedTuple):
+    """A photo to search by or to encode.
+
+    Attributes:
+      image: uint8 [s s 3], the photo resized to the size that the encoder expects.
+      size: Width and height of the original photo in pixels.
+    """
+
+    image: np.ndarray
+    size: tuple[int, int]
+
+
+class Service:
+    """A run's encoder and a database, answering requests.
+
+    Args:
+      encoder: The encoder of the run.
+      database: The database to search.
+      method: Name of the base hashing model.
+      limits: Limits on requests.
+    """
+
+    def __init__(self, encoder: Encoder, database: Database, method: str, limits: Limits):
+        self.encoder, self.database, self.method, self.limits = encoder, database, method, limits
+        self.counters = Counters()
+        self.workers = Workers(encoder, self.counters.count_batch)
+        self.thumbnails = Thumbnails(database)
+        digest = hashlib.sha256(
+            database.codes.tobytes() + "\0".join(database.ids.tolist()).encode()
+        )
+        self.fingerprint = digest.hexdigest()[:12]  # of the database, for thumbnails' ETags
+        self.gate: Gate | None = None
+
+    @classmethod
+    def open(
+        cls,
+        run: Path,
+        limits: Limits,
+        codes_path: str | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None,
+    ) -> "Service":
+        """Returns the service of a finished run.
+
+        Args:
+          run: The workdir of the run.
+          limits: Limits on requests.
+          codes_path: A codes file to search instead of the run's database.
+          images: The folder, tar or list of photos that this codes file was made from.
+
+        Raises:
+          ValueError: A file is missing or damaged, or the codes are of another length.
+        """
+        encoder = Encoder.from_run(run)
+        database = Database.open(codes_path, images) if codes_path else run_database(run)
+        database.check_num_bits(encoder.model.num_bits, run / FILE)
+        return cls(encoder, database, read_config(run)["method"], limits)
+
+    def warm_up(self) -> None:
+        """Builds the indexes and compiles every program, so that no request waits for it."""
+        self.workers.warm_up()
+        if len(self.database):
+            self.search(self.database.whole_code(0), 24, compare=True)
+
+    @property
+    def pending(self) -> int:
+        """The number of requests that are being answered or wait."""
+        return self.gate.pending if self.gate else 0
+
+    def existing(self, item: int) -> int:
+        """Returns the item if the database has it.
+
+        Raises:
+          Refused: It does not.
+        """
+        count = len(self.database)
+        if item >= count:
+            raise Refused(404, f"There is no photo {item}; the database has {count:,}, from 0.")
+        return item
+
+    def health(self) -> Health:
+        """Returns what is served."""
+        return Health(
+            status="ok",
+            method=self.method,
+            num_bits=self.database.num_bits,
+            photos=len(self.database),
+            codes=len(self.database.codes),
+            pending=self.pending,
+        )
+
+    def describe(self, item: int) -> Item:
+        """Returns a photo's name, size, labels and codes."""
+        width, height = self.database.size(item)
+        return Item(
+            item=item,
+            id=str(self.database.ids[item]),
+            width=width,
+            height=height,
+            labels=self.database.class_names(item),
+            codes=[self._stored_code(item, row) for row in self.database.rows(item)],
+        )
+
+    def _stored_code(self, item: int, row: int) -> StoredCode:
+        box = self.database.box[row].tolist()
+        return StoredCode(
+            region=regions.region_name(box, *self.database.size(item)),
+            box=box,
+            code=self.database.codes[row].tobytes().hex(),
+            keep_prob=float(self.database.keep_prob[row]),
+        )
+
+    def search(self, query: np.ndarray, k: int, compare: bool) -> Found:
+        """Returns the photos that are nearest to a code.
+
+        Args:
+          query: The code, uint8 [1 bytes].
+          k: The number of photos.
+          compare: Whether to search in the whole images' codes alone, too.
+        """
+        return Found(
+            code=query.tobytes().hex(),
+            num_bits=self.database.num_bits,
+            mch=self._ranking(query, k, is_base=False),
+            base=self._ranking(query, k, is_base=True) if compare else None,
+        )
+
+    def _ranking(self, query: np.ndarray, k: int, is_base: bool) -> Ranking:
+        neighbours, hits = self.database.search(query, k, is_base)
+        return Ranking(
+            probed=int(hits.probed[0]),
+            nonempty=int(hits.nonempty[0]),
+            hits=[self._hit(neighbour) for neighbour in neighbours],
+        )
+
+    def _hit(self, neighbour: Neighbour) -> Hit:
+        item, distance, row = neighbour
+        width, height = self.database.size(item)
+        return Hit(
+            item=item,
+            id=str(self.database.ids[item]),
+            distance=distance,
+            width=width,
+            height=height,
+            labels=self.database.class_names(item),
+            **self._stored_code(item, row).model_dump(),
+        )
+
+    def encoded(self, packed: np.ndarray, keep_prob: np.ndarray, size: tuple[int, int]) -> Encoded:
+        """Returns the description of one photo's regions.
+
+        Args:
+          packed: Packed codes of the regions, uint32 [6 w].
+          keep_prob: The policy's probability of keeping each code, [6].
+          size: Width and height of the photo in pixels.
+        """
+        num_bits = self.encoder.model.num_bits
+        code_set = self.encoder.code_set(packed[None], keep_prob[None], np.array([size]))
+        code = codes.to_bytes(packed, num_bits)
+        differs = np.bitwise_count(code ^ code[:1]).sum(1)
+        return Encoded(
+            width=size[0],
+            height=size[1],
+            num_bits=num_bits,
+            keep_threshold=self.encoder.keep_threshold,
+            regions=[
+                Region(
+                    region=name,
+                    box=code_set.box[0, slot].tolist(),
+                    code=code[slot].tobytes().hex(),
+                    keep_prob=float(code_set.keep_prob[0, slot]),
+                    kept=bool(code_set.kept[0, slot]),
+                    differs=int(differs[slot]),
+                )
+                for slot, name in enumerate(regions.NAMES)
+            ],
+        )
+
+    def uploaded(self, body: bytes) -> Query:
+        """Returns an uploaded photo as a query.
+
+        Raises:
+          Refused: The photo is of an unknown type, too large or damaged.
+        """
+        return self._query(uploads.decode(body, self.limits.pixels))
+
+    def stored(self, item: int) -> Query:
+        """Returns a photo of the database as a query.
+
+        Raises:
+          Refused: The photo cannot be read.
+        """
+        try:
+            return self._query(self.database.photo(item))
+        except ValueError as error:
+            raise _not_shown(error) from None
+
+    def _query(self, pixels: np.ndarray) -> Query:
+        height, width, _ = pixels.shape
+        return Query(photos.resize(pixels, self.encoder.image_size), (width, height))
+
+    def thumbnail(self, item: int, side: int) -> bytes:
+        """Returns an item's photo as a JPEG whose longer side is at most `side` pixels.
+
+        Raises:
+          Refused: The photo cannot be read.
+        """
+        try:
+            return self.thumbnails.jpeg(item, side)
+        except ValueError as error:
+            raise _not_shown(error) from None
+
+
+def _not_shown(error: ValueError) -> Refused:
+    return Refused(404, f"The photo cannot be shown: {error}.")
+
+
+def run_database(run: Path) -> Database:
+    """Returns the database of a finished run, with the photos of its data set.
+
+    Raises:
+      ValueError: The run has no codes, or its data set cannot be read.
+    """
+    path, dataset = run / "codes" / "database.npz", read_dataset(read_config(run))
+    rows = {name: row for row, name in enumerate(dataset.ids.tolist())}
+    read_photo = photo_reader(rows, dataset.read)
+    return Database(codes_file.load(path), path, dataset.classes, read_photo)

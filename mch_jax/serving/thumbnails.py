@@ -1,0 +1,48 @@
+"""Thumbnails of a database's photos."""
+
+import collections
+import io
+import threading
+
+from PIL import Image
+
+from mch_jax.database import Database
+
+MAX_BYTES = 64 * 2**20
+
+
+class Thumbnails:
+    """Makes JPEG thumbnails and keeps the most recently used ones, up to MAX_BYTES.
+
+    May be used by several threads.
+    """
+
+    def __init__(self, database: Database):
+        self._database = database
+        self._made: collections.OrderedDict[tuple[int, int], bytes] = collections.OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def jpeg(self, item: int, side: int) -> bytes:
+        """Returns an item's photo as a JPEG whose longer side is at most `side` pixels.
+
+        Raises:
+          ValueError: The photo cannot be read.
+        """
+        key = (item, side)
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        image = Image.fromarray(self._database.photo(item))
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=88)
+        jpeg = stream.getvalue()
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = jpeg
+                self._num_bytes += len(jpeg)
+            while self._num_bytes > MAX_BYTES:
+                self._num_bytes -= len(self._made.popitem(last=False)[1])
+        return jpeg
