@@ -7,7 +7,7 @@ if typing.TYPE_CHECKING:
     from mch_jax.retriever import Retriever
 
 __version__ = "0.1.0"
-__path__.append(os.path.join(__path__[0], "former"))
+__path__.append(os.path.join(__path__[0], "former"))  # see mch_jax.former
 
 
 def load(run: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None) -> "Retriever":

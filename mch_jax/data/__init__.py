@@ -1,14 +1,14 @@
 """Data sets of photos: readers, audit, splits, and batches.
 
-  dataset: the class `Dataset`: names, labels, three splits, and a function that decodes a photo.
-  readers, literature: readers of the built-in scenes, coco18, folders, and published data sets.
-  label_files, split_lists: the text files with labels and splits that readers read.
-  splits: random splits.
-  archives, photos, sources: photos in folders, tars and zips, and their decoding.
-  audits: the checks that every data set passes before a run.
-  loader: batches, decoded in background threads.
-  composer: the generator of the built-in data set.
-  fetch, records: download of published archives, and their conversion to small records.
+  dataset: `Dataset`: names, labels, three splits, and a function that decodes a photo.
+  readers, literature: Readers of the built-in scenes, coco18, folders, and published data sets.
+  label_files, split_lists: Readers of the text files with labels and splits.
+  splits: Random splits.
+  archives, photos, sources: Photos in folders, tars and zips, and their decoding.
+  audits: Checks that every data set passes before a run.
+  loader: Batches, decoded in background threads.
+  composer: Generator of the scenes of the built-in data set.
+  fetch, records: Download of published archives, and their conversion to small records.
 
 Rows are indices into `Dataset.ids`. The database contains the training rows and no query row.
 """

@@ -58,7 +58,7 @@ def _check_labels(dataset: Dataset) -> None:
         raise ValueError(f"{dataset.name}: label {dataset.labels.max()}, expected 0 or 1")
 
 
-def _open_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
+def _decode_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
     """Decodes every photo. Returns the sizes, and the errors of damaged photos by row."""
 
     def check(row: int) -> tuple[int, int] | str:
@@ -90,16 +90,16 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _open_again(
+def _decode_if_changed(
     dataset: Dataset, path: pathlib.Path, fingerprint: str
 ) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
-    """Returns the result of `_open_all`, from the file at `path` if the photos have not changed."""
+    """Returns the result of `_decode_all`, from the file at `path` if no photo changed."""
     try:
         tree, settings = load_arrays(path)
     except ValueError:  # missing or damaged
-        return _open_all(dataset)
+        return _decode_all(dataset)
     if settings.get("fingerprint") != fingerprint:
-        return _open_all(dataset)
+        return _decode_all(dataset)
     return tree["sizes"], {int(row): reason for row, reason in settings["damaged"]}
 
 
@@ -181,7 +181,9 @@ def audit(
     _check_splits(dataset)
     path = pathlib.Path(kept) if kept and dataset.files is not None else None
     fingerprint = _fingerprint(dataset) if path else ""
-    sizes, damaged = _open_again(dataset, path, fingerprint) if path else _open_all(dataset)
+    sizes, damaged = (
+        _decode_if_changed(dataset, path, fingerprint) if path else _decode_all(dataset)
+    )
     if damaged and on_damaged == "refuse":
         raise ValueError(
             f"{dataset.name}: {len(damaged)} of {len(sizes)} photos are damaged, first: "

