@@ -18,12 +18,11 @@ from jaxtyping import Array, Float, Shaped, UInt8, UInt32
 
 from mch_jax import agent, codes, models, regions
 from mch_jax.agent import evidence
+from mch_jax.codes import AnyArray
 from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet, Policy
 
 FILE = "encoder.npz"
-NUM_REGIONS = len(regions.NAMES)
-HostOrDevice = Array | np.ndarray
 _NUMBERS = ("crop_ratio", "keep_threshold", "image_size", "input_size")
 
 
@@ -72,7 +71,7 @@ class Encoder:
 
         return encode
 
-    def _check(self, inputs: Shaped[HostOrDevice, "..."]) -> None:
+    def _check(self, inputs: Shaped[AnyArray, "..."]) -> None:
         if inputs.ndim == 4 and "conv1" not in self.params:
             raise ValueError(
                 "this run's features came from a file (config.model.features), so its encoder "
@@ -80,7 +79,7 @@ class Encoder:
             )
 
     def encode_regions(
-        self, inputs: Shaped[HostOrDevice, "..."]
+        self, inputs: Shaped[AnyArray, "..."]
     ) -> tuple[UInt32[np.ndarray, "b t w"], Float[np.ndarray, "b t"]]:
         """Returns packed codes and keep probabilities of all six regions.
 
@@ -93,10 +92,12 @@ class Encoder:
           ValueError: Images are given, and the encoder was trained on features from a file.
         """
         self._check(inputs)
-        packed, keep_prob = self._encode(self.params, self.policy_variables, inputs, NUM_REGIONS)
+        packed, keep_prob = self._encode(
+            self.params, self.policy_variables, inputs, regions.NUM_REGIONS
+        )
         return np.asarray(packed), np.asarray(keep_prob)
 
-    def encode(self, images: UInt8[HostOrDevice, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
+    def encode(self, images: UInt8[AnyArray, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole images at `image_size`, in the form of a codes file.
 
         Raises:

@@ -16,6 +16,7 @@ from mch_jax.codes import AnyArray
 
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
 NAMES = ("whole image", "top left", "top right", "bottom left", "bottom right", "middle")
+NUM_REGIONS = len(NAMES)
 
 
 def region_boxes(crop_ratio: float) -> Float[np.ndarray, "6 4"]:

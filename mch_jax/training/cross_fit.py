@@ -80,7 +80,7 @@ def agent_examples(run: Run) -> AgentExamples:
     for out, own in zip(left_out, encoded, strict=True):
         label_logits[out] = own.label_logits
     calibration = jax.device_get(evidence.fit_posterior(label_logits, labels))
-    rewards = np.zeros((len(rows), len(regions.NAMES) - 1), np.float32)
+    rewards = np.zeros((len(rows), regions.NUM_REGIONS - 1), np.float32)
     states = np.zeros((*rewards.shape, len(evidence.NAMES)), np.float32)
     for out, own, reference in zip(left_out, encoded, references, strict=True):
         states[out] = evidence.states(*own, calibration, reference)

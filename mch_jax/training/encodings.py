@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt32
 
 from mch_jax import batched, codes, data, models, regions
-from mch_jax.training.run import NUM_REGIONS, Run
+from mch_jax.regions import NUM_REGIONS
+from mch_jax.training.run import Run
 
 _crop = jax.jit(regions.crop, static_argnums=2)
 

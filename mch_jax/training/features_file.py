@@ -30,7 +30,6 @@ from mch_jax.files import whole_file
 from mch_jax.training import features
 
 FORMAT = "mch-features/1"
-NUM_REGIONS = len(regions.NAMES)
 Network = Callable[[UInt8[np.ndarray, "b s s 3"]], Float[np.ndarray, "b d"]]
 
 
@@ -86,7 +85,7 @@ def load(path: str | os.PathLike[str], dataset: data.Dataset, crop_ratio: float)
         views = arrays["views"][_rows(path, arrays["view_ids"], train_ids)]
     else:
         # The whole photo also takes the place of its mirror image, the regions of random ones.
-        views = own[dataset.train][:, [0, 0, *range(1, NUM_REGIONS)]]
+        views = own[dataset.train][:, [0, 0, *range(1, regions.NUM_REGIONS)]]
     return Features(own, views)
 
 
@@ -117,7 +116,7 @@ def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
         and arrays["crop_ratio"].shape == ()
         and ids.dtype.kind == "U"
         and own.dtype.kind == "f"
-        and own.shape[:2] == (len(ids), NUM_REGIONS)
+        and own.shape[:2] == (len(ids), regions.NUM_REGIONS)
         and own.ndim == 3
         and bool(np.isfinite(own).all())
     )

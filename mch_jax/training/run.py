@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax import batched, data, methods, models, pairs, regions
+from mch_jax import batched, data, methods, models, pairs
 from mch_jax.files import Checkpoints, import_alexnet, read_json, write_json
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import events, features, features_file, logs, network
 from mch_jax.training.streams import Stream, generator
-
-NUM_REGIONS = len(regions.NAMES)
 
 
 def default_workdir(config: Any) -> Path:
