@@ -6,14 +6,17 @@ bytes of these words, cut to ceil(q / 8).
 """
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int8, Int32, UInt8, UInt32
 
-AnyArray = Array | np.ndarray  # an array on the device or on the host
+if TYPE_CHECKING:  # a type checker cannot tell which of the two a call returns
+    AnyArray = Any
+else:
+    AnyArray = Array | np.ndarray  # an array on the device or on the host
 
 
 class Encoding(NamedTuple):

@@ -5,7 +5,7 @@ imported. The features of an image are fc7 after ReLU.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -170,10 +170,11 @@ def encode(
       batch: `image` in [0, 255] at the network's input size, or `conv`.
       dropout_keys: Random key of each example's dropout; None for no dropout.
     """
+    apply: Callable[..., Any] = model.apply
     if "conv" in batch:
         conv = batch["conv"].astype(jnp.float32)
-        return model.apply({"params": params}, conv, dropout_keys, method="head")
-    return model.apply({"params": params}, batch["image"], dropout_keys)
+        return apply({"params": params}, conv, dropout_keys, method="head")
+    return apply({"params": params}, batch["image"], dropout_keys)
 
 
 def without_convolutions(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Everything is computed from the photo, the base model and the training set.
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +203,7 @@ def fit_posterior(
       decay: Weight of the squared deviations.
     """
     num_classes = labels.shape[1]
-    params = {
+    params: Any = {
         "shared": jnp.array([0.5, 0.5, 0.0, 0.0, 0.0]),
         "own": jnp.zeros((num_classes, POSTERIOR_WIDTH)),
         "bias": jnp.zeros(num_classes),
@@ -221,7 +221,8 @@ def fit_posterior(
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    return jax.lax.scan(step, (params, tx.init(params)), None, num_steps)[0][0]
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), None, num_steps)
+    return params
 
 
 def similarity_probability(

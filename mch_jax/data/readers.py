@@ -93,6 +93,7 @@ def coco18(root: str | os.PathLike | None = None) -> Dataset:
             f"'{missing[0]}' first; take both files from the same pack"
         )
     spans = np.array([members[name] for name in ids.tolist()], np.int64)
+    rows = split_rows(splits)
     return Dataset(
         name="coco18",
         classes=classes,
@@ -101,7 +102,9 @@ def coco18(root: str | os.PathLike | None = None) -> Dataset:
         read=functools.partial(read_found, folder, [path.absolute()], ids, spans),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=(path,),
-        **split_rows(splits),
+        query=rows["query"],
+        database=rows["database"],
+        train=rows["train"],
     )
 
 
@@ -151,5 +154,7 @@ def folder(
         read=functools.partial(read_file, path.absolute(), ids),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=[path / name for name in ids.tolist()],
-        **rows,
+        query=rows["query"],
+        database=rows["database"],
+        train=rows["train"],
     )

@@ -215,7 +215,7 @@ def read(name: str, root: str | os.PathLike) -> Dataset:
       ValueError: The folder does not contain the records of this data set.
     """
     try:
-        builder = tfds.builder_from_directory(os.fspath(root))
+        builder: Any = tfds.builder_from_directory(os.fspath(root))
         metadata: Any = builder.info.metadata
         photos = metadata["photos"]
         sources = {

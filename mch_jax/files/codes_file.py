@@ -78,7 +78,8 @@ def load(path: str | os.PathLike[str]) -> CodeFile:
             "that the encode stage or mch_jax.export wrote"
         )
     del arrays["format"]
-    return CodeFile(**arrays | {"num_bits": int(arrays["num_bits"])})
+    num_bits = int(arrays.pop("num_bits"))
+    return CodeFile(**arrays, num_bits=num_bits)
 
 
 def _violation(arrays: dict[str, np.ndarray]) -> str:

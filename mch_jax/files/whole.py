@@ -104,7 +104,7 @@ def save_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], settings:
     """
     import jax
 
-    arrays = dict(_leaves(jax.tree.map(np.asarray, tree)))
+    arrays: dict[str, Any] = dict(_leaves(jax.tree.map(np.asarray, tree)))
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, settings=np.str_(json.dumps(settings)), **arrays)
 

@@ -23,10 +23,10 @@ from mch_jax.kernels import checksum as checksum_kernel
 from mch_jax.kernels.segment import Segment, Segments
 
 INDEX_FORMAT = "mch-index/2"
-DTYPES = Segment(
-    keys=np.uint64, offsets=np.uint32, items=np.uint32, pivots=np.uint64, rings=np.uint32,
-    table=np.uint32, dead=np.uint64,
-)  # fmt: skip
+DTYPES = {
+    "keys": np.uint64, "offsets": np.uint32, "items": np.uint32, "pivots": np.uint64,
+    "rings": np.uint32, "table": np.uint32, "dead": np.uint64,
+}  # fmt: skip
 _ARRAY_FILE = re.compile(rf"(base|delta)-({'|'.join(Segment._fields)})-[0-9a-f]{{16}}\.npy")
 
 
@@ -231,7 +231,7 @@ def _map_array(directory: Path, name: str, entry: dict, verify: bool) -> np.ndar
 
     The mapping is copy-on-write, because kernels are compiled for arrays that can be written.
     """
-    path, dtype = directory / entry["file"], np.dtype(getattr(DTYPES, name.split("-")[1]))
+    path, dtype = directory / entry["file"], np.dtype(DTYPES[name.split("-")[1]])
     size = path.stat().st_size
     if size != entry["bytes"]:
         raise ValueError(

@@ -3,9 +3,8 @@
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from mch_jax.kernels.jit import leaf
+from mch_jax.kernels.jit import intrinsic, leaf
 
 
 @intrinsic

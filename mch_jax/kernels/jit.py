@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.extending
 
 
 def _digest() -> str:
@@ -26,9 +27,10 @@ def _compiler(**options: bool) -> Callable[[Callable], Any]:
     only a function's own file with its cache. Here the sources of the whole package are compared,
     so that a change to any module compiles every kernel again.
     """
+    jit: Any = numba.njit
 
     def decorate(function: Callable) -> Any:
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        compiled = jit(nogil=True, cache=True, error_model="numpy", **options)(function)
         file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
         if file is not None:
             file._source_stamp = (file._source_stamp, _DIGEST)
@@ -37,6 +39,8 @@ def _compiler(**options: bool) -> Callable[[Callable], Any]:
     return decorate
 
 
+# Kernels call an intrinsic without its first parameter, which type checkers do not know.
+intrinsic: Callable[[Callable], Any] = numba.extending.intrinsic
 kernel = _compiler()
 # Numba counts references to arrays with atomic operations, in every call. Functions that allocate
 # no memory are compiled without the counting, which took a quarter of the time of a query. A leaf

@@ -5,6 +5,8 @@ minimises |B - V R|_F^2 with B = sign(V R) in alternation: B with R held, then R
 is the orthogonal Procrustes problem. Labels are not used.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +72,8 @@ def _components(centred: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarr
         return vectors
     _, vectors = scipy.linalg.eigh(centred @ centred.T, subset_by_index=(size - count, size - 1))
     # QR normalises the columns and replaces those without variance.
-    return scipy.linalg.qr(centred.T @ vectors, mode="economic")[0]
+    columns: Any = scipy.linalg.qr(centred.T @ vectors, mode="economic")
+    return columns[0]
 
 
 def _nearest_rotation(matrix: Float[np.ndarray, "q q"]) -> Float[np.ndarray, "q q"]:

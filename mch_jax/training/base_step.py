@@ -1,7 +1,7 @@
 """One step of base training: augmentation, losses, gradient, optimizer."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -79,7 +79,10 @@ def optimizer(
     def label(params: Mapping[str, Any]) -> dict[str, str]:
         return {name: "head" if name in ("hash", "labels") else "body" for name in params}
 
-    rules = {"body": rule(learning_rate), "head": rule(learning_rate * hash_rate)}
+    rules: dict[Hashable, optax.GradientTransformation] = {
+        "body": rule(learning_rate),
+        "head": rule(learning_rate * hash_rate),
+    }
     return optax.partition(rules, label)
 
 

@@ -172,7 +172,10 @@ def make(
       batch_size: Number of photos in a batch.
     """
     path = Path(path)
-    cropped = jax.jit(lambda *a: jnp.rint(regions.crop(*a[:2], input_size, a[2])).astype(jnp.uint8))
+
+    @jax.jit
+    def cropped(images, boxes, flips):
+        return jnp.rint(regions.crop(images, boxes, input_size, flips)).astype(jnp.uint8)
 
     def extract(images, boxes, flips):
         return network(np.asarray(cropped(images, boxes, flips)))

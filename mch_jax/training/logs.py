@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from absl import logging
 from jaxtyping import ScalarLike
 from tqdm import tqdm
@@ -51,7 +52,7 @@ class MetricsLog:
         if not processes.is_writer():
             return
         row: dict[str, Any] = {"step": step, "stage": stage}
-        named = {f"{stage}/{name}": float(value) for name, value in scalars.items()}
+        named = {f"{stage}/{name}": float(np.asarray(value)) for name, value in scalars.items()}
         with open(self._path, "a") as file:
             file.write(json.dumps(row | named) + "\n")
         if self._events:

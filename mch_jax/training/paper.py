@@ -161,12 +161,14 @@ def sharded_rewards(
       num_bits: Code length q.
     """
     packed, region_packed = (codes.pack(codes.sign(e.logits)) for e in (image, region))
-    whole_batch = jax.lax.all_gather(
+    # The histogram is of the whole batch and this device's part of the training set.
+    all_packed, all_region_packed, all_labels = jax.lax.all_gather(
         (packed[:, None], region_packed, labels), parallel.AXIS, tiled=True
     )
     histogram = agent.reward_histogram(
-        *whole_batch, train_set["packed"], train_set["labels"], train_set["count"], num_bits
-    )
+        all_packed, all_region_packed, all_labels,
+        train_set["packed"], train_set["labels"], train_set["count"], num_bits,
+    )  # fmt: skip
     histogram = jax.lax.psum(histogram, parallel.AXIS)
     own = histogram[parallel.example_rows(len(labels))]
     return agent.rewards(own, jnp.asarray(loss_table), num_train)
