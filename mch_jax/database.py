@@ -1,7 +1,7 @@
 """A database to search: the codes of its items, the index over them, and its photos.
 
-Everything that searches shares this class: `mch_jax.load`, the search command and the service. It
-imports no JAX, so that a search by codes starts quickly.
+Everything that searches shares this class: `mch_jax.load`, the search command and the service. The
+module imports neither JAX nor `mch_jax.data`, so that a search by codes starts quickly.
 """
 
 import functools
@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mch_jax.data import sources
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, NearestItems
@@ -69,23 +68,17 @@ class Database:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        classes: tuple[str, ...] = (),
+        read_photo: ReadPhoto | None = None,
     ) -> "Database":
-        """Returns the database in a codes file.
-
-        Args:
-          path: The codes file.
-          images: The folder, tar or list of files that the codes were made from, to show the
-            photos.
+        """Returns the database in a codes file; the arguments are those of the constructor.
 
         Raises:
-          ValueError: The file or the photos cannot be read.
+          ValueError: The file is missing or damaged.
         """
-        file = codes_file.load(path)
-        if images is None:
-            return cls(file, path)
-        found = {photo.id: photo for photo in sources.find(images)}
-        return cls(file, path, read_photo=photo_reader(found, sources.decode))
+        return cls(codes_file.load(path), path, classes, read_photo)
 
     def __len__(self) -> int:
         """Returns the number of items."""

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mch_jax import codes, regions
-from mch_jax.data import photos
+from mch_jax.data import photos, sources
 from mch_jax.database import Database, Neighbour, photo_reader
 from mch_jax.encoder import FILE, Encoder
-from mch_jax.files import codes_file
 from mch_jax.serving import uploads
 from mch_jax.serving.counters import Counters
 from mch_jax.serving.gate import Gate, Limits, Refused
@@ -74,7 +73,7 @@ class Service:
           ValueError: A file is missing or damaged, or the codes are of another length.
         """
         encoder = Encoder.from_run(run)
-        database = Database.open(codes_path, images) if codes_path else run_database(run)
+        database = exported_database(codes_path, images) if codes_path else run_database(run)
         database.check_num_bits(encoder.model.num_bits, run / FILE)
         return cls(encoder, database, read_config(run)["method"], limits)
 
@@ -243,7 +242,25 @@ def run_database(run: Path) -> Database:
     Raises:
       ValueError: The run has no codes, or its data set cannot be read.
     """
-    path, dataset = run / "codes" / "database.npz", read_dataset(read_config(run))
+    dataset = read_dataset(read_config(run))
     rows = {name: row for row, name in enumerate(dataset.ids.tolist())}
     read_photo = photo_reader(rows, dataset.read)
-    return Database(codes_file.load(path), path, dataset.classes, read_photo)
+    return Database.open(run / "codes" / "database.npz", dataset.classes, read_photo)
+
+
+def exported_database(
+    path: str | os.PathLike[str], images: str | os.PathLike[str] | None
+) -> Database:
+    """Returns the database in a codes file that `mch_jax.export` has written.
+
+    Args:
+      path: The codes file.
+      images: The folder, tar or list of photos that it was made from, to show them.
+
+    Raises:
+      ValueError: The file or the photos cannot be read.
+    """
+    if images is None:
+        return Database.open(path)
+    found = {photo.id: photo for photo in sources.find(images)}
+    return Database.open(path, read_photo=photo_reader(found, sources.decode))
