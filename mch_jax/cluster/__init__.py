@@ -20,11 +20,23 @@ change was made, reads the files before it answers.
 `python -m mch_jax.cluster` writes shards and starts their replicas.
 """
 
-from mch_jax.cluster.actors import connect, stop
-from mch_jax.cluster.client import ReplicaGroup, ShardedIndex
-from mch_jax.cluster.merge import merge_nearest, merge_within
-from mch_jax.cluster.replica import Replica
-from mch_jax.cluster.shards import FORMAT, Shards, shard_of
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from mch_jax.cluster.actors import connect, stop
+    from mch_jax.cluster.client import ReplicaGroup, ShardedIndex
+    from mch_jax.cluster.merge import merge_nearest, merge_within
+    from mch_jax.cluster.replica import Replica
+    from mch_jax.cluster.shards import FORMAT, Shards, shard_of
+
+_MODULES = {
+    "actors": ("connect", "stop"),
+    "client": ("ReplicaGroup", "ShardedIndex"),
+    "merge": ("merge_nearest", "merge_within"),
+    "replica": ("Replica",),
+    "shards": ("FORMAT", "Shards", "shard_of"),
+}
 
 __all__ = [
     "FORMAT",
@@ -38,3 +50,11 @@ __all__ = [
     "shard_of",
     "stop",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Imports what is used on first use; the help of the command does not wait for the index."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
