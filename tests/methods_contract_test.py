@@ -10,6 +10,7 @@ from mch_jax import codes, methods, metrics, models, pairs
 from mch_jax.methods import base as losses
 
 NAMES = list(methods.OBJECTIVES)
+TABLE_1 = ("ksh", "hashnet", "adsh", "dch", "mmhh")
 PROGRESS = (0.0, 0.5, 1.0)
 
 
@@ -97,7 +98,7 @@ def plain(name: str, d: int, similar: bool, q: int) -> float:
     return similar * np.log(1 + max(0, d - 2)) + (1 - similar) * np.log(1 + 1 / max(2, d))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE_1)
 def test_pair_loss_is_table_1(name):
     q = 32
     expected = [[plain(name, d, similar, q) for d in range(q + 1)] for similar in (False, True)]
