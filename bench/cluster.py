@@ -104,7 +104,7 @@ def percentiles(calls, size):
 
 def version(replica, wanted, patience=120.0):
     """Returns the version that a replica reports; waits for a lost replica to restart."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
     deadline = time.monotonic() + patience
     while True:
@@ -118,7 +118,7 @@ def version(replica, wanted, patience=120.0):
 
 def kill_fullest(cluster):
     """Kills the processes of the worker node with most replicas; returns their number."""
-    from ray.util import placement_group_table
+    from ray.util import placement_group_table  # pyright: ignore[reportMissingImports]
 
     replicas = Counter(
         node for group in placement_group_table().values()
@@ -187,8 +187,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=30.0, help="how long the load lasts")
     parser.add_argument("--out", type=Path, help="where to write the record as JSON")
     arguments = parser.parse_args()
-    import ray
-    from ray.cluster_utils import Cluster
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as directory:
         resources = {"num_cpus": arguments.shards, "object_store_memory": 100_000_000}

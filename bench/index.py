@@ -175,7 +175,9 @@ def compare(ours, codes, item, queries, k, build):
         rows.append({"engine": name, "build": build, "bytes": growth})
         calls[name] = lambda index=index: index.search(few, most)
         found = index.search(few[:CHECKED], most)
-        answers[name] = [distinct_distances(*pair, item, k) for pair in zip(*found, strict=True)]
+        answers[name] = [
+            distinct_distances(one, two, item, k) for one, two in zip(*found, strict=True)
+        ]
     spent = rounds(calls)
     for row in rows:
         name = row["engine"]

@@ -122,7 +122,7 @@ def agent_step(torch, base, agent, optimizer, whole, region, labels, train_codes
     with torch.no_grad():
         features = [to_features(x() if callable(x) else x) for x in (whole, region)]
         codes = [torch.where(to_logits(x) >= 0, 1.0, -1.0) for x in features]
-        rewards = reward(torch, *codes, labels, train_codes, train_labels, 0.2)
+        rewards = reward(torch, codes[0], codes[1], labels, train_codes, train_labels, 0.2)
         rewards = rewards / (rewards.square().mean().sqrt() + 1e-6)
     logits = agent(torch.cat([*features, *codes], 1))
     log_prob = torch.log_softmax(logits, 1)

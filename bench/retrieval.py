@@ -185,13 +185,16 @@ def device_histogram(quick: bool) -> list[measure.Row]:
     ((_, packed),) = code_sets.by_num_codes(database)
     words = codes.from_bytes(query.codes, 64)
     query_labels, labels = (pairs.pack_labels(x.labels) for x in (query, database))
-    arguments = words, packed, query_labels, np.ascontiguousarray(labels.T), 64
     import jax
 
-    arguments = (*map(jax.device_put, arguments[:4]), 64)
-    timings = measure.interleaved(
-        {"ours": lambda: histograms.label_histogram(*arguments, on_device=True)}, 3
+    words, packed, query_labels, labels = jax.device_put(
+        (words, packed, query_labels, np.ascontiguousarray(labels.T))
     )
+
+    def ours():
+        return histograms.label_histogram(words, packed, query_labels, labels, 64, on_device=True)
+
+    timings = measure.interleaved({"ours": ours}, 3)
     return [
         measure.row(
             "evaluator on the device", num_queries * num_items * 6 / 1e9, "G distances/s", timings,

@@ -296,7 +296,8 @@ def main() -> int:
         for number in range(options.trials):
             kind, stage = kinds[number % len(kinds)], rng.choice(stages)
             config = rng.choice(list(undisturbed))
-            outcome = trial(kind, stage, rng.random(), *undisturbed[config], config)
+            spent, reference = undisturbed[config]
+            outcome = trial(kind, stage, rng.random(), spent, reference, config)
             outcomes.append(outcome)
             print(number + 1, json.dumps(outcome), flush=True)
             if options.out:

@@ -35,8 +35,11 @@ class Case:
         return [packed, pairs.pack_labels(self.train_labels), self.count]
 
     def histogram(self) -> np.ndarray:
+        own, region, own_labels = self.images()
         packed, labels, count = map(jnp.asarray, self.training_set())
-        result = agent.reward_histogram(*self.images(), packed.T, labels.T, count, NUM_BITS)
+        result = agent.reward_histogram(
+            own, region, own_labels, packed.T, labels.T, count, NUM_BITS
+        )
         return np.asarray(result)
 
 
@@ -105,7 +108,10 @@ def test_histogram_is_the_same_on_any_number_of_devices(case, num_devices):
     ]
 
     def one_device(state, images, packed, labels, count):
-        histogram = agent.reward_histogram(*images, packed.T, labels.T, count, NUM_BITS)
+        own, region, own_labels = images
+        histogram = agent.reward_histogram(
+            own, region, own_labels, packed.T, labels.T, count, NUM_BITS
+        )
         return state, jax.lax.psum(histogram, parallel.AXIS)
 
     mapped = parallel.over_devices(one_device, (None, None, 0, 0, 0), num_devices)

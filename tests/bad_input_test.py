@@ -13,7 +13,7 @@ import tarfile
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def resumed(text: str, **changes) -> Case:
         values = tiny()
         for name, value in changes.items():
             *parents, last = name.split("__")
-            node = values
+            node: Any = values
             for parent in parents:
                 node = node[parent]
             node[last] = value

@@ -11,7 +11,7 @@ EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations: list[str] = []
 
 
-def _listen(event: str, duration: float, **_: object) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == EVENT:
         _compilations.append(event)
 

@@ -1,6 +1,7 @@
 import pickle
 import shutil
 import zipfile
+from typing import Any
 
 import numpy as np
 import published
@@ -181,7 +182,7 @@ def test_overlapping_lists_are_refused(coco):
 def test_columns_in_another_order_are_detected(coco):
     dataset = load("coco", coco)
     by_id = [published.ALPHABETICAL.index(name) for name in published.CATEGORIES.values()]
-    rows = {"test": np.arange(0, 30, 2), "train": np.arange(1, 30, 2)}
+    rows: Any = {"test": np.arange(0, 30, 2), "train": np.arange(1, 30, 2)}
     write_lists(coco, dataset, order=by_id, **rows)
     listed = load("coco", coco)
     assert "columns in another order; expected 4 columns, COCO's categories in alpha" in str(

@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog, how):
             path.unlink()
 
     checkpoints = Checkpoints(tmp_path)
-    restored, step = checkpoints.restore(states[2])
+    restored, step = checkpoints.restore(states[2]) or pytest.fail("nothing restored")
     assert step == 5
     np.testing.assert_array_equal(restored["x"], states[0]["x"])
     (warning,) = [x.getMessage() for x in caplog.records if x.name == "absl" and x.levelno == 30]
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog, how):
     checkpoints.save(10, states[2])  # replaces the damaged one
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    restored, step = checkpoints.restore(states[0])
+    restored, step = checkpoints.restore(states[0]) or pytest.fail("nothing restored")
     assert step == 10
     np.testing.assert_array_equal(restored["x"], states[2]["x"])
     checkpoints.close()
@@ -113,7 +113,9 @@ def test_restored_states_have_the_same_types(tmp_path):
     before = (params, tx.init(params))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, before)
-    after, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, before))
+    after, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, before)) or pytest.fail(
+        "nothing restored"
+    )
     assert jax.tree.structure(after) == jax.tree.structure(before)
     jax.tree.map(np.testing.assert_array_equal, after, before)
     checkpoints.close()

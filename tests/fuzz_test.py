@@ -51,7 +51,7 @@ def fuzz(examples, **strategies):
                     max_examples=max(examples, 200 if SECONDS else 0),
                     deadline=None,
                     database=None,
-                    suppress_health_check=list(HealthCheck),
+                    suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
                 )(seed(number)(given(**strategies)(counted)))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

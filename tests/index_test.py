@@ -273,7 +273,7 @@ def test_changes_during_a_merge_outlive_it(monkeypatch):
     merger.start()
     assert started.wait(60)
     index.add(pack([7, 300], 16), np.array([3, 70]))
-    index.remove([5, 70])
+    index.remove(np.array([5, 70]))
     index.add(pack([9], 16), np.array([5]))
     pairs += [(7, 3), (300, 70)]
     pairs = [pair for pair in pairs if pair[1] not in (5, 70)] + [(9, 5)]
@@ -289,7 +289,7 @@ def test_visits_are_the_buckets_of_algorithm_1():
     words, item = rng.integers(0, 256, 60), rng.integers(0, 30, 60)
     index = BucketIndex.build(pack(words[:40], 8), item[:40], 8)
     index.add(pack(words[40:], 8), item[40:])
-    index.remove([2, 3])
+    index.remove(np.array([2, 3]))
     alive = ~np.isin(item, [2, 3])
     pairs = list(zip(words[alive].tolist(), item[alive].tolist(), strict=True))
     queries = rng.integers(0, 256, 10)

@@ -43,7 +43,7 @@ def start():
     # As many devices as in the tests, since rounding depends on their number.
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_DIR": jax.config.read("jax_compilation_cache_dir"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
 

@@ -87,7 +87,7 @@ def test_the_guard_names_the_first_bad_step():
 
 def read_events(folder):
     """Yields the events of all files of a directory, in the order of their names."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -150,26 +151,26 @@ def test_each_fold_leaves_its_images_out(cross_fitted):
 
 @pytest.mark.parametrize("method", ["ksh", "adsh"])
 def test_methods_with_their_own_training_cross_fit(method, tmp_path):
-    results = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
+    results: Any = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
     assert results["mch"]["anhc"] >= 1
 
 
 @pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "hashnet", "adsh", "mmhh"])
 def test_every_method_runs(method, tmp_path):
     config = tiny(method, agent__num_steps=2)
-    results = pipeline.run_stages(config, tmp_path)
+    results: Any = pipeline.run_stages(config, tmp_path)
     assert 0 < results["base"]["map"] <= 1
     assert ("controls" in results) == (method not in ("lsh", "itq"))
 
 
 def test_training_of_all_layers(tmp_path):
     config = tiny(base__train_conv=True, base__num_epochs=1, agent__num_steps=2)
-    results = pipeline.run_stages(config, tmp_path)
+    results: Any = pipeline.run_stages(config, tmp_path)
     assert results["mch"]["anhc"] >= 1
 
 
 def test_a_closed_form_method_ignores_the_batch_size(tmp_path):
-    results = pipeline.run_stages(tiny("lsh", base__batch_size=41), tmp_path)
+    results: Any = pipeline.run_stages(tiny("lsh", base__batch_size=41), tmp_path)
     assert 0 < results["base"]["map"] <= 1
 
 

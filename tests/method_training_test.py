@@ -1,5 +1,7 @@
 """A new method needs only its own file and its line in the table; this one is in closed form."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def with_class_means(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value encountered")
 def test_a_new_closed_form_runs(with_class_means, tmp_path):
-    results = pipeline.run_stages(tiny("means", base__means_scale=2.0), tmp_path)
+    results: Any = pipeline.run_stages(tiny("means", base__means_scale=2.0), tmp_path)
     assert results["method"] == "means"
     assert results["base"]["map"] > results["chance_map"]
     assert "controls" not in results  # without a pair loss there is no agent

@@ -1,5 +1,7 @@
 """The contract of every method in the table, and the formula of each."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +85,7 @@ def test_degenerate_logits_keep_the_loss_and_its_gradient_finite(name, logits):
         assert jnp.isfinite(gradient).all()
 
 
-def plain(name: str, d: int, similar: bool, q: int) -> float:
+def plain(name: str, d: float, similar: bool, q: int) -> float:
     """Returns the loss of Table 1 as printed, with the floor of DCH's distance."""
     if name == "ksh":
         return ((q - 2 * d) / q - (2 * similar - 1)) ** 2
@@ -261,7 +263,7 @@ def test_a_closed_form_ranks_above_chance(name, key):
     train, packed = jnp.asarray(features[40:]), pairs.pack_labels(labels[40:])
     settings = {"num_anchors": 100} if method.kernel_head else {}
     layer = method.closed_form(train, packed, 16, key, **settings)
-    model = models.AlexNet(16, hidden=0, num_anchors=settings.get("num_anchors", 0))
+    model: Any = models.AlexNet(16, hidden=0, num_anchors=settings.get("num_anchors", 0))
     conv = jnp.asarray(features)
     logits = model.apply({"params": {"hash": layer}}, conv, method="head").logits
     signs = codes.sign(logits)

@@ -1,5 +1,7 @@
 """The methods in closed form: LSH, ITQ and KSH."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ class Problem:
         return ksh.fit(self.features, self.packed, num_bits, jax.random.key(0), **settings)
 
     def codes(self, layer: dict[str, jax.Array]) -> np.ndarray:
-        head = models.KernelHead(layer["projection"].shape[1], len(layer["anchors"]))
+        head: Any = models.KernelHead(layer["projection"].shape[1], len(layer["anchors"]))
         return np.where(head.apply({"params": layer}, jnp.asarray(self.features)) >= 0, 1.0, -1.0)
 
     def loss(self, layer: dict[str, jax.Array]) -> float:
@@ -118,7 +120,7 @@ def test_ksh_kernel_is_gaussian_and_centred(problem, layer):
     kernel = np.exp(-distance / (2 * distance.mean()))
     np.testing.assert_allclose(layer["mean"], kernel.mean(0), rtol=1e-4)
     expected = (kernel - kernel.mean(0)) @ np.asarray(layer["projection"])
-    head = models.KernelHead(8, 40).apply({"params": layer}, jnp.asarray(problem.features))
+    head: Any = models.KernelHead(8, 40).apply({"params": layer}, jnp.asarray(problem.features))
     np.testing.assert_allclose(head, expected, atol=0.02 * np.abs(expected).max())
 
 

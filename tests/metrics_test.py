@@ -34,7 +34,7 @@ class Case:
             codes.to_bytes(np.asarray(codes.pack(jnp.asarray(x))), NUM_BITS)
             for x in (self.queries, self.signs)
         ]
-        return metrics.histogram(*as_bytes, self.item, self.relevant, NUM_BITS)
+        return metrics.histogram(as_bytes[0], as_bytes[1], self.item, self.relevant, NUM_BITS)
 
 
 @pytest.fixture(scope="module")

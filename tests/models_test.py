@@ -1,3 +1,5 @@
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from mch_jax import models
 from mch_jax.models import AlexNet, Policy
 
-SMALL = AlexNet(num_bits=5, hidden=12, width=1 / 16)
+SMALL: Any = AlexNet(num_bits=5, hidden=12, width=1 / 16)
 
 
 def num_params(model, *shape: int) -> int:
@@ -47,7 +49,7 @@ def test_alexnet_layers(params):
 
 
 def test_without_hidden_layers_features_are_the_convolutions(params):
-    model = AlexNet(num_bits=5, hidden=0, width=1 / 16)
+    model: Any = AlexNet(num_bits=5, hidden=0, width=1 / 16)
     conv = jnp.ones((3, 16))
     variables = jax.jit(model.init, static_argnames="method")(
         jax.random.key(0), conv, method="head"
@@ -95,7 +97,7 @@ def test_kernel_head_equals_a_loop():
             expected[i] += (kernel - mean[j]) * projection[j]
     params = {"anchors": anchors, "scale": scale, "mean": mean, "projection": projection}
     params = jax.tree.map(jnp.float32, params)
-    model = AlexNet(num_bits=5, hidden=0, num_anchors=6)
+    model: Any = AlexNet(num_bits=5, hidden=0, num_anchors=6)
     encoding = model.apply({"params": {"hash": params}}, jnp.float32(features), method="head")
     np.testing.assert_allclose(encoding.logits, expected, rtol=1e-4, atol=1e-5)
     shapes = jax.eval_shape(
@@ -117,7 +119,8 @@ def test_squared_distance_is_not_negative():
 
 
 def test_policy_starts_near_one_half_and_averages_its_statistics(key):
-    model, state = Policy((16, 8, 8, 4)), jax.random.normal(key, (64, 10)) * 3 + 1
+    model: Any = Policy((16, 8, 8, 4))
+    state = jax.random.normal(key, (64, 10)) * 3 + 1
     variables = jax.jit(model.init)(key, state)
     logits, updated = model.apply(variables, state, train=True, mutable=["batch_stats"])
     keep_prob = jax.nn.softmax(logits)[:, 1]

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,7 +20,7 @@ from mch_jax.training import logs, loop, parallel
 ROOT = Path(__file__).parents[1]
 
 # At the learning rate of the tiny run, the effect of rounding grows too fast to compare losses.
-CHANGES = {"base__learning_rate": 1e-5}
+CHANGES: Any = {"base__learning_rate": 1e-5}
 
 # Trains the tiny run up to the agent. Arguments: devices, workdir, processes, process, port.
 SCRIPT = """

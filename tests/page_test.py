@@ -38,7 +38,7 @@ def url(small_run):
 @pytest.fixture(scope="module")
 def browser():
     environment = dict(os.environ)
-    libraries = pathlib.Path(CHROMIUM).parent / "lib"
+    libraries = pathlib.Path(CHROMIUM or "").parent / "lib"
     if (libraries / "libnss3.so").exists():  # a browser with its own libraries
         environment["LD_LIBRARY_PATH"] = str(libraries)
     with playwright.sync_playwright() as driver:

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import zipfile
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -103,7 +104,7 @@ def write_mirflickr(root: pathlib.Path) -> None:
 WRITERS = {"coco": write_coco, "nuswide": write_nuswide, "mirflickr": write_mirflickr}
 
 # Settings for the small number of photos.
-SETTINGS = {
+SETTINGS: Any = {
     "coco": {"num_query": 5, "num_train": 16},
     "nuswide": {"num_concepts": 4, "query_per_class": 1, "train_per_class": 4},
     "mirflickr": {"num_query": 5, "num_train": 16, "num_photos": 2 * PER_PART},

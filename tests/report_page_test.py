@@ -117,7 +117,7 @@ class _Page(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
+        attrs = {name: value or "" for name, value in attrs}
         self.names.add(tag)
         if tag not in self.VOID:
             self.open.append(tag)

@@ -1,6 +1,7 @@
 """A config whose whole run takes seconds, for tests that need a run."""
 
 import json
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def shrunk(config):
 
 
 def tiny(method="dch", **changes):
-    config = shrunk(default.get_config())
+    config: Any = shrunk(default.get_config())
     config.method = method
     config.dataset.settings = {"size": 64, "num_train": 40, "num_database": 24, "num_query": 8}
     config.base.train_conv = False

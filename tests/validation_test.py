@@ -1,5 +1,6 @@
 import importlib
 import pathlib
+from typing import Any
 
 import pytest
 from tiny_run import changed
@@ -79,7 +80,7 @@ def test_impossible_combinations_are_refused(fields, message):
 
 def test_unknown_fields_are_accepted_and_missing_ones_refused():
     validation.check(changed(agent__new_field="anything"))
-    config = default.get_config()
+    config: Any = default.get_config()
     del config.agent.gradient
     with pytest.raises(ValueError, match=r"no field agent\.gradient"):
         validation.check(config)
