@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
@@ -41,9 +42,10 @@ STAGES = {
 def start():
     """Starts the tiny run in a separate process that uses the tests' cache of compiled programs."""
     # As many devices as in the tests, since rounding depends on their number.
+    config: Any = jax.config  # its options have no types
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.read("jax_compilation_cache_dir"),
+        "JAX_COMPILATION_CACHE_DIR": config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
 
