@@ -40,9 +40,9 @@ def child(name: str, threads: int, quick: bool, out: Path) -> None:
     os.environ |= {x: str(threads) for x in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     module = importlib.import_module(f"bench.{BENCHES[name]}")
     rows = [{"key": name, **dataclasses.asdict(row)} for row in getattr(module, name)(quick)]
-    from bench import measure
+    from bench import limits
 
-    record = {"rows": rows} if quick else {"rows": rows, "machine": measure.machine()}
+    record = {"rows": rows} if quick else {"rows": rows, "machine": limits.machine()}
     out.write_text(json.dumps(record))
 
 

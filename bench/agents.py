@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import inputs, measure, peers
+from bench import inputs, limits, measure, peers
 from bench.workload import (
     CONFIG,
     FLOPS,
@@ -89,7 +89,7 @@ def reward(quick: bool) -> list[measure.Row]:
     timings = measure.interleaved(calls, 3 if quick else 5)
     pairs_ = batch_size * num_train / 1e6
     # Two distances of one 64-bit word each for a pair.
-    limit = ("XOR and popcount of words in the L2, M pairs/s", measure.popcounts_per_second() / 2e6)
+    limit = ("XOR and popcount of words in the L2, M pairs/s", limits.popcounts_per_second() / 2e6)
     return [
         measure.row(
             "agent's reward", pairs_, "M pairs/s", timings, peer=peer, least=25, limit=limit,

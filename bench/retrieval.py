@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from bench import inputs, measure
+from bench import inputs, limits, measure
 from mch_jax import codes, histograms, metrics, pairs
 from mch_jax.evaluation import evaluate
 from mch_jax.files import code_sets
@@ -43,7 +43,7 @@ def evaluator(quick: bool) -> list[measure.Row]:
         calls[peer] = lambda: flat.search(query.codes, 100)
     timings = measure.interleaved(calls, 3 if quick else 7)
     work = num_queries * num_items * 6 / 1e9
-    limit = ("XOR and popcount of words in the L2, G/s", measure.popcounts_per_second() / 1e9)
+    limit = ("XOR and popcount of words in the L2, G/s", limits.popcounts_per_second() / 1e9)
     rows = [
         measure.row(
             "evaluator: relevance and distance histogram", work, "G distances/s", timings,

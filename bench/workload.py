@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import inputs, measure
+from bench import inputs, limits
 from configs import coco_dch
 from mch_jax import methods, models, pairs
 from mch_jax.models import AlexNet
@@ -71,7 +71,7 @@ def conv_features(count):
 
 def by_flops(per_item: float):
     """Returns the limit of float32 arithmetic: its name and the items per second it allows."""
-    return "float32 operations, items/s", measure.flops_per_second() / per_item
+    return "float32 operations, items/s", limits.flops_per_second() / per_item
 
 
 def stepping(step, state):

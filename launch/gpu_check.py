@@ -29,9 +29,6 @@ HOST = jax.devices("cpu")[0]
 BITS = 64
 
 
-# Correctness ----------------------------------------------------------------------------------
-
-
 def packing() -> str:
     """Checks packing, unpacking and distances of codes against NumPy."""
     rng = np.random.default_rng(0)
@@ -149,9 +146,6 @@ def expectations() -> str:
     gap = np.abs(here - there).max() / np.abs(there).max()
     assert gap < (1e-2 if ON_GPU else 1e-6), gap
     return f"{gap:.1e} relative to the host"
-
-
-# Measures -------------------------------------------------------------------------------------
 
 
 def roofline() -> dict[str, float]:
