@@ -20,7 +20,13 @@ The kernels are in `mch_jax.kernels`.
 """
 
 from mch_jax.index.algorithm1 import ball_size, count_visits, visit_counts
-from mch_jax.index.answers import ItemsWithin, NearestItems, VisitedBuckets, concatenated
+from mch_jax.index.answers import (
+    ItemsWithin,
+    NearestItems,
+    ProbedItems,
+    VisitedBuckets,
+    concatenated,
+)
 from mch_jax.index.bucket_index import BucketIndex
 from mch_jax.index.storage import INDEX_FORMAT
 from mch_jax.index.words import MAX_BITS, MAX_ITEM, checked_items, words_from_bytes
@@ -37,6 +43,7 @@ __all__ = [
     "MAX_BITS",
     "MAX_ITEM",
     "NearestItems",
+    "ProbedItems",
     "VisitedBuckets",
     "ball_size",
     "checked_items",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, Shaped, UInt64
+from jaxtyping import Float32, Int32, Int64, Shaped, UInt64
 
 
 class NearestItems(NamedTuple):
@@ -41,6 +41,26 @@ class ItemsWithin(NamedTuple):
     nonempty: Int64[np.ndarray, " m"]
 
 
+class ProbedItems(NamedTuple):
+    """The items found by looking at buckets in ascending order of quantization distance.
+
+    Attributes:
+      offsets: The items of query i are item[offsets[i]:offsets[i + 1]].
+      item: Items in the order found, ascending within a bucket, each once.
+      cost: Quantization distance of the bucket in which the item was found.
+      probed: Number of buckets looked at, empty ones included.
+      nonempty: Number of these that hold an item.
+      candidates: Number of codes read, those of items that were found before included.
+    """
+
+    offsets: Int64[np.ndarray, " m+1"]
+    item: Int64[np.ndarray, " n"]
+    cost: Float32[np.ndarray, " n"]
+    probed: Int64[np.ndarray, " m"]
+    nonempty: Int64[np.ndarray, " m"]
+    candidates: Int64[np.ndarray, " m"]
+
+
 class VisitedBuckets(NamedTuple):
     """The non-empty buckets that Algorithm 1 visits for each query, in its order.
 
@@ -55,14 +75,23 @@ class VisitedBuckets(NamedTuple):
     new_items: Int64[np.ndarray, " n"]
 
 
+def joined(batches: Sequence[tuple]) -> list[np.ndarray]:
+    """Returns the fields of an answer from those of consecutive batches of queries, offsets first.
+
+    Args:
+      batches: The fields for each batch; at least one.
+    """
+    if len(batches) == 1:
+        return list(batches[0])
+    offsets, *arrays = zip(*batches, strict=True)
+    sizes = np.concatenate([[0], *map(np.diff, offsets)])
+    return [np.cumsum(sizes), *map(np.concatenate, arrays)]
+
+
 def concatenated(batches: Sequence[tuple]) -> ItemsWithin:
     """Returns the items within a radius for consecutive batches of queries as one answer.
 
     Args:
       batches: The fields of `ItemsWithin` for each batch; at least one.
     """
-    if len(batches) == 1:
-        return ItemsWithin(*batches[0])
-    offsets, *arrays = zip(*batches, strict=True)
-    sizes = np.concatenate([[0], *map(np.diff, offsets)])
-    return ItemsWithin(np.cumsum(sizes), *map(np.concatenate, arrays))
+    return ItemsWithin(*joined(batches))

@@ -20,19 +20,33 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt64
+from jaxtyping import Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
 from mch_jax.index import segment, storage
 from mch_jax.index.algorithm1 import BINOMIALS
-from mch_jax.index.answers import ItemsWithin, NearestItems, VisitedBuckets, concatenated
-from mch_jax.index.words import MAX_BITS, checked_items, words_from_bytes
-from mch_jax.kernels import build, search, visits, within
-from mch_jax.kernels.segment import Segments, set_bits
+from mch_jax.index.answers import (
+    ItemsWithin,
+    NearestItems,
+    ProbedItems,
+    VisitedBuckets,
+    concatenated,
+    joined,
+)
+from mch_jax.index.words import (
+    MAX_BITS,
+    checked_items,
+    checked_margins,
+    query_words,
+    words_from_bytes,
+)
+from mch_jax.kernels import build, probe, search, visits, within
+from mch_jax.kernels.segment import NO_LIMIT, Segments, set_bits
 from mch_jax.kernels.threads import in_threads
 
 MERGE_SHARE = 0.25  # `add` merges a delta that is larger than this share of the base's codes
 MERGE_FLOOR = 65536
+MAX_PROBES = 2**26  # buckets times codes per query: 16 bytes each while a query is answered
 
 
 class BucketIndex:
@@ -180,6 +194,57 @@ class BucketIndex:
             return within.items_within(base, delta, queries[rows], num_bits, radius, by_lookup)
 
         return concatenated(self._in_threads(run, len(queries), threads))
+
+    def probe(
+        self,
+        query_codes: UInt8[np.ndarray, "m *t bytes"],
+        margins: Float32[np.ndarray, "m *t q"],
+        budget: int,
+        k: int | None = None,
+        threads: int | None = None,
+    ) -> ProbedItems:
+        """Returns the items of the buckets nearest to each query by quantization distance.
+
+        The quantization distance of a bucket is the sum of the margins of the bits in which it
+        differs from the query's code (generate-to-probe, Li et al., SIGMOD 2018). With several
+        codes per query it is the smallest over them, and each bucket is looked at once. Buckets at
+        equal distances come in ascending order of the flip mask, code XOR query as an integer.
+
+        Distances are compared as exact sums of the margins. Only margins below 2^-32 of a query's
+        largest one are rounded, by at most 2^-57 of it.
+
+        Args:
+          query_codes: One code per query, or several.
+          margins: Absolute value of the logit of each bit of each code.
+          budget: Number of buckets to look at, empty ones included.
+          k: Number of distinct items at which to stop earlier. Defaults to no limit.
+          threads: Maximum number of threads. Defaults to one per core; few queries take only one.
+
+        Raises:
+          ValueError: budget or k is below 1 or budget is above 2^26, or codes or margins have the
+            wrong form.
+        """
+        for name, value in (("budget", budget), ("k", 1 if k is None else k)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} is {value}, expected an integer of at least 1")
+        queries, num_bits = query_words(query_codes, self.num_bits), self.num_bits
+        margins = checked_margins(margins, np.shape(query_codes)[:-1], num_bits)
+        budget = min(int(budget), 1 << num_bits)
+        if budget * queries.shape[1] > MAX_PROBES:
+            raise ValueError(
+                f"budget is {budget} for {queries.shape[1]} codes per query, expected at most "
+                f"{MAX_PROBES // queries.shape[1]}; use search with margins for a whole ranking"
+            )
+        base, delta = self._current()
+        num_codes = len(base.items) + len(delta.items)
+        limit = int(k) if k is not None and k <= num_codes else NO_LIMIT
+
+        def run(rows: slice) -> tuple:
+            return probe.probed_items(
+                base, delta, queries[rows], margins[rows], num_bits, budget, limit
+            )
+
+        return ProbedItems(*joined(self._in_threads(run, len(queries), threads)))
 
     def visits(
         self,

@@ -1,7 +1,7 @@
 """Codes and items of a codes file in the form in which the index keeps them."""
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt32, UInt64
+from jaxtyping import Float32, Int, UInt8, UInt32, UInt64
 
 MAX_BITS = 64  # a code is one word
 MAX_ITEM = 2**32 - 1
@@ -57,3 +57,53 @@ def checked_items(item: Int[np.ndarray, " n"], size: int | None = None) -> UInt3
             "rows of a codes file"
         )
     return item.astype(np.uint32)
+
+
+def checked_margins(
+    margins: Float32[np.ndarray, "*shape q"], shape: tuple[int, ...], num_bits: int
+) -> Float32[np.ndarray, "m t q"]:
+    """Returns the margins of query codes, the absolute values of the logits.
+
+    Args:
+      margins: One per bit of each code.
+      shape: Shape of the codes without their bytes: [m], or [m, t] for several codes per query.
+      num_bits: Code length q.
+
+    Raises:
+      ValueError: The margins have another dtype or shape, or one is negative or not finite.
+    """
+    margins = np.asarray(margins)
+    expected = (*shape, num_bits)
+    if margins.dtype != np.float32 or margins.shape != expected:
+        raise ValueError(
+            f"margins are {margins.dtype} {list(margins.shape)}, expected float32 "
+            f"{list(expected)}: the absolute value of the logit of each bit of each query code"
+        )
+    if margins.size and not (margins.min() >= 0 and margins.max() < np.inf):
+        wrong = margins[~((margins >= 0) & (margins < np.inf))][0]
+        raise ValueError(
+            f"a margin is {wrong}, expected finite values of at least 0: take the absolute value "
+            "of each logit"
+        )
+    rows = margins if len(shape) == 2 else margins[:, None]
+    return np.ascontiguousarray(rows)
+
+
+def query_words(query_codes: UInt8[np.ndarray, "..."], num_bits: int) -> UInt64[np.ndarray, "m t"]:
+    """Returns the codes of queries as integers.
+
+    Args:
+      query_codes: [m, bytes], or [m, t, bytes] for several codes per query.
+      num_bits: Code length q.
+
+    Raises:
+      ValueError: Dtype, shape or padding are not those of codes of this length.
+    """
+    codes = np.asarray(query_codes)
+    if codes.ndim != 3:
+        return words_from_bytes(codes, num_bits)[:, None]
+    num_queries, num_codes, num_bytes = codes.shape
+    if num_codes == 0:
+        raise ValueError(f"query codes are {list(codes.shape)}, expected at least one per query")
+    words = words_from_bytes(codes.reshape(num_queries * num_codes, num_bytes), num_bits)
+    return words.reshape(num_queries, num_codes)

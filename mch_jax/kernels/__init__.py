@@ -11,6 +11,8 @@
 | `rank` | ordering the items of the buckets found |
 | `search` | the k nearest items |
 | `within` | every item within a radius |
+| `masks` | the flip masks of least quantization distance |
+| `probe` | the items of the buckets of least quantization distance |
 | `visits` | the buckets that Algorithm 1 visits, one by one |
 | `visit_counts` | how many buckets it visits, from known distances |
 | `histogram` | items per distance and relevance |
