@@ -21,6 +21,7 @@ The kernels are in `mch_jax.kernels`.
 
 from mch_jax.index.algorithm1 import ball_size, count_visits, visit_counts
 from mch_jax.index.answers import (
+    CheapestItems,
     ItemsWithin,
     NearestItems,
     ProbedItems,
@@ -37,6 +38,7 @@ Hits, Ball = NearestItems, ItemsWithin
 __all__ = [
     "Ball",
     "BucketIndex",
+    "CheapestItems",
     "Hits",
     "INDEX_FORMAT",
     "ItemsWithin",

@@ -25,6 +25,20 @@ class NearestItems(NamedTuple):
     nonempty: Int64[np.ndarray, " m"]
 
 
+class CheapestItems(NamedTuple):
+    """The k items of least asymmetric distance to each query.
+
+    Attributes:
+      item: Items in ascending order of distance, then of item, each once; -1 where fewer than k
+        exist.
+      distance: Sum of the query's margins over the bits in which the item's code differs, the least
+        over its codes; -1 likewise.
+    """
+
+    item: Int64[np.ndarray, "m k"]
+    distance: Float32[np.ndarray, "m k"]
+
+
 class ItemsWithin(NamedTuple):
     """Every item within a radius of each query.
 

@@ -18,14 +18,16 @@ Conventions:
 import os
 import threading
 from pathlib import Path
+from typing import overload
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8, UInt64
+from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
 from mch_jax.index import segment, storage
 from mch_jax.index.algorithm1 import BINOMIALS
 from mch_jax.index.answers import (
+    CheapestItems,
     ItemsWithin,
     NearestItems,
     ProbedItems,
@@ -35,14 +37,17 @@ from mch_jax.index.answers import (
 )
 from mch_jax.index.words import (
     MAX_BITS,
+    allowed_items,
     checked_items,
     checked_margins,
     query_words,
     words_from_bytes,
 )
-from mch_jax.kernels import build, probe, search, visits, within
+from mch_jax.kernels import asymmetric, build, probe, search, visits, within
 from mch_jax.kernels.segment import NO_LIMIT, Segments, set_bits
 from mch_jax.kernels.threads import in_threads
+
+Allowed = Int[np.ndarray, " a"] | Bool[np.ndarray, " n"]
 
 MERGE_SHARE = 0.25  # `add` merges a delta that is larger than this share of the base's codes
 MERGE_FLOOR = 65536
@@ -134,23 +139,41 @@ class BucketIndex:
         ring = build.assign_rings(words, self.pivots, self.num_bits)
         return ring // (self.num_bits + 1), ring % (self.num_bits + 1)
 
+    @overload
     def search(
-        self, query_codes: UInt8[np.ndarray, "m bytes"], k: int, threads: int | None = None
-    ) -> NearestItems:
+        self, query_codes: UInt8[np.ndarray, "m bytes"], k: int, threads: int | None = None,
+        *, margins: None = None, allowed: Allowed | None = None,
+    ) -> NearestItems: ...  # fmt: skip
+
+    @overload
+    def search(
+        self, query_codes: UInt8[np.ndarray, "m *t bytes"], k: int, threads: int | None = None,
+        *, margins: Float32[np.ndarray, "m *t q"], allowed: Allowed | None = None,
+    ) -> CheapestItems: ...  # fmt: skip
+
+    def search(self, query_codes, k, threads=None, *, margins=None, allowed=None):
         """Returns the k nearest items of each query and the counts of Algorithm 1.
 
+        With margins, items are ranked by asymmetric distance: the sum of the margins over the bits
+        in which the codes differ, as exact as in `probe`. There are no counts then.
+
         Args:
-          query_codes: One code per query.
+          query_codes: One code per query; with margins also several, the nearest of which counts.
           k: Number of items, at least 1. It may exceed the number of items that exist.
           threads: Maximum number of threads. Defaults to one per core; few queries take only one.
+          margins: Absolute value of the logit of each bit of each query code.
+          allowed: The items that may be found, ascending, or whether each item from 0 on may. The
+            others are treated as if they were not in the index. Defaults to all.
 
         Raises:
-          ValueError: k is below 1, or the codes have the wrong form.
+          ValueError: k is below 1, or one of the arrays has the wrong form.
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
+        if margins is not None:
+            return self._cheapest(query_codes, k, threads, margins, allowed)
         queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
-        base, delta = self._current()
+        base, delta = self._allowed(allowed)
         lookup_radius = segment.lookup_radius(base, num_bits)
         order = segment.reading_order(base, queries, num_bits)
         item = np.empty((len(queries), k), np.int64)
@@ -166,6 +189,28 @@ class BucketIndex:
 
         self._in_threads(run, len(queries), threads)
         return NearestItems(item, distance, self._exact(probed), nonempty)
+
+    def _cheapest(self, query_codes, k, threads, margins, allowed) -> CheapestItems:
+        queries = query_words(query_codes, self.num_bits)
+        margins = checked_margins(margins, np.shape(query_codes)[:-1], self.num_bits)
+        base, delta = self._allowed(allowed)
+        item = np.empty((len(queries), k), np.int64)
+        distance = np.empty((len(queries), k), np.float32)
+
+        def run(rows: slice) -> None:
+            asymmetric.nearest_by_cost(
+                base, delta, queries[rows], margins[rows], self.num_bits, item[rows], distance[rows]
+            )
+
+        self._in_threads(run, len(queries), threads)
+        return CheapestItems(item, distance)
+
+    def _allowed(self, allowed) -> Segments:
+        """Returns the segments, restricted to the items that are allowed."""
+        segments = self._current()
+        if allowed is None:
+            return segments
+        return segment.restricted(segments, allowed_items(allowed), self.num_bits)
 
     def within(
         self, query_codes: UInt8[np.ndarray, "m bytes"], radius: int, threads: int | None = None

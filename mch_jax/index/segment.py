@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Int, UInt32, UInt64
 
 from mch_jax.kernels import build
-from mch_jax.kernels.segment import DIRECT_BITS, Segment
+from mch_jax.kernels.segment import DIRECT_BITS, Segment, Segments, set_bits
 
 NUM_PIVOTS = 256
 CANDIDATE_FLOOR = 1024  # pivots are chosen among at least this many of the fullest buckets
 CODES_PER_PIVOT = 64  # with fewer codes per pivot, comparing pivots would cost more than reading
 QUERIES_PER_TASK = 64
+REBUILD_SHARE = 8  # fewer allowed items than one in this many are searched on their own
 
 # Measured (docs/search.md): one lookup costs as much as reading LOOKUP_COST codes, and the rings
 # around a query hold about RING_SHARE of all codes. The C(q, 2) lookups of radius 2 never paid.
@@ -101,3 +102,28 @@ def lookup_radius(segment: Segment, num_bits: int) -> int:
     while radius < largest and comb(num_bits, radius + 1) * LOOKUP_COST < ring_codes:
         radius += 1
     return radius
+
+
+def restricted(segments: Segments, allowed: UInt32[np.ndarray, " a"], num_bits: int) -> Segments:
+    """Returns segments in which only the allowed items are found.
+
+    Few items are copied to segments of their own, because a search would have to read most codes
+    to find them. Otherwise all others count as removed.
+    """
+    largest = max((int(part.items.max()) for part in segments if len(part.items)), default=-1)
+    allowed = allowed[allowed <= largest]
+    is_other = np.full(largest // 64 + 1, ~np.uint64(0))
+    bits = np.zeros_like(is_other)
+    set_bits(allowed, bits)
+    is_other &= ~bits
+    parts = []
+    for part in segments:
+        dead = is_other.copy()
+        dead[: len(part.dead)] |= part.dead
+        parts.append(part._replace(dead=dead))
+    if REBUILD_SHARE * len(allowed) <= largest + 1:
+        words, items = (
+            np.concatenate(arrays) for arrays in zip(*map(live_pairs, parts), strict=True)
+        )
+        return Segments(build_segment(words, items, num_bits), empty_segment(num_bits))
+    return Segments(*parts)

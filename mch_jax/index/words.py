@@ -1,7 +1,7 @@
 """Codes and items of a codes file in the form in which the index keeps them."""
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8, UInt32, UInt64
+from jaxtyping import Bool, Float32, Int, UInt8, UInt32, UInt64
 
 MAX_BITS = 64  # a code is one word
 MAX_ITEM = 2**32 - 1
@@ -107,3 +107,27 @@ def query_words(query_codes: UInt8[np.ndarray, "..."], num_bits: int) -> UInt64[
         raise ValueError(f"query codes are {list(codes.shape)}, expected at least one per query")
     words = words_from_bytes(codes.reshape(num_queries * num_codes, num_bytes), num_bits)
     return words.reshape(num_queries, num_codes)
+
+
+def allowed_items(
+    allowed: Int[np.ndarray, " a"] | Bool[np.ndarray, " n"],
+) -> UInt32[np.ndarray, " a"]:
+    """Returns the items that an answer may contain, ascending.
+
+    Args:
+      allowed: Items in ascending order, or whether each item from 0 on is allowed.
+
+    Raises:
+      ValueError: It is neither.
+    """
+    allowed = np.asarray(allowed)
+    if allowed.ndim != 1 or (allowed.dtype.kind not in "iub" and allowed.size):
+        raise ValueError(
+            f"allowed is {allowed.dtype} {list(allowed.shape)}, expected ascending integers [a] or "
+            "bool [n]"
+        )
+    if allowed.dtype.kind == "b":
+        return np.flatnonzero(allowed).astype(np.uint32)
+    if (allowed[1:] <= allowed[:-1]).any():
+        raise ValueError("allowed is not ascending, expected each item once: use numpy.unique")
+    return checked_items(allowed)

@@ -10,6 +10,7 @@
 | `scan` | finding the buckets within a distance of a query |
 | `rank` | ordering the items of the buckets found |
 | `search` | the k nearest items |
+| `asymmetric` | the k items of least asymmetric distance |
 | `within` | every item within a radius |
 | `masks` | the flip masks of least quantization distance |
 | `probe` | the items of the buckets of least quantization distance |

@@ -147,7 +147,7 @@ def _look_up(segment, codes, num_bits, rows):
 
 
 @leaf
-def _is_new(seen, entry):
+def is_new(seen, entry):
     """Returns whether an item of this query is new to the hash table; afterwards it is not."""
     stamp = entry >> np.uint64(ITEM_BITS)
     slot = np.int64(mix(entry) & np.uint64(seen.size - 1))
@@ -203,7 +203,7 @@ def _take_bucket(base, delta, row, delta_row, cost, limit, stamp, met, used):
         j += delta_item <= item
         item = min(item, delta_item)
         read += 1
-        if _is_new(met.seen, high | np.uint64(item)):
+        if is_new(met.seen, high | np.uint64(item)):
             met.item[used], met.cost[used] = item, cost
             used += 1
     return used, read
@@ -229,7 +229,7 @@ def _with_room(met, used, count, num_new, stamp):
         seen = np.zeros(2 * num_slots, np.uint64)
         high = np.uint64(stamp) << np.uint64(ITEM_BITS)
         for one in item[used - count : used]:
-            _is_new(seen, high | np.uint64(one))
+            is_new(seen, high | np.uint64(one))
     return Met(item, cost, seen)
 
 
