@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,22 @@ from mch_jax.models import AlexNet, Policy
 
 FILE = "encoder.npz"
 _NUMBERS = ("crop_ratio", "keep_threshold", "image_size", "input_size")
+
+
+class RegionOutputs(NamedTuple):
+    """What an encoder computes for the regions of photos, the whole photo first.
+
+    Attributes:
+      packed: Packed codes.
+      keep_prob: The policy's probability of keeping each code; 1 for the whole photo.
+      logits: Logits of the hash layer, whose signs are the codes.
+      label_logits: Logits of the label head, of width zero for a model without one.
+    """
+
+    packed: UInt32[AnyArray, "n t w"]
+    keep_prob: Float[AnyArray, "n t"]
+    logits: Float[AnyArray, "n t q"]
+    label_logits: Float[AnyArray, "n t c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Encoder:
                 )
                 prob = jax.nn.softmax(logits)[:, agent.KEEP].reshape(state.shape[:2])
                 keep_prob = keep_prob.at[:, 1:].set(prob)
-            return packed, keep_prob
+            return RegionOutputs(packed, keep_prob, encoding.logits, encoding.label_logits)
 
         return encode
 
@@ -91,11 +107,21 @@ class Encoder:
         Raises:
           ValueError: Images are given, and the encoder was trained on features from a file.
         """
+        outputs = self.region_outputs(inputs)
+        return outputs.packed, outputs.keep_prob
+
+    def region_outputs(self, inputs: Shaped[AnyArray, "..."]) -> RegionOutputs:
+        """Returns codes, keep probabilities and logits of all six regions, on the host.
+
+        Args:
+          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k].
+
+        Raises:
+          ValueError: Images are given, and the encoder was trained on features from a file.
+        """
         self._check(inputs)
-        packed, keep_prob = self._encode(
-            self.params, self.policy_variables, inputs, regions.NUM_REGIONS
-        )
-        return np.asarray(packed), np.asarray(keep_prob)
+        outputs = self._encode(self.params, self.policy_variables, inputs, regions.NUM_REGIONS)
+        return RegionOutputs(*map(np.asarray, outputs))
 
     def encode(self, images: UInt8[AnyArray, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole images at `image_size`, in the form of a codes file.
@@ -104,7 +130,7 @@ class Encoder:
           ValueError: The encoder was trained on features from a file.
         """
         self._check(images)
-        packed, _ = self._encode(self.params, self.policy_variables, images, 1)
+        packed = self._encode(self.params, self.policy_variables, images, 1).packed
         return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
 
     def code_set(

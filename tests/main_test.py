@@ -50,6 +50,11 @@ def test_a_run_writes_the_documented_files(finished):
     assert (arrays["database.npz/codes"][:, 1] < 16).all()  # padding bits
     assert str(arrays["database.npz/format"]) == "mch-codes/1"
     assert len(arrays["query.npz/codes"]) == 8
+    with np.load(finished / "codes" / "query_regions.npz", allow_pickle=False) as of_queries:
+        assert of_queries["codes"].shape == (8, 6, 2)
+        np.testing.assert_array_equal(of_queries["codes"][:, 0], arrays["query.npz/codes"])
+        bits = np.packbits(of_queries["logits"] >= 0, axis=2, bitorder="little")
+        np.testing.assert_array_equal(bits, of_queries["codes"])
     assert (finished / "report" / "index.html").exists()
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     stages = {json.loads(line)["stage"] for line in lines}

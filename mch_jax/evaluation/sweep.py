@@ -42,7 +42,7 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
         encoder = dataclasses.replace(encoder, crop_ratio=ratio)
         rows = this.dataset.database
         packed, keep_prob = encode.encode_rows(
-            encoder,
+            encoder.encode_regions,
             other.region_batches,
             rows,
             batch_size=config.encode.batch_size,

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mch_jax import agent, batched, codes, methods
-from mch_jax.encoder import FILE, Encoder
+from mch_jax.encoder import FILE, Encoder, RegionOutputs
 from mch_jax.files import code_sets, codes_file, whole_file
 from mch_jax.methods import base as losses
 from mch_jax.models import AlexNet, Policy
 from mch_jax.training import logs
 from mch_jax.training.run import Run
 
+QUERY_REGIONS = "query_regions.npz"
 BLOCK = 2048  # number of photos after which their codes are saved, the most a killed run loses
 
 
@@ -44,21 +45,21 @@ def make_encoder(
 
 
 def encode_rows(
-    encoder: Encoder,
+    encode: Callable[[np.ndarray], tuple[np.ndarray, ...]],
     region_batches: Callable[[np.ndarray, int], Iterable[np.ndarray]],
     rows: Int[np.ndarray, " n"],
     *,
     batch_size: int,
     directory: Path,
     title: str,
-) -> tuple[UInt32[np.ndarray, "n 6 w"], Float[np.ndarray, "n 6"]]:
-    """Returns packed codes and keep probabilities of all regions of photos.
+) -> tuple[np.ndarray, ...]:
+    """Returns what an encoder computes for all regions of photos.
 
     Results are saved block by block in temporary files, from which a killed run resumes. The caller
     removes their directory when it has saved the results.
 
     Args:
-      encoder: The encoder to use.
+      encode: A method of the encoder, `encode_regions` or `region_outputs`.
       region_batches: Maps rows and a batch size to the encoder's inputs for these rows, as
         `Run.region_batches` does.
       rows: The photos' rows in the data set.
@@ -72,13 +73,12 @@ def encode_rows(
         path = directory / f"{title}-{start}.npz"
         if not path.exists():
             batches = region_batches(rows[start : start + BLOCK], batch_size)
-            packed, keep_prob = batched.apply_all(encoder.encode_regions, batches, batch_size)
+            outputs = batched.apply_all(encode, batches, batch_size)
             with whole_file(path) as temporary:
-                np.savez(temporary, packed=packed, keep_prob=keep_prob)
+                np.savez(temporary, *outputs)
         with np.load(path, allow_pickle=False) as block:
-            blocks.append((block["packed"], block["keep_prob"]))
-    packed, keep_prob = (np.concatenate(x) for x in zip(*blocks, strict=True))
-    return packed, keep_prob
+            blocks.append([block[name] for name in block.files])
+    return tuple(np.concatenate(x) for x in zip(*blocks, strict=True))
 
 
 def true_rewards(
@@ -114,6 +114,8 @@ def encode(run: Run, encoder: Encoder) -> None:
     """Writes the encoder and the codes of queries, training set and database (Sec. 4.3).
 
     `regions.npz` holds the codes of all regions of the database, kept or not, for the report.
+    `query_regions.npz` holds codes and logits of all regions of the queries, for measures that need
+    them; the query's code in all other measures is the whole image's.
     """
     encoder.save(run.workdir / FILE)
     _encode_queries(run, encoder)
@@ -121,32 +123,45 @@ def encode(run: Run, encoder: Encoder) -> None:
     shutil.rmtree(run.workdir / "parts")
 
 
-def _code_set(run: Run, encoder: Encoder, rows: np.ndarray, title: str) -> codes.CodeSet:
-    packed, keep_prob = encode_rows(
-        encoder,
+def _encode_queries(run: Run, encoder: Encoder) -> None:
+    """Writes query_regions.npz, and query.npz with the whole image's code alone (Sec. 4.4)."""
+    dataset, rows, num_bits = run.dataset, run.dataset.query, run.config.num_bits
+    directory = run.workdir / "codes"
+    outputs = RegionOutputs(*_encode_rows(run, encoder.region_outputs, rows, "query-regions"))
+    code_set = encoder.code_set(outputs.packed, outputs.keep_prob, dataset.sizes[rows])
+    with whole_file(directory / QUERY_REGIONS) as temporary:
+        np.savez_compressed(
+            temporary,
+            codes=codes.to_bytes(outputs.packed, num_bits),
+            keep_prob=outputs.keep_prob,
+            kept=code_set.kept,
+            logits=outputs.logits,
+            label_logits=outputs.label_logits,
+        )
+    whole = codes.CodeSet(*(x[:, :1] for x in code_set))
+    file = code_sets.flatten(whole, dataset.ids[rows], dataset.labels[rows], num_bits)
+    codes_file.save(directory / "query.npz", file)
+
+
+def _encode_rows(
+    run: Run, encode: Callable[[np.ndarray], tuple[np.ndarray, ...]], rows: np.ndarray, title: str
+) -> tuple[np.ndarray, ...]:
+    return encode_rows(
+        encode,
         run.region_batches,
         rows,
         batch_size=run.config.encode.batch_size,
         directory=run.workdir / "parts",
         title=title,
     )
-    return encoder.code_set(packed, keep_prob, run.dataset.sizes[rows])
-
-
-def _encode_queries(run: Run, encoder: Encoder) -> None:
-    """Writes query.npz: one code per query, the whole image's (Sec. 4.4)."""
-    dataset, rows = run.dataset, run.dataset.query
-    code_set = _code_set(run, encoder, rows, "queries")
-    whole = codes.CodeSet(*(x[:, :1] for x in code_set))
-    file = code_sets.flatten(whole, dataset.ids[rows], dataset.labels[rows], run.config.num_bits)
-    codes_file.save(run.workdir / "codes" / "query.npz", file)
 
 
 def _encode_database(run: Run, encoder: Encoder) -> None:
     """Writes regions.npz, train.npz and, last, database.npz, which marks the stage as done."""
     dataset, rows, num_bits = run.dataset, run.dataset.database, run.config.num_bits
     directory = run.workdir / "codes"
-    code_set = _code_set(run, encoder, rows, "database")
+    packed, keep_prob = _encode_rows(run, encoder.encode_regions, rows, "database")
+    code_set = encoder.code_set(packed, keep_prob, dataset.sizes[rows])
     ids, labels, is_train = dataset.ids[rows], dataset.labels[rows], np.isin(rows, dataset.train)
     reward = np.zeros(code_set.keep_prob.shape, np.float32)
     if run.config.method in methods.OBJECTIVES:
