@@ -13,8 +13,8 @@ from mch_jax import command, main
 from mch_jax.data import fetch
 
 NAMES = (
-    "main", "search", "export", "serve", "grid", "sweep", "tables", "prepare", "sql.__main__",
-    "cluster.__main__",
+    "main", "search", "export", "serve", "grid", "sweep", "tables", "rivals", "prepare",
+    "sql.__main__", "cluster.__main__",
 )  # fmt: skip
 PACKAGE = pathlib.Path(command.__file__).parent
 # ml_collections loads config files by a method that Python is about to remove.
@@ -74,7 +74,7 @@ def test_an_argument_that_is_not_a_flag_is_refused(name):
 
 @pytest.mark.parametrize(
     ("name", "flag"),
-    [(name, "run") for name in ("search", "export", "serve", "sweep")]
+    [(name, "run") for name in ("search", "export", "serve", "sweep", "rivals")]
     + [("main", "config"), ("grid", "dataset"), ("prepare", "dataset"), ("tables", "root")]
     + [("sql.__main__", "codes"), ("cluster.__main__", "index")],
 )

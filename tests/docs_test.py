@@ -133,7 +133,13 @@ def examples(tmp_path_factory, finished):
     return folder
 
 
-RUN = {"search", "export", "sweep", "tables"}  # commands without training, server or download
+RUN = {
+    "search",
+    "export",
+    "sweep",
+    "tables",
+    "rivals",
+}  # commands without training, server or download
 
 
 def is_run(module, arguments):
@@ -176,7 +182,8 @@ def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
 
 
 COMMANDS = (
-    "main", "search", "export", "serve", "grid", "sweep", "tables", "prepare", "sql", "cluster"
+    "main", "search", "export", "serve", "grid", "sweep", "tables", "rivals", "prepare", "sql",
+    "cluster",
 )  # fmt: skip
 
 
