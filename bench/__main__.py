@@ -30,7 +30,11 @@ BENCHES = {
 }  # fmt: skip
 ONCE = {"million": 1, "startup": 2, "scaling": 2, "index": 1}  # the only number of threads to run
 QUICK = ("reward", "evaluator", "average_precision", "whole")
-FLOORS = {"agent's reward": 1.2, "evaluator: relevance and distance histogram": 1.0}
+FLOORS = {
+    "agent's reward": 1.2,
+    "evaluator: relevance and distance histogram": 1.0,
+    "metrics.histogram, relevance as a matrix": 1.0,
+}
 
 
 def child(name: str, threads: int, quick: bool, out: Path) -> None:

@@ -53,6 +53,18 @@ def evaluator(quick: bool) -> list[measure.Row]:
             "FAISS returns 100 codes per query, which are not yet deduplicated by image.",
         )
     ]  # fmt: skip
+    relevant = (query.labels.astype(np.float32) @ database.labels.T.astype(np.float32)) > 0
+    given = query.codes, database.codes, database.item, relevant, 64
+    calls["ours"] = lambda: metrics.histogram(*given, threads=threads)
+    timings = measure.interleaved(calls, 3 if quick else 7)
+    rows.append(
+        measure.row(
+            "metrics.histogram, relevance as a matrix", work, "G distances/s", timings,
+            peer=peer, least=2.5, limit=limit, memory_mb=measure.peak_memory(calls["ours"]),
+            note="the public function, arrays as in a codes file; the same codes and peer as the "
+            "evaluator",
+        )
+    )  # fmt: skip
     words = words_from_bytes(query.codes, 64)
     items = words_from_bytes(database.codes, 64).reshape(num_items, 6).T.copy()
     near = np.empty(histogram_kernels.PIECE, np.uint64)

@@ -10,13 +10,17 @@ The measures follow these rules:
     cut-off, those among the first `cutoff` items. It is 0 where none is found.
   - F1 is computed for each query and then averaged.
 
-`mch_jax.histograms` computes the histogram of a large database. This module needs NumPy only.
+`mch_jax.histograms` computes the histogram from labels, also on an accelerator. This module does
+not import JAX.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8, UInt64
+from jaxtyping import Bool, Float, Int, UInt8, UInt32, UInt64
+
+from mch_jax.kernels import histogram as kernels
+from mch_jax.kernels.threads import in_threads
 
 Histogram = Int[np.ndarray, "m distances 2"]
 
@@ -41,6 +45,8 @@ def histogram(
     item: Int[np.ndarray, " c"],
     relevant: Bool[np.ndarray, "m n"],
     num_bits: int,
+    *,
+    threads: int | None = None,
 ) -> Histogram:
     """Returns the number of items at each distance from each query: irrelevant, then relevant ones.
 
@@ -50,35 +56,50 @@ def histogram(
       item: Item of each code, from 0 to n - 1. Every item has at least one code.
       relevant: True where an item is relevant to a query.
       num_bits: Code length q.
+      threads: Maximum number of threads. Defaults to one per core.
 
     Raises:
       ValueError: The arrays do not fit each other.
     """
-    relevant = np.asarray(relevant, bool)
+    relevant, item = np.ascontiguousarray(relevant, bool), np.asarray(item)
     num_items, width = relevant.shape[-1], -(-num_bits // 8)
     if query_codes.shape != (len(relevant), width) or codes.shape != (len(item), width):
         raise ValueError(
             f"query_codes {query_codes.shape} and codes {codes.shape} do not fit {len(relevant)} "
             f"queries, {len(item)} codes and {num_bits} bits; expected {width} bytes per code"
         )
-    if not np.array_equal(np.unique(item), np.arange(num_items)):
+    in_range = not len(item) or (item.min() >= 0 and item.max() < num_items)
+    counts = np.bincount(item, minlength=num_items) if in_range else np.zeros(1, np.int64)
+    if len(counts) and not counts.all():
         raise ValueError(f"item does not name every one of the {num_items} items of relevant")
-    order = np.argsort(item, kind="stable")
-    starts = np.searchsorted(item[order], np.arange(num_items))
-    queries, ordered = _words(query_codes), _words(codes[order])
-    result = np.zeros((len(queries), num_bits + 1, 2), np.int64)
-    for row, query in enumerate(queries):
-        distance = np.bitwise_count(ordered ^ query[None]).sum(1, dtype=np.int64)
-        bins = np.minimum.reduceat(distance, starts) * 2 + relevant[row]
-        result[row] = np.bincount(bins, minlength=2 * (num_bits + 1)).reshape(-1, 2)
-    return result
+    if (item[1:] < item[:-1]).any():
+        codes = codes[np.argsort(item, kind="stable")]
+    starts = np.cumsum(counts) - counts
+    queries, words = _words(query_codes), _words(codes).T
+    result = np.zeros((len(queries), 2 * (num_bits + 1)), np.int64)
+    for number in np.unique(counts):  # padding all items to the largest number would take longer
+        items = np.flatnonzero(counts == number)
+        rows = starts[items][None] + np.arange(number)[:, None]
+        packed = np.ascontiguousarray(words[:, rows].swapaxes(0, 1))
+        columns = items if len(items) < num_items else items[:0]
+
+        def run(part: slice, packed=packed, columns=columns) -> None:
+            kernels.relevance_histogram(
+                queries[part], packed, relevant[part].view(np.uint8), columns, result[part]
+            )
+
+        in_threads(run, len(queries), threads)
+    return result.reshape(-1, num_bits + 1, 2)
 
 
-def _words(codes: UInt8[np.ndarray, "c bytes"]) -> UInt64[np.ndarray, "c words"]:
-    """Returns codes as uint64 words, padded with zeros."""
-    wide = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
+def _words(
+    codes: UInt8[np.ndarray, "c bytes"],
+) -> UInt32[np.ndarray, "c w"] | UInt64[np.ndarray, "c w"]:
+    """Returns codes as words padded with zeros: uint32 for up to 32 bits, uint64 for more."""
+    word = np.dtype("<u4") if codes.shape[1] <= 4 else np.dtype("<u8")
+    wide = np.zeros((len(codes), -(-codes.shape[1] // word.itemsize) * word.itemsize), np.uint8)
     wide[:, : codes.shape[1]] = codes
-    return wide.view(np.uint64)
+    return wide.view(word)
 
 
 def has_relevant(histogram: Histogram) -> Bool[np.ndarray, " m"]:

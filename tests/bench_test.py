@@ -19,7 +19,7 @@ def test_quick_mode_writes_a_table_and_finds_nothing_slow(tmp_path):
     result = bench("--quick", "--threads=1", "--only=evaluator,reward", f"--out={tmp_path}")
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert [row["key"] for row in rows] == ["reward", "evaluator", "evaluator"]
+    assert [row["key"] for row in rows] == ["reward", "evaluator", "evaluator", "evaluator"]
     assert all(row["rate"] > 0 for row in rows)
     assert "| agent's reward | 1 |" in (tmp_path / "bench.md").read_text()
     assert (tmp_path / "bench.png").stat().st_size > 1000

@@ -97,6 +97,27 @@ def test_histogram_takes_codes_in_any_order(case):
     np.testing.assert_array_equal(shuffled.histogram(), case.histogram())
 
 
+def test_histogram_of_a_large_database_does_not_depend_on_threads():
+    rng = np.random.default_rng(0)
+    num_items = histogram_kernels.BLOCK + histogram_kernels.PIECE + 3
+    query, database = (random_file(rng, n, most, 24, 3) for n, most in ((5, 1), (num_items, 3)))
+    relevant = rng.random((5, num_items)) < 0.3  # not derived from labels
+    near = np.array([[c ^ q for c in database.codes] for q in query.codes[:1]])[0]
+    distance = np.bitwise_count(near).sum(1)
+    starts = np.flatnonzero(np.diff(database.item, prepend=-1))
+    expected = np.zeros((25, 2), np.int64)
+    np.add.at(expected, (np.minimum.reduceat(distance, starts), relevant[0].astype(int)), 1)
+    results = [
+        metrics.histogram(query.codes, database.codes, database.item, relevant, 24, threads=n)
+        for n in (1, 2)
+    ]
+    np.testing.assert_array_equal(results[0][0], expected)
+    np.testing.assert_array_equal(*results)
+    assert metrics.histogram(
+        query.codes[:0], database.codes, database.item, relevant[:0], 24
+    ).shape == (0, 25, 2)
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 def test_label_histogram_equals_histogram(case, on_device):
     first = np.searchsorted(case.item, np.arange(60))

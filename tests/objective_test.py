@@ -77,3 +77,8 @@ def test_vectors_are_scaled_to_the_sphere_except_zero():
     vectors = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     expected = [[0.6 * np.sqrt(2), 0.8 * np.sqrt(2)], [0, 0]]
     np.testing.assert_allclose(losses.to_sphere(vectors), expected, rtol=1e-5)
+
+
+def test_numbers_in_the_docstring_of_dch():
+    loss = objective("dch", num_bits=32).pair_loss(jnp.array([0.0, 16.0]), jnp.array(False))
+    np.testing.assert_allclose(loss, [4.84, 0.81], atol=5e-3)

@@ -20,8 +20,8 @@
 | `checksum` | a checksum at the speed of memory |
 | `threads` | runs a kernel over slices of the queries in several threads |
 
-Only `mch_jax.index` and `mch_jax.histograms` call kernels. In kernels, integers are int64 unless
-they are codes (uint64): NumPy's promotion rules would turn a mixture of the two into floats.
-Constants are passed as `ZERO` and `NO_LIMIT`, because a literal argument compiles another version
-of a function.
+Only `mch_jax.index`, `mch_jax.histograms` and `mch_jax.metrics` call kernels. In kernels, integers
+are int64 unless they are codes (uint64): NumPy's promotion rules would turn a mixture of the two
+into floats. Constants are passed as `ZERO` and `NO_LIMIT`, because a literal argument compiles
+another version of a function.
 """

@@ -80,6 +80,47 @@ def count_bins(bins, a, b, c, d):
 
 
 @kernel
+def fill_nearest(codes, query, near, distance):
+    """Fills `near` with the distance between a query's code and the nearest code of each item.
+
+    Args:
+      codes: [t, w, n], words of the items' codes.
+      query: [w], words of the query's code.
+      near: [n], filled.
+      distance: [n], overwritten.
+    """
+    num_codes, num_words, _ = codes.shape
+    fill_distances(codes[0, 0], query[0], near)
+    for w in range(1, num_words):
+        add_distances(codes[0, w], query[w], near)
+    for t in range(1, num_codes):
+        if num_words == 1:
+            lower_to_distances(codes[t, 0], query[0], near)
+            continue
+        fill_distances(codes[t, 0], query[0], distance)
+        for w in range(1, num_words):
+            add_distances(codes[t, w], query[w], distance)
+        lower_to(near, distance)
+
+
+@kernel
+def count_piece(bins, tables):
+    """Counts the bins of a piece in four tables [4, 2 (q + 1)]."""
+    whole = bins.size - bins.size % 4
+    count_bins(bins[:whole].view(np.uint64), tables[0], tables[1], tables[2], tables[3])
+    for i in range(whole, bins.size):
+        tables[0, bins[i]] += np.uint32(1)
+
+
+@kernel
+def add_tables(tables, counts):
+    """Adds the four tables to the counts of a query, and sets them to zero."""
+    for b in range(counts.size):
+        counts[b] += np.int64(tables[0, b] + tables[1, b] + tables[2, b] + tables[3, b])
+    tables[:] = 0
+
+
+@kernel
 def label_histogram(queries, codes, query_labels, labels, counts):
     """Counts the items of each bin, 2 * distance + relevance, for each query.
 
@@ -90,7 +131,7 @@ def label_histogram(queries, codes, query_labels, labels, counts):
       labels: uint64 [lw, n], words of the items' labels.
       counts: int64 [m, 2 (q + 1)]; the counts are added to it.
     """
-    num_codes, num_words, num_items = codes.shape
+    num_items = codes.shape[2]
     near_all, distance_all = np.empty(PIECE, codes.dtype), np.empty(PIECE, codes.dtype)
     shared_all, bins = np.zeros(PIECE, np.uint8), np.zeros(PIECE, np.uint16)
     tables = np.zeros((4, counts.shape[1]), np.uint32)
@@ -101,29 +142,51 @@ def label_histogram(queries, codes, query_labels, labels, counts):
                 last = min(first + PIECE, end)
                 size = last - first
                 near, shared = near_all[:size], shared_all[:size]
-                fill_distances(codes[0, 0, first:last], queries[m, 0], near)
-                for w in range(1, num_words):
-                    add_distances(codes[0, w, first:last], queries[m, w], near)
-                for t in range(1, num_codes):
-                    if num_words == 1:
-                        lower_to_distances(codes[t, 0, first:last], queries[m, 0], near)
-                        continue
-                    distance = distance_all[:size]
-                    fill_distances(codes[t, 0, first:last], queries[m, 0], distance)
-                    for w in range(1, num_words):
-                        add_distances(codes[t, w, first:last], queries[m, w], distance)
-                    lower_to(near, distance)
+                fill_nearest(codes[:, :, first:last], queries[m], near, distance_all[:size])
                 for w in range(labels.shape[0]):
                     if w == 0:
                         fill_shared(labels[w, first:last], query_labels[m, w], shared)
                     else:
                         add_shared(labels[w, first:last], query_labels[m, w], shared)
                 fill_bins(near, shared, bins[:size])
-                whole = size - size % 4
-                words = bins[:whole].view(np.uint64)
-                count_bins(words, tables[0], tables[1], tables[2], tables[3])
-                for i in range(whole, size):
-                    tables[0, bins[i]] += np.uint32(1)
-            for b in range(counts.shape[1]):
-                counts[m, b] += np.int64(tables[0, b] + tables[1, b] + tables[2, b] + tables[3, b])
-            tables[:] = 0
+                count_piece(bins[:size], tables)
+            add_tables(tables, counts[m])
+
+
+@kernel
+def gather(row, columns, values):
+    """Fills `values` with the values of a row in some columns."""
+    for i in range(columns.size):
+        values[i] = row[columns[i]]
+
+
+@kernel
+def relevance_histogram(queries, codes, relevant, columns, counts):
+    """Counts the items of each bin, 2 * distance + relevance, for each query.
+
+    Args:
+      queries: [m, w], words of the queries' codes.
+      codes: [t, w, n], words of the items' codes, of the same dtype.
+      relevant: uint8 [m, columns], 1 where an item is relevant to a query.
+      columns: int64 [n], the column of each item; empty if the items are all columns in order.
+      counts: int64 [m, 2 (q + 1)]; the counts are added to it.
+    """
+    num_items = codes.shape[2]
+    near_all, distance_all = np.empty(PIECE, codes.dtype), np.empty(PIECE, codes.dtype)
+    gathered, bins = np.zeros(PIECE, np.uint8), np.zeros(PIECE, np.uint16)
+    tables = np.zeros((4, counts.shape[1]), np.uint32)
+    for start in range(0, num_items, BLOCK):
+        end = min(start + BLOCK, num_items)
+        for m in range(queries.shape[0]):
+            for first in range(start, end, PIECE):
+                last = min(first + PIECE, end)
+                size = last - first
+                near = near_all[:size]
+                fill_nearest(codes[:, :, first:last], queries[m], near, distance_all[:size])
+                if columns.size:
+                    gather(relevant[m], columns[first:last], gathered[:size])
+                    fill_bins(near, gathered[:size], bins[:size])
+                else:
+                    fill_bins(near, relevant[m, first:last], bins[:size])
+                count_piece(bins[:size], tables)
+            add_tables(tables, counts[m])
