@@ -80,5 +80,6 @@ def test_vectors_are_scaled_to_the_sphere_except_zero():
 
 
 def test_numbers_in_the_docstring_of_dch():
-    loss = objective("dch", num_bits=32).pair_loss(jnp.array([0.0, 16.0]), jnp.array(False))
+    dch = methods.objective("dch", num_bits=32)
+    loss = dch.pair_loss(jnp.array([0.0, 16.0]), jnp.array([False, False]))
     np.testing.assert_allclose(loss, [4.84, 0.81], atol=5e-3)
