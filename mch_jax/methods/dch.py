@@ -9,8 +9,8 @@ The loss is that of Table 1 of MCH. Split by kind of pair, s log(d / gamma) + lo
 where d = (q / 2) (1 - cos(u_i, u_j)). As printed, both are undefined or infinite at d = 0, which is
 frequent with binary codes. Here d is clipped to at least `floor` q, in training and in the reward;
 the default corresponds to the common clip of the cosine at 0.99. The floor determines the loss of a
-collision of dissimilar images: at 32 bits it is 4.84, where a dissimilar pair at distance q / 2 has 0.81. Below
-the floor the gradient is zero.
+collision of dissimilar images: at 32 bits it is 4.84, where a dissimilar pair at distance q / 2 has
+0.81. Below the floor the gradient is zero.
 """
 
 import jax.numpy as jnp
