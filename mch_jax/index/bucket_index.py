@@ -66,6 +66,7 @@ class BucketIndex:
         self._segments = segments
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # additions not yet in the delta
         self._lock = threading.RLock()
+        self._largest: tuple[Segments, int] | None = None
         self._saved: storage.SavedState | None = None
         self._merge_lock = threading.Lock()
         self._merger: threading.Thread | None = None
@@ -280,16 +281,25 @@ class BucketIndex:
                 f"budget is {budget} for {queries.shape[1]} codes per query, expected at most "
                 f"{MAX_PROBES // queries.shape[1]}; use search with margins for a whole ranking"
             )
-        base, delta = self._current()
+        base, delta = segments = self._current()
         num_codes = len(base.items) + len(delta.items)
         limit = int(k) if k is not None and k <= num_codes else NO_LIMIT
 
-        def run(rows: slice) -> tuple:
-            return probe.probed_items(
-                base, delta, queries[rows], margins[rows], num_bits, budget, limit
-            )
+        words = self._largest_item(segments) // 64 + 1
 
-        return ProbedItems(*joined(self._in_threads(run, len(queries), threads)))
+        def run(rows: slice) -> list[tuple]:
+            size = segment.QUERIES_PER_TASK  # the answers of so many queries stay in the cache
+            starts = range(rows.start, rows.stop, size) or (rows.start,)
+            parts = [slice(start, min(start + size, rows.stop)) for start in starts]
+            return [
+                probe.probed_items(
+                    base, delta, queries[part], margins[part], num_bits, budget, limit, words
+                )
+                for part in parts
+            ]
+
+        batches = self._in_threads(run, len(queries), threads)
+        return ProbedItems(*joined([batch for run in batches for batch in run]))
 
     def visits(
         self,
@@ -433,6 +443,14 @@ class BucketIndex:
                 self._segments = Segments(base, delta)
                 self._pending = []
         return self._segments
+
+    def _largest_item(self, segments: Segments) -> int:
+        """Returns the largest item, which is computed once for the same segments."""
+        known = self._largest
+        if known is None or known[0] is not segments:
+            sizes = (int(part.items.max(initial=0)) for part in segments)
+            known = self._largest = segments, max(sizes)
+        return known[1]
 
     def _in_threads(self, run, num_queries: int, threads: int | None) -> list:
         return in_threads(

@@ -26,6 +26,7 @@ from mch_jax.kernels.segment import (
 
 BLOCK = 64  # buckets that are looked up at once
 FIRST_SIZE = 256  # buckets listed at first, if the number of items may end the search
+WORDS_PER_QUERY = 4096  # a bitmap of all items is used if clearing it costs less than hashing
 GROWTH = 4  # how many times as many are listed after that
 
 
@@ -71,11 +72,13 @@ class Met(NamedTuple):
       cost: Cost of the bucket in which each was found.
       seen: Hash table of this query's items, as stamp << ITEM_BITS | item; slots with another
         query's stamp are empty.
+      bits: In place of `seen`, if it is not empty: one bit per item.
     """
 
     item: Int64[np.ndarray, " size"]
     cost: Float32[np.ndarray, " size"]
     seen: UInt64[np.ndarray, " slots"]
+    bits: UInt64[np.ndarray, " words"]
 
 
 @leaf
@@ -160,6 +163,36 @@ def is_new(seen, entry):
 
 
 @leaf
+def _is_new_bit(bits, item):
+    """Returns whether an item of this query is new to the bitmap; afterwards it is not."""
+    word, bit = item >> 6, np.uint64(1) << np.uint64(item & 63)
+    old = bits[word]
+    bits[word] = old | bit
+    return old & bit == np.uint64(0)
+
+
+@leaf
+def _clear_bits(bits, items):
+    """Removes the items of a query from the bitmap."""
+    if bits.size:
+        for item in items:
+            bits[item >> 6] = 0
+
+
+@leaf
+def _take_whole_bucket(buckets, row, cost, met, used):
+    """Appends a bucket's items like `_take_bucket`, where none was removed and all may be taken."""
+    item, bits, first = met.item, met.bits, used
+    start, stop = np.int64(buckets.offsets[row]), np.int64(buckets.offsets[row + 1])
+    for i in range(start, stop):
+        one = np.int64(buckets.items[i])
+        item[used] = one  # overwritten by the next, if it is not new
+        used += _is_new_bit(bits, one)
+    met.cost[first:used] = cost
+    return used, stop - start
+
+
+@leaf
 def _next_live(buckets, position, stop):
     """Returns the position of the next item that was not removed, or `stop`."""
     if buckets.dead.size:
@@ -192,6 +225,8 @@ def _take_bucket(base, delta, row, delta_row, cost, limit, stamp, met, used):
     if delta_row >= 0:
         j = np.int64(delta.offsets[delta_row])
         delta_stop = np.int64(delta.offsets[delta_row + 1])
+    if delta_row < 0 and base.dead.size == 0 and met.bits.size and stop - i < limit - used:
+        return _take_whole_bucket(base, row, cost, met, used)
     high = np.uint64(stamp) << np.uint64(ITEM_BITS)
     while used < limit:
         i = _next_live(base, i, stop)
@@ -203,7 +238,11 @@ def _take_bucket(base, delta, row, delta_row, cost, limit, stamp, met, used):
         j += delta_item <= item
         item = min(item, delta_item)
         read += 1
-        if is_new(met.seen, high | np.uint64(item)):
+        if met.bits.size:
+            new = _is_new_bit(met.bits, item)
+        else:
+            new = is_new(met.seen, high | np.uint64(item))
+        if new:
             met.item[used], met.cost[used] = item, cost
             used += 1
     return used, read
@@ -225,12 +264,12 @@ def _with_room(met, used, count, num_new, stamp):
     seen, num_slots = met.seen, met.seen.size
     while num_slots < 2 * (count + num_new):
         num_slots *= 2
-    if num_slots > seen.size:
+    if num_slots > seen.size and met.bits.size == 0:
         seen = np.zeros(2 * num_slots, np.uint64)
         high = np.uint64(stamp) << np.uint64(ITEM_BITS)
         for one in item[used - count : used]:
             is_new(seen, high | np.uint64(one))
-    return Met(item, cost, seen)
+    return Met(item, cost, seen, met.bits)
 
 
 @kernel
@@ -262,7 +301,7 @@ def _list_from_start(frontier, codes, steps, order, stamp, num_done, block):
 
 
 @kernel
-def probed_items(base, delta, queries, margins, num_bits, budget, k):
+def probed_items(base, delta, queries, margins, num_bits, budget, k, num_bitmap_words):
     """Looks at the buckets of least quantization distance of each query.
 
     Args:
@@ -273,13 +312,20 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k):
       num_bits: Code length q.
       budget: Number of buckets to look at, at most 2^q.
       k: Number of items at which to stop earlier.
+      num_bitmap_words: Size of a bitmap of all items in words.
 
     Returns:
       offsets [m + 1], item, cost, probed, nonempty and candidates, as in `index.ProbedItems`.
     """
     num_queries, num_codes = queries.shape
     bounds, counts = np.zeros(num_queries + 1, np.int64), np.zeros((3, num_queries), np.int64)
-    met = Met(np.empty(1024, np.int64), np.empty(1024, np.float32), np.zeros(2048, np.uint64))
+    num_words = num_bitmap_words if num_bitmap_words <= WORDS_PER_QUERY * num_queries else 0
+    met = Met(
+        np.empty(1024, np.int64),
+        np.empty(1024, np.float32),
+        np.zeros(2048, np.uint64),
+        np.zeros(num_words, np.uint64),
+    )
     used, num_lists = ZERO, 0
     first = budget if k == NO_LIMIT else min(budget, FIRST_SIZE)
     first_frontier = _new_frontier(num_codes, first)
@@ -324,6 +370,7 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k):
                 candidates += read
                 if used == limit:
                     break
+        _clear_bits(met.bits, met.item[start:used])
         bounds[m + 1] = used
         counts[0, m], counts[1, m], counts[2, m] = probed, nonempty, candidates
     return (
