@@ -164,6 +164,8 @@ def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
                     extras(argument)
         elif module == "bench":
             script_has("bench/__main__.py", arguments)
+        elif module.startswith("bench."):
+            script_has(module.replace(".", "/") + ".py", arguments)
         else:
             assert module == "pip_audit"
             assert (ROOT / arguments[-1]).exists()

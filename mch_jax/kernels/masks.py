@@ -81,14 +81,12 @@ def fill_cheapest_masks(steps, order, size, costs, masks):
             break
         larger = min(2 * count, size)
         kept = _num_unflipped(costs, masks, count, larger, step, flip) - 1
-        flipped = larger - kept - 2
-        while flipped >= 0:
+        for flipped in range(larger - kept - 2, -1, -1):
             cost, mask = costs[flipped] + step, masks[flipped] | flip
-            own_cost, own_mask = costs[max(kept, 0)], masks[max(kept, 0)]
-            take_own = (kept >= 0) & ((own_cost > cost) | ((own_cost == cost) & (own_mask > mask)))
-            position = kept + flipped + 1
-            costs[position] = own_cost if take_own else cost
-            masks[position] = own_mask if take_own else mask
-            kept -= take_own
-            flipped -= not take_own
+            while kept >= 0 and (
+                costs[kept] > cost or (costs[kept] == cost and masks[kept] > mask)
+            ):
+                costs[kept + flipped + 1], masks[kept + flipped + 1] = costs[kept], masks[kept]
+                kept -= 1
+            costs[kept + flipped + 1], masks[kept + flipped + 1] = cost, mask
         count = larger
