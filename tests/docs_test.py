@@ -220,6 +220,7 @@ def test_python_of_the_documentation_runs(source, examples, monkeypatch):
         given = {name: file[name] for name in ("codes", "item")}
     with np.load("query.npz", allow_pickle=False) as file:
         given["query_codes"] = file["codes"]
+        given["margins"] = np.ones((len(file["codes"]), int(file["num_bits"])), np.float32)
     given["num_bits"] = 12
     if "BucketIndex.build" in source and "import" in source:
         from mch_jax.index import BucketIndex
