@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, NearestItems
+from mch_jax.query_codes import nearest
 
 Source = TypeVar("Source")
 ReadPhoto = Callable[[str], UInt8[np.ndarray, "h w 3"]]
@@ -147,16 +148,17 @@ class Database:
             )
 
     def search(
-        self, query: UInt8[np.ndarray, "1 bytes"], k: int, is_base: bool = False
+        self, query: UInt8[np.ndarray, "t bytes"], k: int, is_base: bool = False
     ) -> tuple[list[Neighbour], NearestItems]:
         """Returns the k nearest items to one query, and the index's answer with its counts.
 
         Args:
-          query: The query's code.
+          query: The query's code, or several, of which the nearest to an item counts.
           k: The number of items; fewer are returned where the database has fewer.
           is_base: Whether to compare with the codes of whole images only.
         """
-        hits = (self.base_index if is_base else self.index).search(query, k)
+        index = self.base_index if is_base else self.index
+        hits = index.search(query, k) if len(query) == 1 else nearest(index, query[None], k)
         neighbours = []
         for item, distance in zip(hits.item[0].tolist(), hits.distance[0].tolist(), strict=True):
             if item < 0:
@@ -165,10 +167,11 @@ class Database:
             neighbours.append(Neighbour(item, distance, row))
         return neighbours, hits
 
-    def nearest_row(self, item: int, query: UInt8[np.ndarray, "1 bytes"]) -> int:
+    def nearest_row(self, item: int, query: UInt8[np.ndarray, "t bytes"]) -> int:
         """Returns the row of an item's code that is nearest to a query, the first of equals."""
         rows = self.rows(item)
-        return rows[int(np.bitwise_count(self.codes[rows] ^ query).sum(1).argmin())]
+        bits = np.bitwise_count(self.codes[rows][:, None] ^ query[None]).sum(2)
+        return rows[int(bits.min(1).argmin())]
 
     def rows(self, item: int) -> range:
         """Returns the rows of an item's codes; the first one is the whole image's."""

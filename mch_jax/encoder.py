@@ -21,6 +21,7 @@ from mch_jax.agent import evidence
 from mch_jax.codes import AnyArray
 from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet, Policy
+from mch_jax.query_codes import QueryRegions
 
 FILE = "encoder.npz"
 _NUMBERS = ("crop_ratio", "keep_threshold", "image_size", "input_size")
@@ -122,6 +123,21 @@ class Encoder:
         self._check(inputs)
         outputs = self._encode(self.params, self.policy_variables, inputs, regions.NUM_REGIONS)
         return RegionOutputs(*map(np.asarray, outputs))
+
+    def query_regions(self, inputs: Shaped[AnyArray, "..."]) -> QueryRegions:
+        """Returns codes and logits of all six regions, to search with several codes per query.
+
+        Args:
+          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k].
+
+        Raises:
+          ValueError: Images are given, and the encoder was trained on features from a file.
+        """
+        outputs = self.region_outputs(inputs)
+        kept = outputs.keep_prob >= self.keep_threshold
+        kept[:, 0] = True
+        packed = codes.to_bytes(outputs.packed, self.model.num_bits)
+        return QueryRegions(packed, kept, outputs.logits)
 
     def encode(self, images: UInt8[AnyArray, "b s s 3"]) -> UInt8[np.ndarray, "b bytes"]:
         """Returns the codes of whole images at `image_size`, in the form of a codes file.

@@ -24,8 +24,17 @@ def read_codes(path: Path, database: Database) -> tuple[list[str], UInt8[np.ndar
     return file.ids.tolist(), file.codes[first]
 
 
-def encode_image(run: Path, path: Path, database: Database) -> UInt8[np.ndarray, "1 bytes"]:
-    """Returns the code of one photo.
+def encode_image(
+    run: Path, path: Path, database: Database, query_codes: str = "one"
+) -> UInt8[np.ndarray, "1 *t bytes"]:
+    """Returns the code of one photo, or several.
+
+    Args:
+      run: Workdir of a finished run.
+      path: Path of the photo.
+      database: The database to search, whose code length the run has to have.
+      query_codes: `one` for the whole photo's code, `agent` for those that the agent keeps, `all`
+        for those of all six regions.
 
     Raises:
       ValueError: The photo cannot be read, the run has no encoder, or it makes codes of another
@@ -40,7 +49,10 @@ def encode_image(run: Path, path: Path, database: Database) -> UInt8[np.ndarray,
         raise ValueError(f"--image={path}: {error.strerror}; expected a photo") from None
     encoder = Encoder.from_run(run)
     database.check_num_bits(encoder.model.num_bits, run / FILE)
-    return encoder.encode(photos.resize(photo, encoder.image_size)[None])
+    image = photos.resize(photo, encoder.image_size)[None]
+    if query_codes == "one":
+        return encoder.encode(image)
+    return encoder.query_regions(image).chosen(query_codes).codes
 
 
 def records(names: Sequence[str], hits: NearestItems, ids: np.ndarray) -> list[dict[str, Any]]:

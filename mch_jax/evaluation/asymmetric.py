@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mch_jax import metrics
+from mch_jax.files.codes_file import CodeFile
 
 _BLOCK = 64  # queries that are compared with the database at a time
 
@@ -60,6 +61,20 @@ def average_precision(
         return np.minimum.reduceat(distances(logits[rows], signed)[:, code], starts, axis=1)
 
     return ranked(of_block, query_labels, labels)
+
+
+def mean_average_precision(
+    logits: Float[np.ndarray, "m t q"], query: CodeFile, database: CodeFile
+) -> float:
+    """Returns mAP of ranking by asymmetric distance over the queries with a relevant item.
+
+    Args:
+      logits: Logits of one or several codes of each query.
+      query: Codes file of the queries, for their labels.
+      database: Codes file of the database.
+    """
+    scores = average_precision(logits, database.codes, database.item, query.labels, database.labels)
+    return float(scores.mean()) if len(scores) else 0.0
 
 
 def ranked(

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
+from mch_jax import pairs
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex
 
 BUDGETS = (1, 8, 33, 132)  # with 32 bits, 33 buckets are those within radius 1
@@ -132,23 +134,31 @@ def bytes_per_image(num_codes: int, num_images: int, num_bits: int) -> float:
     return num_codes * (-(-num_bits // 8) + ITEM_BYTES) / max(num_images, 1)
 
 
-def probe_measures(
-    index: BucketIndex,
-    query_codes: UInt8[np.ndarray, "m *t bytes"],
+def measures(
+    query: CodeFile,
+    database: CodeFile,
     logits: Float[np.ndarray, "m *t q"] | None,
-    relevance: Relevance,
+    num_relevant: Int[np.ndarray, " m"],
 ) -> dict[str, Any]:
     """Returns the measures at equal budgets by both orders of the buckets, for results.json.
 
     Args:
-      index: Index of the database.
-      query_codes: One code of each query, or several.
-      logits: Logits of these codes; None leaves out the order by quantization distance.
-      relevance: Which items are relevant.
+      query: Codes file of the queries.
+      database: Codes file of the database.
+      logits: Logits of one or several codes of each query, whose signs are the codes. Without them,
+        each query has its code in `query`, and the order by quantization distance is left out.
+      num_relevant: Number of relevant items of each query.
     """
-    orders = {"hamming": unit_margins(query_codes, index.num_bits)}
+    query_codes = query.codes
+    if logits is not None:
+        query_codes = np.packbits(logits >= 0, axis=-1, bitorder="little")
+    orders = {"hamming": unit_margins(query_codes, query.num_bits)}
     if logits is not None:
         orders["gqr"] = np.abs(logits)
+    index = BucketIndex.build(database.codes, database.item, database.num_bits)
+    relevance = Relevance(
+        pairs.pack_labels(query.labels), pairs.pack_labels(database.labels), num_relevant
+    )
     return {"budget": list(BUDGETS)} | {
         name: means(probed(index, query_codes, margins, relevance))
         for name, margins in orders.items()

@@ -80,6 +80,9 @@ class Cost(NamedTuple):
 MEASURES = (
     Measure("map", "mAP", 3, 4, "Mean average precision of ranking the whole database, averaged "
             "exactly over the orders of ties; 1 if all relevant photos come first."),
+    Measure("map_asymmetric", "mAP, asymmetric", 3, 4, "Mean average precision of ranking by "
+            "asymmetric distance: the sum of the absolute values of the query’s logits over the "
+            "bits in which a code differs from it. Ties as for mAP."),
     Measure("map_at_5000", "mAP@5000", 3, 4, "Mean average precision of the first 5,000 photos."),
     Measure("p_at_h0", "P@H=0", 3, 4, "Precision within radius 0: the share of relevant photos "
             "among those with a code equal to the query’s; 0 for an empty bucket."),
@@ -91,6 +94,8 @@ MEASURES = (
     Measure("r_at_h2", "R@H≤2", 4, 4, "Recall within a Hamming distance of 2 bits."),
     Measure("anhc", "ANHC", 2, 2, "Average number of hash codes per photo; equal codes of a photo "
             "count once. This is what MCH costs in memory.", is_cost=True),
+    Measure("bytes_per_image", "Bytes", 1, 1, "Bytes per photo of its codes, each with the number "
+            "of its item: q / 8 + 4 per code.", is_cost=True),
 )  # fmt: skip
 MEASURE = {measure.key: measure for measure in MEASURES}
 
@@ -101,6 +106,14 @@ F1_BUCKET = Term(
     "Mean F1, the harmonic mean of precision and recall, of the K nearest photos, against the "
     "number of buckets looked into to find them: all of them (probed), or only those that hold a "
     "photo (non-empty).",
+)
+
+PROBE = Term(
+    "probe",
+    "At equal buckets",
+    "Mean F1, recall and number of codes read (candidates) after a budget of buckets, empty ones "
+    "too, looked at by Hamming distance (hamming) or by quantization distance, the sum of the "
+    "absolute values of the logits of the flipped bits (gqr).",
 )
 
 CHOICES = (
@@ -137,7 +150,7 @@ def chosen(results: Mapping[str, Any]) -> Iterator[tuple[Choice, Mapping[str, An
 
 
 def terms(results: Mapping[str, Any] | None = None) -> list[Term]:
-    """Returns what the measures, chance mAP and F1-bucket in results.json mean.
+    """Returns what the measures and curves in results.json mean.
 
     Args:
       results: What results.json holds, to leave out measures that it lacks. Defaults to none left
@@ -145,4 +158,5 @@ def terms(results: Mapping[str, Any] | None = None) -> list[Term]:
     """
     found = MEASURES if results is None else measured(results)
     first, *others = (Term(measure.key, measure.title, measure.meaning) for measure in found)
-    return [first, CHANCE, *others, F1_BUCKET]
+    curves = [F1_BUCKET, PROBE] if results is None or "probe" in results["base"] else [F1_BUCKET]
+    return [first, CHANCE, *others, *curves]

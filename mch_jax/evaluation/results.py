@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mch_jax import metrics
+import numpy as np
+
+from mch_jax import codes, metrics
 from mch_jax.evaluation import controls, evaluate, measures, provenance
-from mch_jax.files import codes_file, read_json, read_npz, write_json
+from mch_jax.files import code_sets, codes_file, read_json, read_npz, write_json
+from mch_jax.files.codes_file import CodeFile
 from mch_jax.methods import OBJECTIVES
-from mch_jax.training import run
+from mch_jax.query_codes import QueryRegions
+from mch_jax.training import encode, run
 
 FILE = "results.json"
 
@@ -34,6 +38,8 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"database.npz {expected[0]} and {expected[1]}; run the encode stage again"
             )
     ks = [k for k in config["evaluate"]["bucket_k"] if k <= len(database.ids)]
+    of_queries = read_query_regions(directory, query)
+    logits = None if of_queries is None else of_queries.logits[:, 0]
     base = controls.base_codes(database)
     counts = evaluate.histogram(query, base)
     results = {
@@ -48,16 +54,72 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "num_bits": query.num_bits,
         "seed": config["seed"],
         "chance_map": metrics.chance_map(counts),
-        "base": evaluate.measure(query, base, ks, counts),
-        "mch": evaluate.measure(query, database, ks),
+        "base": evaluate.measure(query, base, ks, counts, logits),
+        "mch": evaluate.measure(query, database, ks, logits=logits),
     }
     if config["method"] in OBJECTIVES:
         regions = read_npz(directory / "regions.npz", "run the encode stage again")
         chosen = controls.controls(database, regions, config["seed"])
         results["controls"] = {"never": results["base"]} | {
-            name: evaluate.measure(query, file, ks) for name, file in chosen.items()
+            name: evaluate.measure(query, file, ks, logits=logits) for name, file in chosen.items()
+        }
+    if of_queries is not None:
+        results["several_query_codes"] = {
+            choice: evaluate.measure_several(
+                several_codes(query, of_queries, choice),
+                database,
+                of_queries.chosen(choice).logits,
+            )
+            for choice in ("agent", "all")
         }
     return results | {"provenance": provenance.provenance(config, (query, database, train))}
+
+
+def read_query_regions(directory: Path, query: CodeFile) -> QueryRegions | None:
+    """Returns codes and logits of the queries' regions, None for a run of an earlier version.
+
+    Args:
+      directory: Directory of the run's codes.
+      query: Codes file of the queries.
+
+    Raises:
+      ValueError: The file is damaged, or its codes are not those of `query`.
+    """
+    path = directory / encode.QUERY_REGIONS
+    if not path.exists():
+        return None
+    arrays = read_npz(path, "run the encode stage again")
+    try:
+        found = QueryRegions(*(arrays[name] for name in QueryRegions._fields))
+        sound = np.array_equal(found.codes[:, 0], query.codes) and np.array_equal(
+            np.packbits(found.logits >= 0, axis=-1, bitorder="little"), found.codes
+        )
+    except (KeyError, IndexError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"{path} does not hold the regions of the queries in query.npz; delete it and run the "
+            "encode stage again"
+        )
+    return found
+
+
+def several_codes(query: CodeFile, of_queries: QueryRegions, choice: str) -> CodeFile:
+    """Returns a codes file with several codes of each query, equal ones once.
+
+    Args:
+      query: Codes file of the queries with one code each.
+      of_queries: Codes and logits of their regions.
+      choice: `agent` or `all`.
+    """
+    chosen = of_queries.chosen(choice)
+    code_set = codes.CodeSet(
+        codes.from_bytes(chosen.codes, query.num_bits),
+        np.ones(chosen.kept.shape, np.float32),
+        chosen.kept,
+        np.zeros((*chosen.kept.shape, 4), np.int32),
+    )
+    return code_sets.flatten(code_set, query.ids, query.labels, query.num_bits)
 
 
 def write_results(workdir: Path, config: Mapping[str, Any], dataset_name: str) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from mch_jax import batched, codes, pairs
+from mch_jax import batched, codes, pairs, query_codes
 from mch_jax.agent import evidence
 from mch_jax.encoder import Encoder, RegionOutputs
 from mch_jax.evaluation import asymmetric, classifier, equal_cost, rivals
 from mch_jax.evaluation.equal_cost import BUDGETS, Found, Relevance
 from mch_jax.files import codes_file, whole_file, write_json
 from mch_jax.index import BucketIndex
+from mch_jax.query_codes import QueryRegions
 from mch_jax.training import logs, run
 from mch_jax.training.streams import Stream, generator
 
@@ -29,22 +30,22 @@ _DIFFERING = 0.01  # share of query codes that may differ from the run's, from r
 
 # Name of each row, the database's codes, the query's codes, and the order of the buckets.
 ROWS = (
-    ("base_hamming", "base", "own", "hamming"),
-    ("base_gqr", "base", "own", "gqr"),
+    ("base_hamming", "base", "one", "hamming"),
+    ("base_gqr", "base", "one", "gqr"),
     ("base_gqr_agent_query", "base", "agent", "gqr"),
     ("base_gqr_all_query", "base", "all", "gqr"),
-    ("mch_hamming", "mch", "own", "hamming"),
-    ("mch_gqr", "mch", "own", "gqr"),
+    ("mch_hamming", "mch", "one", "hamming"),
+    ("mch_gqr", "mch", "one", "gqr"),
     ("mch_gqr_agent_query", "mch", "agent", "gqr"),
     ("mch_gqr_all_query", "mch", "all", "gqr"),
-    ("spill_gqr", "spill", "own", "gqr"),
-    ("surest_gqr", "surest", "own", "gqr"),
-    ("surest_labels_gqr", "surest_labels", "own", "gqr"),
-    ("random_gqr", "random", "own", "gqr"),
-    ("medoid_gqr", "medoid", "own", "gqr"),
-    ("coverage_gqr", "coverage", "own", "gqr"),
-    ("expected_gqr", "expected", "own", "gqr"),
-    ("always_gqr", "always", "own", "gqr"),
+    ("spill_gqr", "spill", "one", "gqr"),
+    ("surest_gqr", "surest", "one", "gqr"),
+    ("surest_labels_gqr", "surest_labels", "one", "gqr"),
+    ("random_gqr", "random", "one", "gqr"),
+    ("medoid_gqr", "medoid", "one", "gqr"),
+    ("coverage_gqr", "coverage", "one", "gqr"),
+    ("expected_gqr", "expected", "one", "gqr"),
+    ("always_gqr", "always", "one", "gqr"),
     ("always_gqr_all_query", "always", "all", "gqr"),
 )
 
@@ -86,18 +87,6 @@ class FlatCodes(NamedTuple):
 
     codes: UInt8[np.ndarray, "c bytes"]
     item: Int[np.ndarray, " c"]
-
-
-class Queries(NamedTuple):
-    """Codes of the queries with their logits.
-
-    Attributes:
-      codes: Packed codes, the whole photo's first. A query with fewer codes repeats it.
-      logits: Their logits.
-    """
-
-    codes: UInt8[np.ndarray, "m t bytes"]
-    logits: Float[np.ndarray, "m t q"]
 
 
 class Row(NamedTuple):
@@ -172,20 +161,12 @@ def flat(material: Material, kept: Bool[np.ndarray, "n t"]) -> FlatCodes:
     return FlatCodes(codes.to_bytes(packed[item, slot], material.num_bits), item)
 
 
-def queries(material: Material, choice: str) -> Queries:
-    """Returns the queries' codes: `own`, those that the `agent` keeps, or `all` six."""
+def queries(material: Material, choice: str) -> QueryRegions:
+    """Returns the queries' codes: `one`, those that the `agent` keeps, or `all` six."""
     outputs = material.queries
-    kept = np.zeros(outputs.keep_prob.shape, bool)
-    if choice == "agent":
-        kept = outputs.keep_prob >= material.encoder.keep_threshold
-    elif choice == "all":
-        kept[:] = True
-    width = 1 if choice == "own" else kept.shape[1]
-    slot = np.where(kept, np.arange(kept.shape[1]), 0)[:, :width]
-    packed, logits = (
-        np.take_along_axis(x, slot[:, :, None], 1) for x in (outputs.packed, outputs.logits)
-    )
-    return Queries(codes.to_bytes(packed, material.num_bits), logits)
+    packed = codes.to_bytes(outputs.packed, material.num_bits)
+    kept = outputs.keep_prob >= material.encoder.keep_threshold
+    return QueryRegions(packed, kept, outputs.logits).chosen(choice)
 
 
 def databases(material: Material) -> dict[str, FlatCodes]:
@@ -220,19 +201,16 @@ def databases(material: Material) -> dict[str, FlatCodes]:
 
 
 def searched(
-    material: Material, database: FlatCodes, query: Queries, order: str, relevant: Relevance
+    material: Material, database: FlatCodes, query: QueryRegions, order: str, relevant: Relevance
 ) -> Row:
     """Returns the measures of a search for buckets in one of the orders of `equal_cost`."""
     num_bits, num_images = material.num_bits, len(material.labels)
     logits = query.logits
     if order == "hamming":
         logits = np.where(logits < 0, -1, 1).astype(np.float32)
-    margins, query_codes = np.abs(logits), query.codes
-    if query_codes.shape[1] == 1:
-        margins, query_codes = margins[:, 0], query_codes[:, 0]
     index = BucketIndex.build(database.codes, database.item, num_bits)
     return Row(
-        equal_cost.probed(index, query_codes, margins, relevant),
+        equal_cost.probed(index, query.codes, np.abs(logits), relevant),
         asymmetric.average_precision(
             logits, database.codes, database.item, material.query_labels, material.labels
         ),
@@ -245,15 +223,15 @@ def classified(material: Material, relevant: Relevance) -> Row:
     """Returns the measures of inverted lists of predicted labels, without codes."""
     query, database = material.queries, material.database
     if query.label_logits.shape[2]:
-        probability = [classifier.probabilities(x.label_logits[:, 0]) for x in (query, database)]
+        asked, stored = (classifier.probabilities(x.label_logits[:, 0]) for x in (query, database))
     else:
         train = material.is_train
         whole = [x.logits[:, 0] for x in (query, database)]
-        probability = classifier.fitted(whole[1][train], material.labels[train], whole)
-    members = classifier.lists(probability[1])
+        asked, stored = classifier.fitted(whole[1][train], material.labels[train], whole)
+    members = classifier.lists(stored)
     return Row(
-        classifier.probed(probability[0], members, relevant),
-        classifier.average_precision(*probability, material.query_labels, material.labels),
+        classifier.probed(asked, members, relevant),
+        classifier.average_precision(asked, stored, material.query_labels, material.labels),
         members.sum() / max(len(members), 1),
         equal_cost.ITEM_BYTES * members.sum() / max(len(members), 1),
     )
@@ -285,7 +263,7 @@ def rows(material: Material, long: Material | None = None) -> dict[str, Row]:
       long: Outputs of the run with codes of twice the length, where there is one.
     """
     relevant, chosen = relevance(material), databases(material)
-    asked = {choice: queries(material, choice) for choice in ("own", "agent", "all")}
+    asked = {choice: queries(material, choice) for choice in query_codes.CHOICES}
     wanted = [row for row in ROWS if row[1] in chosen]
     found = {
         name: searched(material, chosen[database], asked[query], order, relevant)
@@ -293,7 +271,7 @@ def rows(material: Material, long: Material | None = None) -> dict[str, Row]:
     }
     if long is not None:
         base = flat(long, np.arange(long.database.packed.shape[1])[None] == np.zeros((1, 1), int))
-        found["long_gqr"] = searched(long, base, queries(long, "own"), "gqr", relevant)
+        found["long_gqr"] = searched(long, base, queries(long, "one"), "gqr", relevant)
     found["classifier"] = classified(material, relevant)
     return found | {"everything": everything(material, relevant)}
 

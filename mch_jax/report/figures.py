@@ -210,6 +210,59 @@ def codes_per_photo(database: CodeFile) -> Plot:
     return Plot("codes-per-image", "Codes per photo", alt + ".", caption, draw)
 
 
+def f1_at_equal_cost(results: Mapping[str, Any]) -> list[Plot]:
+    """Returns F1 against buckets looked at and against codes read, for both orders of the buckets.
+
+    Args:
+      results: What results.json holds; results of an earlier version give no figure.
+    """
+    if "probe" not in results["base"]:
+        return []
+    curves = [
+        (kind, order, results[kind]["probe"][order])
+        for kind in ("base", "mch")
+        for order in ("hamming", "gqr")
+        if order in results[kind]["probe"]
+    ]
+    budgets = results["base"]["probe"]["budget"]
+    size = {kind: f"{results[kind]['bytes_per_image']:.1f} bytes" for kind in ("base", "mch")}
+    names = {"base": "base", "mch": "MCH", "hamming": "Hamming", "gqr": "GQR"}
+    caption = (
+        f"After {', '.join(map(str, budgets))} buckets, by Hamming distance or by quantization "
+        f"distance (GQR). A photo takes {size['base']} in the base model’s index and {size['mch']} "
+        "in MCH’s."
+    )
+    plots = []
+    for key, label in (("buckets", "buckets looked at"), ("candidates", "codes read")):
+        lines = [
+            (kind, order, budgets if key == "buckets" else curve[key], curve["f1"])
+            for kind, order, curve in curves
+        ]
+
+        def draw(axes: Axes, scheme: Scheme, lines=lines, label=label) -> None:
+            for kind, order, x, y in lines:
+                axes.plot(
+                    x, y, "-" if order == "gqr" else "--", linewidth=1.7, markersize=4,
+                    color=scheme.base if kind == "base" else scheme.mch,
+                    marker="s" if kind == "base" else "o",
+                    label=f"{names[kind]}, {names[order]}",
+                )  # fmt: skip
+            axes.set_xscale("symlog", linthresh=1)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            axes.set(xlabel=label, ylabel="F1")
+            axes.set_ylim(bottom=0)
+            legend(axes, loc="lower right")
+
+        points = (
+            f"{names[kind]} by {names[order]}, "
+            + ", ".join(f"{f1:.3f} at {cost:,.0f}" for f1, cost in zip(y, x, strict=True))
+            for kind, order, x, y in lines
+        )
+        alt = f"Line chart of F1 against {label}: {'; '.join(points)}."
+        plots.append(Plot(f"equal-{key}", f"F1 at equal {label}", alt, caption, draw, width=4.2))
+    return plots
+
+
 def f1_by_cost(results: Mapping[str, Any]) -> list[Plot]:
     """Returns F1 against each cost that the results have, for the base model and for MCH.
 

@@ -251,6 +251,18 @@ def _terms(files: RunFiles) -> str:
     )
 
 
+def _equal_cost(folder: Path, results: Mapping[str, Any]) -> list[str]:
+    """Returns the section on searches of equal cost; none for results of an earlier version."""
+    plots = figures.f1_at_equal_cost(results)
+    if not plots:
+        return []
+    text = (
+        "The base model can look into buckets in a better order too, by the query’s real values. "
+        "This is the fair comparison: the same number of buckets, or the same number of codes read."
+    )
+    return [section("At equal cost", text, _drawn(folder, plots))]
+
+
 def _page(folder: Path, dataset: Dataset, audit: Mapping[str, Any], files: RunFiles) -> str:
     """Writes the figures and thumbnails into a folder and returns the page."""
     main = (
@@ -261,6 +273,7 @@ def _page(folder: Path, dataset: Dataset, audit: Mapping[str, Any], files: RunFi
             "first. The number of buckets is the cost of a search, F1 is its quality.",
             _drawn(folder, figures.f1_by_cost(files.results)),
         ),
+        *_equal_cost(folder, files.results),
         _gallery(folder, dataset, files),
         section(
             "What the agent decided",
