@@ -8,6 +8,7 @@ from labelled_folder import encoded, picture
 from PIL import Image
 
 from mch_jax import data
+from mch_jax.data import photos
 
 
 def test_photos_are_rotated_by_their_exif_orientation():
@@ -83,3 +84,50 @@ def test_broken_files_raise_value_error_only(kind):
         # Some changes are harmless. Otherwise the only error must be ValueError.
         with contextlib.suppress(ValueError):
             assert data.decode(scrambled.tobytes()).dtype == np.uint8
+
+
+def test_whatever_pillow_raises_is_a_damaged_photo():
+    """Orientation 6 beside a Make that is a rational number: Pillow raises AttributeError."""
+    entries = [(0x010F, 5, 1, 50), (0x0112, 3, 1, 6)]
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", 0)
+    exif = b"Exif\0\0" + header.ljust(50, b"\0") + struct.pack("<II", 1, 1)
+    with contextlib.suppress(ValueError):
+        data.decode(encoded(picture(0), quality=80, exif=exif), "photo")
+
+
+def test_an_error_of_any_type_in_pillow_is_a_damaged_photo(monkeypatch):
+    def fails(_):
+        raise AttributeError("'IFDRational' object has no attribute 'encode'")
+
+    monkeypatch.setattr(photos, "upright", fails)
+    with pytest.raises(ValueError, match=r"'a\.jpg' does not decode: 'IFDRational' object"):
+        data.decode(encoded(picture(0), quality=80), "a.jpg")
+
+
+def test_scans_are_counted_and_bounded():
+    plain = encoded(picture(0), quality=80)
+    progressive = encoded(picture(0), quality=80, progressive=True)
+    assert photos.num_scans(plain) == 1
+    assert 2 <= photos.num_scans(progressive) <= 20
+    assert photos.num_scans(encoded(picture(0), "PNG")) == 0
+    end = progressive.rindex(b"\xff\xda")
+    bomb = progressive[:-2] + progressive[end:-2] * 200 + progressive[-2:]
+    assert photos.num_scans(bomb) == photos.num_scans(progressive) + 200
+    hidden = bomb.replace(progressive[end:-2], b"no marker" + progressive[end:-2])
+    assert photos.num_scans(hidden) == photos.num_scans(bomb)
+    for file in (bomb, hidden):
+        with pytest.raises(ValueError, match=r"scans of a JPEG, at most 100"):
+            data.decode(file)
+    trailer = plain + b"\xff\xda\x00\x02" * 500  # such as the video behind a moving photo
+    assert photos.num_scans(trailer) == 1
+    np.testing.assert_array_equal(data.decode(trailer), data.decode(plain))
+
+
+def test_modes_of_several_bytes_have_fewer_pixels(monkeypatch):
+    monkeypatch.setattr(photos, "MAX_PIXELS", 40 * 30)
+    grey = Image.fromarray(np.zeros((30, 40), np.int32))
+    assert data.decode(encoded(picture(0), "PNG")).shape == (30, 40, 3)
+    with pytest.raises(ValueError, match="1,200 pixels of the mode I, at most 300 of it"):
+        data.decode(encoded(grey, "TIFF"))
+    assert data.decode(encoded(grey.crop((0, 0, 20, 15)), "TIFF")).shape == (15, 20, 3)

@@ -101,3 +101,17 @@ def test_damaged_codes_are_read_or_refused(tmp_path_factory, change):
     codes_file.save(path, code_file())
     path.write_bytes(damaged(path.read_bytes(), *change))
     read_or_refuse(path, codes_file.load)
+
+
+def test_members_that_the_format_lacks_are_refused_unread(tmp_path):
+    path = tmp_path / "codes.npz"
+    np.savez(path, codes=np.zeros((1, 4), np.uint8), extra=np.zeros(9))
+    with pytest.raises(ValueError, match="unknown array 'extra'"):
+        codes_file.load(path)
+
+
+def test_a_codes_file_that_unfolds_to_far_more_is_refused(tmp_path):
+    path = tmp_path / "codes.npz"
+    np.savez_compressed(path, codes=np.zeros((2**25, 4), np.uint8))
+    with pytest.raises(ValueError, match="more than 256 times as many"):
+        codes_file.load(path)

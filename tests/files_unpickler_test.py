@@ -200,3 +200,35 @@ def test_damaged_weights_are_read_or_refused(files, tmp_path_factory, which, cha
     path = tmp_path_factory.getbasetemp() / f"damaged{source.suffix}"
     path.write_bytes(damaged(source.read_bytes(), *change) if random is None else random)
     read_or_refuse(path, read_arrays)
+
+
+def test_a_pickle_leaves_nothing_behind(files, tmp_path):
+    """BUILD with slot state sets attributes of whatever object is on the stack."""
+    path = tmp_path / "evil.pkl"
+    for module, name in (("torch._utils", "_rebuild_tensor_v2"), ("numpy", "dtype")):
+        path.write_bytes(
+            pickle.PROTO + b"\x02" + f"c{module}\n{name}\n".encode() + b"N}U\x05arrayNs\x86b."
+        )
+        assert "sets the attribute array of a function" in refused(path)
+    for good in files:
+        assert read_arrays(good)["a"].shape == (2, 3)
+
+
+def test_a_small_pickle_of_endless_content_is_refused(tmp_path):
+    node: dict = {}
+    for _ in range(40):
+        node = {"a": node, "b": node}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps(node))
+    assert path.stat().st_size < 1000
+    assert "more than 100,000 arrays and dicts" in refused(path)
+
+
+def test_archives_that_unfold_to_far_more_than_they_are_are_refused(tmp_path):
+    zeros = np.zeros(2**27, np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", a=zeros)
+    assert "more than 256 times as many" in refused(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({}))
+        archive.writestr("a/data/0", zeros.data)
+    assert "more than 256 times as many" in refused(tmp_path / "a.pth")

@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-import struct
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,25 +15,20 @@ from mch_jax.data.archives import Span, read_span
 MAX_PIXELS = 80_000_000
 # Pillow supports further formats, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
-# The errors that Pillow raises for files that are cut off, scrambled or too large.
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # if warnings are errors
-)
+# A scan of a progressive JPEG can take a few bytes and is decoded into the whole image: a small file
+# could keep a core busy for minutes. Encoders write about ten scans.
+MAX_SCANS = 100
+# A marker that begins a segment with a length, or ends the file. In the data of a scan a byte 255
+# is followed by 0 or by a restart marker.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+# Bytes per value of Pillow's modes that have more than one.
+_MODE_BYTES = {"I": 4, "F": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Returns an 8-bit RGB image. Transparency becomes white; 16-bit values lose their lower 8."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         values = values >> 8 if values.max(initial=0) > 255 else values
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -47,6 +42,35 @@ def upright(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_rgb(ImageOps.exif_transpose(image)))
 
 
+def num_scans(data: bytes) -> int:
+    """Returns the number of scans of a JPEG, from its markers; 0 for files of other formats.
+
+    Nothing is decoded. Like decoders, it passes over bytes between segments that are no marker.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return 0
+    count, place = 0, 2
+    while (found := _MARKER.search(data, place)) and (marker := data[found.end() - 1]) != 0xD9:
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+        count += marker == 0xDA
+    return count
+
+
+def _check_cost(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError if decoding an opened image takes more memory or time than is allowed."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{pixels:,} pixels, at most {MAX_PIXELS:,} are decoded")
+    allowed = MAX_PIXELS // _MODE_BYTES.get(image.mode, 1)
+    if pixels > allowed:
+        raise ValueError(
+            f"{pixels:,} pixels of the mode {image.mode}, at most {allowed:,} of it are decoded"
+        )
+    scans = num_scans(data)
+    if scans > MAX_SCANS:
+        raise ValueError(f"{scans:,} scans of a JPEG, at most {MAX_SCANS} are decoded")
+
+
 def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
     """Decodes the bytes of an image file to RGB, rotated according to its EXIF orientation.
 
@@ -58,16 +82,15 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
       The pixels.
 
     Raises:
-      ValueError: The bytes are not a whole image, or it has more than MAX_PIXELS pixels.
+      ValueError: The bytes are not a whole image, or decoding it would take too much: it has more
+        than MAX_PIXELS pixels, fewer for modes of several bytes, or more than MAX_SCANS scans.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise ValueError(f"{pixels:,} pixels, at most {MAX_PIXELS:,} are decoded")
+            _check_cost(image, data)
             image.load()
             return upright(image)
-    except DAMAGED as error:
+    except Exception as error:  # noqa: BLE001 - a damaged photo can raise anything in Pillow
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"expected one of {', '.join(FORMATS)}"

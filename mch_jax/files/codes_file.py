@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mch_jax.files.whole import first_line, whole_file
+from mch_jax.files.whole import first_line, read_zip, whole_file
 
 FORMAT = "mch-codes/1"
 
@@ -61,9 +61,7 @@ def load(path: str | os.PathLike[str]) -> CodeFile:
       ValueError: The file is missing or damaged, or violates a rule of the format.
     """
     try:
-        # np.load would leave a damaged file open, so the file is opened here.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = dict(archive)
+        arrays = read_zip(path, {*CodeFile._fields, "format"})
         reason = _violation(arrays)
     except FileNotFoundError:
         raise ValueError(

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from mch_jax.files.whole import check_size, read_zip
+
 TORCH_DTYPES = {
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
@@ -25,6 +27,28 @@ TORCH_DTYPES = {
     "IntStorage": "<i4",
     "ByteStorage": "|u1",
 }
+
+
+MAX_NODES = 100_000  # arrays and dicts in one file; a pickle of a few bytes can describe 2^40
+
+
+class _Builder:
+    """A callable that a pickle may call but not change.
+
+    A pickle can set attributes of every object that it reaches. It is therefore given neither
+    classes nor functions of this module, whose change would outlast the file.
+    """
+
+    __slots__ = ("_build",)
+
+    def __init__(self, build: Callable[..., Any]):
+        object.__setattr__(self, "_build", build)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._build(*arguments)
+
+    def __setattr__(self, name: str, value: Any):
+        raise pickle.UnpicklingError(f"it sets the attribute {name} of a function")
 
 
 class _Storage:
@@ -50,13 +74,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         """Returns a replacement for one of the few callables that build arrays and tensors."""
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray")}:
-            return _Array
+            return _Builder(_Array)
         if (module, name) == ("numpy", "dtype"):
-            return _DType
+            return _Builder(_DType)
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _Tensor
+            return _Builder(_Tensor)
         if module == "torch" and name in TORCH_DTYPES:
             return TORCH_DTYPES[name]
         raise pickle.UnpicklingError(
@@ -128,6 +152,7 @@ class _Tensor:
 def _read_torch_zip(path: Path) -> Any:
     """Reads the format of torch 1.6 and later: a zip with a pickle and one file per storage."""
     with zipfile.ZipFile(path) as archive:
+        check_size(archive)
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise pickle.UnpicklingError("it is a zip without torch's data.pkl")
@@ -170,8 +195,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         if path.suffix == ".npz":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
+            return read_zip(path)
         if zipfile.is_zipfile(path):
             value = _read_torch_zip(path)
         else:
@@ -194,13 +218,21 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def _flatten(value: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the arrays of nested dicts. The name of an array is its keys, joined by dots."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, _Tensor | _Array):
-        yield prefix, value.array()
-    else:
-        name = type(value).__name__
-        raise pickle.UnpicklingError(f"{prefix or 'its content'} is a {name}, expected an array")
+    stack, num_nodes = [("", value)], 0
+    while stack:
+        prefix, value = stack.pop()
+        num_nodes += 1
+        if num_nodes > MAX_NODES:
+            raise pickle.UnpicklingError(f"it holds more than {MAX_NODES:,} arrays and dicts")
+        if isinstance(value, Mapping):
+            items = [(f"{prefix}.{key}" if prefix else str(key), x) for key, x in value.items()]
+            stack += reversed(items)
+        elif isinstance(value, _Tensor | _Array):
+            yield prefix, value.array()
+        else:
+            name = type(value).__name__
+            raise pickle.UnpicklingError(
+                f"{prefix or 'its content'} is a {name}, expected an array"
+            )

@@ -7,7 +7,8 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,49 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+MAX_RATIO, FREE_BYTES = 256, 2**26  # of unpacked bytes to the file's; small files may have more
+
+
+def check_size(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError if a zip declares far more bytes than arrays compress to.
+
+    Deflate reaches a ratio of 1,032, so that a file of 3 MiB could fill 3 GiB of memory.
+    """
+    members = archive.infolist()
+    packed = sum(member.compress_size for member in members)
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(FREE_BYTES, MAX_RATIO * packed):
+        raise ValueError(
+            f"it declares {unpacked:,} bytes in {packed:,}, more than {MAX_RATIO} times as many"
+        )
+
+
+def read_zip(
+    path: str | os.PathLike[str], known: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz, whose declared sizes are checked before anything is read.
+
+    Args:
+      path: Path of the file.
+      known: Names that the arrays may have. Defaults to any.
+
+    Raises:
+      ValueError: An array has another name, or the arrays would take far more memory than the file.
+      OSError: The file cannot be opened. Damaged files may raise any other exception, too.
+    """
+    # np.load would leave a damaged file open, so the file is opened here.
+    with open(path, "rb") as stream:
+        with zipfile.ZipFile(stream) as archive:
+            check_size(archive)
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        unknown = sorted(set(names) - set(known)) if known is not None else []
+        if unknown:
+            raise ValueError(f"unknown array {unknown[0]!r}")
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
 def first_line(error: BaseException) -> str:
@@ -84,8 +128,7 @@ def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]
       ValueError: The file is missing or damaged.
     """
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return dict(archive)
+        return read_zip(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {remedy}") from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything

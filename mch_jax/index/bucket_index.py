@@ -224,10 +224,10 @@ class BucketIndex:
           threads: Maximum number of threads. Defaults to one per core; few queries take only one.
 
         Raises:
-          ValueError: radius is negative, or the codes have the wrong form.
+          ValueError: radius is no whole number or negative, or the codes have the wrong form.
         """
-        if radius < 0:
-            raise ValueError(f"radius is {radius}, expected at least 0")
+        if not isinstance(radius, int | np.integer) or radius < 0:
+            raise ValueError(f"radius is {radius}, expected a whole number of at least 0")
         num_bits = self.num_bits
         queries, radius = words_from_bytes(query_codes, num_bits), min(radius, num_bits)
         base, delta = self._current()

@@ -27,7 +27,7 @@ CREATE TABLE mch_codes (
 # nearest one, so that the ring is also at most the smallest delta plus the radius.
 TAIL = """\
 CREATE INDEX ON mch_codes (pivot, ring) INCLUDE (code, image);
-CREATE FUNCTION mch_within(query bigint, radius integer)
+CREATE OR REPLACE FUNCTION mch_within(query bigint, radius integer)
 RETURNS TABLE (image integer, distance integer) LANGUAGE sql STABLE AS $$
   WITH near AS (
     SELECT pivot, delta, min(delta) OVER () AS nearest
@@ -39,7 +39,7 @@ RETURNS TABLE (image integer, distance integer) LANGUAGE sql STABLE AS $$
   WHERE bit_count((c.code # query)::bit(64)) <= radius
   GROUP BY c.image ORDER BY distance, image
 $$;
-CREATE FUNCTION mch_nearest(query bigint, k integer)
+CREATE OR REPLACE FUNCTION mch_nearest(query bigint, k integer)
 RETURNS TABLE (image integer, distance integer) LANGUAGE plpgsql STABLE AS $$
 DECLARE
   radius integer := 2;
