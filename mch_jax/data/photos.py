@@ -15,8 +15,8 @@ from mch_jax.data.archives import Span, read_span
 MAX_PIXELS = 80_000_000
 # Pillow supports further formats, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
-# A scan of a progressive JPEG can take a few bytes and is decoded into the whole image: a small file
-# could keep a core busy for minutes. Encoders write about ten scans.
+# A scan of a progressive JPEG can take a few bytes and is decoded into the whole image: a small
+# file could keep a core busy for minutes. Encoders write about ten scans.
 MAX_SCANS = 100
 # A marker that begins a segment with a length, or ends the file. In the data of a scan a byte 255
 # is followed by 0 or by a restart marker.
