@@ -7,11 +7,6 @@ from pathlib import Path
 
 import filelock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 
 def cores() -> list[int]:
     """Returns the numbers of the cores that this process may use, ascending.
@@ -30,19 +25,10 @@ def locked(path: Path) -> Iterator[None]:
     The operating system frees the lock when its process ends, also when it is killed.
 
     Args:
-      path: File of the lock, which is created, or a directory that exists. On Windows, which
-        cannot lock a directory, its lock is the file `.lock` in it.
+      path: File of the lock, which is created. Nothing else is kept in it.
     """
-    if fcntl is None or not path.is_dir():
-        with filelock.FileLock(path / ".lock" if path.is_dir() else path):
-            yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with filelock.FileLock(path):
         yield
-    finally:
-        os.close(handle)
 
 
 def sync_directory(directory: Path) -> None:

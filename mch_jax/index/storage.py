@@ -120,7 +120,7 @@ def version_of(directory: Path) -> str:
 
 def lock(directory: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from writing to the directory."""
-    return machine.locked(directory)
+    return machine.locked(directory / ".lock")
 
 
 def _known_arrays(
