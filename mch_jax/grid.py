@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import queue
-import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 from absl import flags, logging
 
-from mch_jax import command, config_files, machine
+from mch_jax import command
 from mch_jax.files import read_json, write_json
 
 
@@ -50,15 +49,18 @@ def cells(
       ValueError: A method is unknown or has no config for the data set.
     """
     for method in methods:
-        if f"{dataset}_{method}" not in config_files.names():
-            names = sorted(name.rpartition("_")[::2] for name in config_files.names())
+        path = Path("configs") / f"{dataset}_{method}.py"
+        if not path.is_file():
+            names = sorted(x.stem.rpartition("_")[::2] for x in path.parent.glob("*_*.py"))
             datasets = dict.fromkeys(name for name, _ in names)
             if dataset in datasets:
                 known = (name for data, name in names if data == dataset)
                 expected = f"a method of {', '.join(known)}"
-            else:
+            elif datasets:
                 expected = f"a data set of {', '.join(datasets)}"
-            raise ValueError(f"{dataset}_{method}.py does not exist; expected {expected}")
+            else:
+                expected = "to be run in the folder that holds configs/"
+            raise ValueError(f"{path} does not exist; expected {expected}")
     product = itertools.product(seeds, bits, methods)
     return [Cell(dataset, method, num_bits, seed) for seed, num_bits, method in product]
 
@@ -93,7 +95,7 @@ def run_command(cell: Cell, root: Path, changes: Sequence[str]) -> list[str]:
     return [
         sys.executable,
         *("-m", "mch_jax.main"),
-        f"--config={cell.dataset}_{cell.method}",
+        f"--config=configs/{cell.dataset}_{cell.method}.py",
         f"--workdir={root / cell.name}",
         f"--config.cache_dir={root / 'features'}",
         f"--config.num_bits={cell.num_bits}",
@@ -118,16 +120,11 @@ def resources(jobs: int, gpus: Sequence[str]) -> list[tuple[list[int], dict[str,
 
     The cores are divided among the jobs; each job gets one of the GPUs in turn.
     """
-    cores = machine.cores()
+    cores = sorted(os.sched_getaffinity(0))
     environments = [
         {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {} for job in range(jobs)
     ]
     return [(cores[job::jobs] or cores, environments[job]) for job in range(jobs)]
-
-
-def pinned(cores: Sequence[int]) -> list[str]:
-    """Returns the beginning of a command that keeps to some cores; empty without `taskset`."""
-    return ["taskset", "-c", ",".join(map(str, cores))] if shutil.which("taskset") else []
 
 
 def run_grid(
@@ -156,7 +153,7 @@ def run_grid(
         try:
             with open(root / f"{cell.name}.log", "a") as log:
                 status = subprocess.run(
-                    [*pinned(cores), *run_command(cell, root, changes)],
+                    ["taskset", "-c", ",".join(map(str, cores)), *run_command(cell, root, changes)],
                     stdout=log,
                     stderr=log,
                     env=os.environ | environment,

@@ -1,15 +1,15 @@
 """The files of a sharded index."""
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mch_jax import machine
 from mch_jax.files import write_json
 from mch_jax.index import BucketIndex
 
@@ -114,8 +114,11 @@ class Shards:
             self._indexes[shard] = index
             return index.version or ""
 
-    def _locked(self, shard: int) -> contextlib.AbstractContextManager[None]:
-        return machine.locked(self.directory / f"{_name(shard)}.lock")
+    @contextlib.contextmanager
+    def _locked(self, shard: int) -> Iterator[None]:
+        with open(self.directory / f"{_name(shard)}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def _name(shard: int) -> str:

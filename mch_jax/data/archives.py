@@ -120,9 +120,11 @@ def read_span(path: str | os.PathLike[str], span: Span, name: str = "file") -> b
             f"'{name}' in '{path}' has {size:,} bytes, expected at most {MAX_MEMBER:,}"
         )
     try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(span.offset)
-            data = file.read(span.stored)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            data = os.pread(file, span.stored, span.offset)
+        finally:
+            os.close(file)
         if span.inflated:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, span.inflated)
     except (OSError, zlib.error) as error:

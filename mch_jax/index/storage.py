@@ -5,6 +5,7 @@ before that leaves the previous state.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mch_jax import machine
 from mch_jax.index.segment import num_slots
 from mch_jax.index.words import MAX_BITS
 from mch_jax.kernels import checksum as checksum_kernel
@@ -118,9 +118,15 @@ def version_of(directory: Path) -> str:
     return _digest(_read_meta(directory))
 
 
-def lock(directory: Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
     """Keeps other processes from writing to the directory."""
-    return machine.locked(directory / ".lock")
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _known_arrays(
@@ -134,6 +140,12 @@ def _named_arrays(segments: Segments) -> Iterator[tuple[str, np.ndarray]]:
     for name, segment in zip(Segments._fields, segments, strict=True):
         for field, array in zip(Segment._fields, segment, strict=True):
             yield f"{name}-{field}", array
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def _checksum(raw: np.ndarray) -> str:
@@ -166,9 +178,9 @@ def _write_meta(directory: Path, meta: dict) -> None:
         json.dump({**meta, "checksum": _digest(meta)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    machine.sync_directory(directory)
+    _sync_directory(directory)
     path.replace(directory / "meta.json")
-    machine.sync_directory(directory)
+    _sync_directory(directory)
 
 
 def _read_meta(directory: Path, any_version: bool = False) -> dict[str, Any]:

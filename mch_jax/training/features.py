@@ -4,6 +4,7 @@ Runs of other methods, code lengths and seeds share them through a directory. Th
 contains a hash of everything that its features depend on.
 """
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
-from mch_jax import batched, data, machine, regions
+from mch_jax import batched, data, regions
 from mch_jax.files import read_json, write_json
 from mch_jax.models import AlexNet
 from mch_jax.training import logs
@@ -155,8 +156,9 @@ def extracted(
             logging.warning("%s is damaged (%s); computing it again", path, error)
             path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One of the runs that share the file writes it. The lock ends with that run's process.
-    with machine.locked(path.with_suffix(".lock")):
+    with open(path.with_suffix(".lock"), "w") as lock:
+        # One of the runs that share the file writes it. The lock ends with that run's process.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
 
             def batches(start_step: int) -> Iterator[np.ndarray]:
