@@ -112,7 +112,7 @@ def test_histogram_of_a_large_database_does_not_depend_on_threads():
         for n in (1, 2)
     ]
     np.testing.assert_array_equal(results[0][0], expected)
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
     assert metrics.histogram(
         query.codes[:0], database.codes, database.item, relevant[:0], 24
     ).shape == (0, 25, 2)

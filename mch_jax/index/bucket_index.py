@@ -152,7 +152,10 @@ class BucketIndex:
         *, margins: Float32[np.ndarray, "m *t q"], allowed: Allowed | None = None,
     ) -> CheapestItems: ...  # fmt: skip
 
-    def search(self, query_codes, k, threads=None, *, margins=None, allowed=None):
+    def search(
+        self, query_codes: UInt8[np.ndarray, "m *t bytes"], k: int, threads: int | None = None,
+        *, margins: Float32[np.ndarray, "m *t q"] | None = None, allowed: Allowed | None = None,
+    ) -> NearestItems | CheapestItems:  # fmt: skip
         """Returns the k nearest items of each query and the counts of Algorithm 1.
 
         With margins, items are ranked by asymmetric distance: the sum of the margins over the bits
