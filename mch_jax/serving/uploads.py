@@ -84,8 +84,7 @@ def decode(body: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     too_many = Refused(413, f"The photo has too many pixels; at most {max_pixels:,} are accepted.")
     try:
         with Image.open(io.BytesIO(body), formats=photos.FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise too_many
+            pixels = image.width * image.height
     except UnidentifiedImageError:
         raise Refused(
             415, f"The upload is not a photo of a known type ({', '.join(photos.FORMATS)})."
@@ -94,6 +93,8 @@ def decode(body: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
         raise too_many from None
     except Exception:  # noqa: BLE001 - a damaged photo can raise anything in Pillow
         raise Refused(422, "The photo is damaged: its header cannot be read.") from None
+    if pixels > max_pixels:
+        raise too_many
     try:
         return photos.decode(body, "photo")
     except ValueError:
