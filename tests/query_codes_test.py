@@ -54,9 +54,10 @@ def test_the_histogram_of_several_codes_is_that_of_their_smallest_distance(finis
     database = codes_file.load(finished / "codes" / "database.npz")
     query = codes_file.load(finished / "codes" / "query.npz")
     of_queries = results.read_query_regions(finished / "codes", query)
+    assert of_queries is not None
     several = results.several_codes(query, of_queries, "all")
     counts = evaluate.histogram(several, database)
-    relevant = (query.labels[:, None] & database.labels).any(2)
+    relevant = np.asarray((query.labels[:, None] & database.labels).any(2))
     for m in range(len(query.ids)):
         own = of_queries.codes[m]
         bits = np.bitwise_count(database.codes[:, None] ^ own[None]).sum(2).min(1)
