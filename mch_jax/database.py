@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BucketIndex, NearestItems
+from mch_jax.index import BucketIndex, CheapestItems, NearestItems
 
 Source = TypeVar("Source")
 ReadPhoto = Callable[[str], UInt8[np.ndarray, "h w 3"]]
@@ -147,28 +147,36 @@ class Database:
             )
 
     def search(
-        self, query: UInt8[np.ndarray, "1 bytes"], k: int, is_base: bool = False
-    ) -> tuple[list[Neighbour], NearestItems]:
+        self, query: UInt8[np.ndarray, "t bytes"], k: int, is_base: bool = False
+    ) -> tuple[list[Neighbour], NearestItems | None]:
         """Returns the k nearest items to one query, and the index's answer with its counts.
 
+        There are no counts, and None instead of the answer, for a query with several codes. Its
+        nearest code counts then.
+
         Args:
-          query: The query's code.
+          query: The query's codes, at least one.
           k: The number of items; fewer are returned where the database has fewer.
           is_base: Whether to compare with the codes of whole images only.
         """
-        hits = (self.base_index if is_base else self.index).search(query, k)
+        index = self.base_index if is_base else self.index
+        if len(query) == 1:
+            hits = counts = index.search(query, k)
+        else:
+            counts, hits = None, nearest_of_several(index, query[None], k)
         neighbours = []
         for item, distance in zip(hits.item[0].tolist(), hits.distance[0].tolist(), strict=True):
             if item < 0:
                 break
             row = int(self._starts[item]) if is_base else self.nearest_row(item, query)
-            neighbours.append(Neighbour(item, distance, row))
-        return neighbours, hits
+            neighbours.append(Neighbour(item, int(distance), row))
+        return neighbours, counts
 
-    def nearest_row(self, item: int, query: UInt8[np.ndarray, "1 bytes"]) -> int:
+    def nearest_row(self, item: int, query: UInt8[np.ndarray, "t bytes"]) -> int:
         """Returns the row of an item's code that is nearest to a query, the first of equals."""
         rows = self.rows(item)
-        return rows[int(np.bitwise_count(self.codes[rows] ^ query).sum(1).argmin())]
+        distance = np.bitwise_count(self.codes[rows][:, None] ^ query).sum(2).min(1)
+        return rows[int(distance.argmin())]
 
     def rows(self, item: int) -> range:
         """Returns the rows of an item's codes; the first one is the whole image's."""
@@ -198,6 +206,23 @@ class Database:
         if self._read_photo is None:
             raise ValueError("the photos of this database are not available")
         return self._read_photo(str(self.ids[item]))
+
+
+def nearest_of_several(
+    index: BucketIndex, query_codes: UInt8[np.ndarray, "m t bytes"], k: int
+) -> CheapestItems:
+    """Returns the k nearest items by Hamming distance to the nearest code of each query.
+
+    The Hamming distance is the asymmetric distance of margins that are all 1.
+    """
+    return index.search(query_codes, k, margins=unit_margins(query_codes, index.num_bits))
+
+
+def unit_margins(
+    query_codes: UInt8[np.ndarray, "*t bytes"], num_bits: int
+) -> Float32[np.ndarray, "*t q"]:
+    """Returns margins of 1, with which probing is in the order of Hamming distance."""
+    return np.ones((*query_codes.shape[:-1], num_bits), np.float32)
 
 
 def photo_reader(

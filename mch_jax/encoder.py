@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8, UInt32
+from jaxtyping import Array, Float, Float32, Shaped, UInt8, UInt32
 
 from mch_jax import agent, codes, models, regions
 from mch_jax.agent import evidence
@@ -23,6 +23,7 @@ from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet, Policy
 
 FILE = "encoder.npz"
+CHOICES = ("one", "agent", "all")  # which codes a query has
 _NUMBERS = ("crop_ratio", "keep_threshold", "image_size", "input_size")
 
 
@@ -40,6 +41,18 @@ class RegionOutputs(NamedTuple):
     keep_prob: Float[AnyArray, "n t"]
     logits: Float[AnyArray, "n t q"]
     label_logits: Float[AnyArray, "n t c"]
+
+
+class QueryCodes(NamedTuple):
+    """The codes of queries and how certain each bit is, in the form that `BucketIndex.probe` takes.
+
+    Attributes:
+      codes: Codes as in a codes file, the whole photo's first.
+      margins: Absolute value of the logit of each bit.
+    """
+
+    codes: UInt8[np.ndarray, "m t bytes"]
+    margins: Float32[np.ndarray, "m t q"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +161,30 @@ class Encoder:
         boxes = regions.region_boxes(self.crop_ratio)[None]
         box = regions.pixel_boxes(boxes, sizes[:, None, 0], sizes[:, None, 1])
         return codes.CodeSet(packed, keep_prob, kept, box)
+
+    def query_codes(self, outputs: RegionOutputs, choice: str = "one") -> QueryCodes:
+        """Returns the codes of photos as queries, and their margins.
+
+        Args:
+          outputs: What `region_outputs` returns.
+          choice: `one`, the code of the whole photo; `agent`, also those of the regions that the
+            agent keeps; or `all` six. A region that is left out repeats the whole photo's code,
+            which changes no answer.
+
+        Raises:
+          ValueError: choice is none of these.
+        """
+        if choice not in CHOICES:
+            raise ValueError(f"the choice of query codes is '{choice}', expected one of {CHOICES}")
+        kept = np.ones(outputs.keep_prob.shape, bool)
+        if choice == "agent":
+            kept = outputs.keep_prob >= self.keep_threshold
+        slot = np.where(kept, np.arange(kept.shape[1]), 0)[:, : 1 if choice == "one" else None]
+        packed, logits = (
+            np.take_along_axis(x, slot[:, :, None], 1) for x in (outputs.packed, outputs.logits)
+        )
+        query_codes = codes.to_bytes(packed, self.model.num_bits)
+        return QueryCodes(query_codes, np.abs(logits).astype(np.float32))
 
     def save(self, path: Path) -> None:
         """Writes the encoder into one file of plain arrays."""

@@ -35,6 +35,24 @@ def test_the_first_region_is_the_whole_image(encoder, images):
     np.testing.assert_array_equal(whole, encoder.encode(images))
 
 
+def test_query_codes_are_those_chosen(encoder, images):
+    keep_prob = np.random.default_rng(1).random((len(images), 6), np.float32)
+    keep_prob[:, 0] = 1
+    outputs = encoder.region_outputs(images)._replace(keep_prob=keep_prob)
+    kept = keep_prob >= encoder.keep_threshold
+    whole, agent, every = (encoder.query_codes(outputs, c) for c in ("one", "agent", "all"))
+    every_code = codes.to_bytes(outputs.packed, small.NUM_BITS)
+    np.testing.assert_array_equal(whole.codes, every_code[:, :1])
+    np.testing.assert_array_equal(every.codes, every_code)
+    np.testing.assert_array_equal(every.margins, np.abs(outputs.logits))
+    for n, t in np.ndindex(kept.shape):
+        slot = t if kept[n, t] else 0
+        np.testing.assert_array_equal(agent.codes[n, t], every_code[n, slot])
+        np.testing.assert_array_equal(agent.margins[n, t], every.margins[n, slot])
+    with pytest.raises(ValueError, match="the choice of query codes is 'two'"):
+        encoder.query_codes(outputs, "two")
+
+
 def test_the_keep_threshold_decides_and_boxes_are_in_pixels(encoder):
     packed = np.zeros((1, 6, 1), np.uint32)
     keep_prob = np.array([[0.0, 0.4, 0.5, 0.6, 0.0, 1.0]], np.float32)

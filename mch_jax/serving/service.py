@@ -9,12 +9,25 @@ import numpy as np
 
 from mch_jax import codes, regions
 from mch_jax.data import photos, sources
-from mch_jax.database import Database, Neighbour, photo_reader
-from mch_jax.encoder import FILE, Encoder
+from mch_jax.database import Database, Neighbour, photo_reader, unit_margins
+from mch_jax.encoder import FILE, Encoder, RegionOutputs
+from mch_jax.index import probed_buckets
 from mch_jax.serving import uploads
 from mch_jax.serving.counters import Counters
 from mch_jax.serving.gate import Gate, Limits, Refused
-from mch_jax.serving.schemas import Encoded, Found, Health, Hit, Item, Ranking, Region, StoredCode
+from mch_jax.serving.schemas import (
+    Bucket,
+    Encoded,
+    Found,
+    Health,
+    Hit,
+    Item,
+    Probed,
+    Probing,
+    Ranking,
+    Region,
+    StoredCode,
+)
 from mch_jax.serving.thumbnails import Thumbnails
 from mch_jax.serving.workers import Workers
 from mch_jax.training.run import read_config, read_dataset
@@ -81,7 +94,10 @@ class Service:
         """Builds the indexes and compiles every program, so that no request waits for it."""
         self.workers.warm_up()
         if len(self.database):
-            self.search(self.database.whole_code(0), 24, compare=True)
+            code = self.database.whole_code(0)
+            self.search(code, 24, compare=True)
+            self.search(np.repeat(code, 2, 0), 24, compare=False)
+            self._probing(code, unit_margins(code, self.database.num_bits), 1, 1)
 
     @property
     def pending(self) -> int:
@@ -135,12 +151,12 @@ class Service:
         """Returns the photos that are nearest to a code.
 
         Args:
-          query: The code, uint8 [1 bytes].
+          query: The query's codes, uint8 [t bytes], the whole photo's first.
           k: The number of photos.
           compare: Whether to search in the whole images' codes alone, too.
         """
         return Found(
-            code=query.tobytes().hex(),
+            code=query[0].tobytes().hex(),
             num_bits=self.database.num_bits,
             mch=self._ranking(query, k, is_base=False),
             base=self._ranking(query, k, is_base=True) if compare else None,
@@ -149,9 +165,63 @@ class Service:
     def _ranking(self, query: np.ndarray, k: int, is_base: bool) -> Ranking:
         neighbours, hits = self.database.search(query, k, is_base)
         return Ranking(
-            probed=int(hits.probed[0]),
-            nonempty=int(hits.nonempty[0]),
+            probed=int(hits.probed[0]) if hits else None,
+            nonempty=int(hits.nonempty[0]) if hits else None,
             hits=[self._hit(neighbour) for neighbour in neighbours],
+        )
+
+    def probe(self, outputs: RegionOutputs, choice: str, budget: int, limit: int) -> Probed:
+        """Returns the buckets that a search looks at, by Hamming and by quantization distance.
+
+        Args:
+          outputs: What the encoder computes for the query photo.
+          choice: Which codes the query has, as for `Encoder.query_codes`.
+          budget: The number of buckets.
+          limit: The number of photos that are listed for each bucket.
+        """
+        query = self.encoder.query_codes(outputs, choice)
+        # Equal codes of different regions have different margins, and both count.
+        query_codes, margins = query.codes[0], query.margins[0]
+        bits = unit_margins(query_codes, self.database.num_bits)
+        return Probed(
+            num_bits=self.database.num_bits,
+            codes=len(np.unique(query_codes, axis=0)),
+            hamming=self._probing(query_codes, bits, budget, limit),
+            gqr=self._probing(query_codes, margins, budget, limit),
+        )
+
+    def _probing(
+        self, query_codes: np.ndarray, margins: np.ndarray, budget: int, limit: int
+    ) -> Probing:
+        traced = probed_buckets(self.database.index, query_codes, margins, budget)
+        buckets, seen = [], set()
+        distances = np.bitwise_count(traced.code ^ query_codes[traced.query_code]).sum(1).tolist()
+        for i, distance in enumerate(distances):
+            held = traced.item[traced.offsets[i] : traced.offsets[i + 1]].tolist()
+            new = [item for item in held if item not in seen]
+            seen.update(new)
+            code = traced.code[i : i + 1]
+            nearest = [
+                Neighbour(item, distance, self.database.nearest_row(item, code))
+                for item in new[:limit]
+            ]
+            buckets.append(
+                Bucket(
+                    code=code.tobytes().hex(),
+                    cost=float(traced.cost[i]),
+                    distance=distance,
+                    region=regions.NAMES[traced.query_code[i]],
+                    known=len(held) - len(new),
+                    new=len(new),
+                    hits=[self._hit(neighbour) for neighbour in nearest],
+                )
+            )
+        return Probing(
+            probed=len(buckets),
+            nonempty=int((np.diff(traced.offsets) > 0).sum()),
+            candidates=len(traced.item),
+            photos=len(seen),
+            buckets=buckets,
         )
 
     def _hit(self, neighbour: Neighbour) -> Hit:
