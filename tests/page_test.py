@@ -160,7 +160,9 @@ def test_the_order_of_probing_is_shown_side_by_side(open_page):
         assert costs[0] == 0
         assert costs == sorted(costs)
         photos = int(re.match(r"(\d+) photo", order.locator(".sum").inner_text())[1])
-        expect(order.locator(".found li")).to_have_count(photos)
+        new = [int(re.search(r"(\d+) new photo", text)[1]) for text in says]
+        assert sum(new) == photos
+        expect(order.locator(".found li")).to_have_count(sum(min(12, n) for n in new))
     shoot(page, "probing")
     page.get_by_label("Buckets to look at").select_option("8")
     expect(orders.first.locator(".cells i")).to_have_count(8)
