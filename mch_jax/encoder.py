@@ -179,7 +179,8 @@ class Encoder:
         kept = np.ones(outputs.keep_prob.shape, bool)
         if choice == "agent":
             kept = outputs.keep_prob >= self.keep_threshold
-        slot = np.where(kept, np.arange(kept.shape[1]), 0)[:, : 1 if choice == "one" else None]
+        slot = np.where(kept, np.arange(regions.NUM_REGIONS), 0)
+        slot = slot[:, : 1 if choice == "one" else None]
         packed, logits = (
             np.take_along_axis(x, slot[:, :, None], 1) for x in (outputs.packed, outputs.logits)
         )
