@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax.files import processes
+from mch_jax.files import npz, processes
+from mch_jax.files.npz import Field
+
+MAX_JSON = 2**28  # bytes of a JSON file
 
 
 @contextlib.contextmanager
@@ -51,6 +54,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def _parse(text: str) -> Any:
+    """Returns the value of a JSON text; raises ValueError for NaN and infinity too."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
@@ -63,7 +75,7 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _parse(npz.read_bounded(path, MAX_JSON).decode())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {remedy}") from None
     except (ValueError, RecursionError) as error:
@@ -73,19 +85,21 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     return value
 
 
-def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | os.PathLike[str], remedy: str, fields: Mapping[str, Field] | None = None
+) -> dict[str, np.ndarray]:
     """Returns the arrays of an .npz that this package wrote.
 
     Args:
       path: Path of the file.
       remedy: What the user can do about a missing or damaged file, for the error message.
+      fields: What each array has to be. Defaults to any arrays of finite numbers or text.
 
     Raises:
-      ValueError: The file is missing or damaged.
+      ValueError: The file is missing or damaged, or an array is another one than expected.
     """
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return dict(archive)
+        return npz.read(path, fields)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {remedy}") from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
@@ -126,15 +140,18 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     """
     tree: dict[str, Any] = {}
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            settings = json.loads(str(archive["settings"]))
-            for name in archive.files:
-                *parents, leaf = name.split("/")
-                node = tree
-                for parent in parents:
-                    node = node.setdefault(parent, {})
-                node[leaf] = archive[name]
-            del tree["settings"]
+        arrays = npz.read(path)
+        settings = _parse(str(arrays.pop("settings")))
+        if not isinstance(settings, dict):
+            raise npz.Refused("settings is no JSON object")
+        for name, array in arrays.items():
+            *parents, leaf = name.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            if leaf in node or not isinstance(node, dict):
+                raise npz.Refused(f"two arrays {name!r}")
+            node[leaf] = array
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run the encode stage first") from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
