@@ -100,7 +100,7 @@ def test_an_error_of_any_type_in_pillow_is_a_damaged_photo(monkeypatch):
     def fails(_):
         raise AttributeError("'IFDRational' object has no attribute 'encode'")
 
-    monkeypatch.setattr(photos, "upright", fails)
+    monkeypatch.setattr(photos, "_pixels", fails)
     with pytest.raises(ValueError, match=r"'a\.jpg' does not decode: 'IFDRational' object"):
         data.decode(encoded(picture(0), quality=80), "a.jpg")
 
