@@ -23,10 +23,12 @@ from mch_jax import codes, regions
 from mch_jax.data import photos
 from mch_jax.database import Database
 from mch_jax.serving import api, thumbnails
-from mch_jax.serving.gate import Limits
+from mch_jax.serving.limits import Limits
 from mch_jax.serving.service import Service
 
-LIMITS = Limits(pending=8, upload_bytes=200_000, pending_bytes=800_000, pixels=1_000_000)
+LIMITS = Limits(
+    pending=8, upload_bytes=200_000, pending_bytes=800_000, pixels=1_000_000, decoders=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +300,7 @@ def test_the_schema_describes_the_form(client):
 def test_an_upload_that_stalls_is_refused(service):
     hasty = Service(service.encoder, service.database, "dch", LIMITS._replace(body_seconds=0.3))
     hasty.warm_up()
-    head = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
     with small.serving(hasty) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as stalling:
@@ -326,7 +328,9 @@ def test_a_busy_service_refuses_further_requests(service, monkeypatch):
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://x", timeout=30) as client,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=30
+            ) as client,
         ):
             tasks = [
                 asyncio.create_task(client.post("/search", files=form(jpeg(i)))) for i in range(20)
@@ -367,7 +371,7 @@ def test_accepted_requests_are_answered_after_a_stop(small_run):
         for seed in range(12):
             link = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
             body = jpeg(seed)
-            head = "POST /encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+            head = "POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
             link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:100])
             uploads.append((link, body[100:]))
         while httpx.get(f"{url}/health", timeout=60).json()["pending"] < len(uploads):

@@ -70,13 +70,9 @@ def make(workdir, count=24):
 @contextlib.contextmanager
 def serving(service):
     """Serves on a free port in a thread; yields the address."""
-    import uvicorn  # here only: encoding needs no server
+    from mch_jax.serving import server as module  # here only: encoding needs no server
 
-    from mch_jax.serving import api
-
-    server = uvicorn.Server(
-        uvicorn.Config(api.create_app(service), log_level="warning", access_log=False)
-    )
+    server = module.create(service)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -51,7 +51,11 @@ class Hit(BaseModel):
 
 
 class Ranking(BaseModel):
-    """The nearest photos by ascending distance; equal distances are in the database's order."""
+    """The nearest photos by ascending distance.
+
+    A photo of the database that is the query comes first; equal distances are otherwise in the
+    database's order.
+    """
 
     probed: int = Field(description="buckets that Algorithm 1 visits, including the empty ones")
     nonempty: int = Field(description="visited buckets that are not empty")
