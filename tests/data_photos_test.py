@@ -86,16 +86,6 @@ def test_broken_files_raise_value_error_only(kind):
             assert data.decode(scrambled.tobytes()).dtype == np.uint8
 
 
-def test_whatever_pillow_raises_is_a_damaged_photo():
-    """Orientation 6 beside a Make that is a rational number: Pillow raises AttributeError."""
-    entries = [(0x010F, 5, 1, 50), (0x0112, 3, 1, 6)]
-    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", 0)
-    exif = b"Exif\0\0" + header.ljust(50, b"\0") + struct.pack("<II", 1, 1)
-    with contextlib.suppress(ValueError):
-        data.decode(encoded(picture(0), quality=80, exif=exif), "photo")
-
-
 def test_an_error_of_any_type_in_pillow_is_a_damaged_photo(monkeypatch):
     def fails(_):
         raise AttributeError("'IFDRational' object has no attribute 'encode'")
