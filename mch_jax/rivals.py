@@ -23,6 +23,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "long", None, "Workdir of the run with codes of twice the length; one beside --run with "
         "the same config otherwise, if there is one.", flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_list(
+        "classes", [], "Classes by which photos are relevant to each other; all by default.",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
 
@@ -34,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
     command.keep_compiled()
     long = Path(options.long) if options.long else None
-    result = rival_table.compare(Path(options.run), long)
+    result = rival_table.compare(Path(options.run), long, options.classes)
     text = rival_table.as_json(result) if options.json else rival_table.text_table(result)
     print(text)  # noqa: T201
 

@@ -199,3 +199,14 @@ def test_coco18_pack():
     assert counts["relevant_share"] == pytest.approx(0.383, abs=0.001)
     assert dataset.sizes[:2].tolist() == [[190, 250], [240, 320]]
     assert dataset.read(0).shape == (250, 190, 3)
+
+
+def test_hidden_classes_leave_the_training_set(tmp_path):
+    rows = ["file,split,cat,dog", "a.jpg,train,1,0", "b.jpg,train,1,1", "c.jpg,database,0,1"]
+    (tmp_path / "labels.csv").write_text("\n".join([*rows, "d.jpg,query,0,1"]) + "\n")
+    dataset = data.folder(tmp_path, hidden_classes=("dog",))
+    assert dataset.ids[dataset.train].tolist() == ["a.jpg"]
+    assert dataset.ids[dataset.database].tolist() == ["a.jpg", "b.jpg", "c.jpg"]
+    assert dataset.labels.tolist() == data.folder(tmp_path).labels.tolist()
+    with pytest.raises(ValueError, match="hidden_classes has 'cow', expected names among cat, dog"):
+        data.folder(tmp_path, hidden_classes=("cow",))

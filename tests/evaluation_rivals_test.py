@@ -280,6 +280,20 @@ def test_a_run_of_twice_the_length_is_found_beside_it(compared):
     assert rival_table.find_long(workdir) is None
 
 
+def test_relevance_by_some_classes(compared):
+    workdir, _ = compared
+    material = rival_table.read_material(workdir)
+    some = rival_table.of_classes(material, material.classes[:2])
+    assert not some.labels[:, 2:].any()
+    np.testing.assert_array_equal(some.labels[:, :2], material.labels[:, :2])
+    np.testing.assert_array_equal(some.query_labels[:, :2], material.query_labels[:, :2])
+    np.testing.assert_array_equal(some.train_labels, material.train_labels)
+    every = rival_table.of_classes(material, [])
+    np.testing.assert_array_equal(every.labels, material.labels)
+    with pytest.raises(ValueError, match="^--classes has 'unicorn', expected names among "):
+        rival_table.of_classes(material, ["unicorn"])
+
+
 def test_wrong_input_is_one_line(compared, tmp_path):
     workdir, _ = compared
     with pytest.raises(ValueError, match="--run is missing"):

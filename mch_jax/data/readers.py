@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
 from mch_jax.data.label_files import read_lists, read_table
 from mch_jax.data.photos import read_file, read_found
-from mch_jax.data.splits import random_split, split_rows
+from mch_jax.data.splits import random_split, split_rows, without_classes
 
 _COCO18_ROOT = "../shared/data/coco18"
 
@@ -62,18 +63,21 @@ def scenes(
     )
 
 
-def coco18(root: str | os.PathLike | None = None) -> Dataset:
+def coco18(root: str | os.PathLike | None = None, *, hidden_classes: Sequence[str] = ()) -> Dataset:
     """Reads the coco18 pack, 9,600 MS-COCO photos with 18 labels, without unpacking its tar.
 
     Args:
       root: Folder with images.tar and labels.csv. Defaults to the environment variable MCH_COCO18,
         or else to ../shared/data/coco18.
+      hidden_classes: Names of classes that training never sees: the photos that have one of them
+        leave the training set and stay in the database.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: A file is missing or damaged, or the tar lacks a photo of the table.
+      ValueError: A file is missing or damaged, the tar lacks a photo of the table, or a hidden
+        class is not a class.
     """
     folder = pathlib.Path(root or os.environ.get("MCH_COCO18") or _COCO18_ROOT)
     path = folder / "images.tar"
@@ -94,6 +98,7 @@ def coco18(root: str | os.PathLike | None = None) -> Dataset:
         )
     spans = np.array([members[name] for name in ids.tolist()], np.int64)
     rows = split_rows(splits)
+    rows["train"] = without_classes(rows["train"], labels, classes, hidden_classes)
     return Dataset(
         name="coco18",
         classes=classes,
@@ -114,6 +119,7 @@ def folder(
     seed: int = 0,
     query_fraction: float = 0.1,
     train_fraction: float = 0.4,
+    hidden_classes: Sequence[str] = (),
 ) -> Dataset:
     """Reads a folder of photos with their labels.
 
@@ -128,12 +134,13 @@ def folder(
       seed: Seed of the splits, if they are drawn.
       query_fraction: Fraction of the photos that become queries, if splits are drawn.
       train_fraction: Fraction of the database that is the training set, if splits are drawn.
+      hidden_classes: Names of classes that training never sees, as for `coco18`.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: A file is missing or damaged.
+      ValueError: A file is missing or damaged, or a hidden class is not a class.
     """
     if root is None or not pathlib.Path(root).is_dir():
         raise ValueError(f"folder: root is '{root}', expected an existing folder of photos")
@@ -146,6 +153,7 @@ def folder(
             rows = split_rows(splits)
     else:
         ids, classes, labels, rows = read_lists(path)
+    rows["train"] = without_classes(rows["train"], labels, classes, hidden_classes)
     return Dataset(
         name=path.resolve().name or "folder",
         classes=classes,

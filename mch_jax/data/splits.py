@@ -1,7 +1,9 @@
 """Random splits of a data set into queries, database and training set."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 
 def split_rows(splits: list[str]) -> dict[str, np.ndarray]:
@@ -113,3 +115,29 @@ def _for_each_class(
         f"{setting} is {per_class}, but {np.count_nonzero(needed)} classes have fewer photos; "
         "lower it, or use fewer classes"
     )
+
+
+def without_classes(
+    rows: Int64[np.ndarray, " t"],
+    labels: UInt8[np.ndarray, "n c"],
+    classes: Sequence[str],
+    hidden: Sequence[str],
+) -> Int64[np.ndarray, " _"]:
+    """Returns the rows of photos that have none of the hidden classes.
+
+    Args:
+      rows: Rows of photos.
+      labels: Multi-hot labels of all photos.
+      classes: Names of the classes.
+      hidden: Names of the hidden classes.
+
+    Raises:
+      ValueError: A hidden class is not a class.
+    """
+    for name in hidden:
+        if name not in classes:
+            raise ValueError(
+                f"hidden_classes has '{name}', expected names among {', '.join(classes)}"
+            )
+    columns = [list(classes).index(name) for name in hidden]
+    return rows[~labels[rows][:, columns].any(1)]

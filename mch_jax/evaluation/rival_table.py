@@ -56,9 +56,11 @@ class Material(NamedTuple):
     Attributes:
       queries: Outputs for the regions of the queries.
       database: Outputs for the regions of the database's photos.
-      query_labels: Multi-hot labels of the queries.
-      labels: Multi-hot labels of the database's photos.
+      query_labels: Multi-hot labels of the queries, for relevance.
+      labels: Multi-hot labels of the database's photos, for relevance.
       is_train: Which photos of the database are training photos.
+      train_labels: Multi-hot labels of the training photos.
+      classes: Names of the classes.
       encoder: The run's encoder.
       seed: Seed of the run.
     """
@@ -68,6 +70,8 @@ class Material(NamedTuple):
     query_labels: UInt8[np.ndarray, "m c"]
     labels: UInt8[np.ndarray, "n c"]
     is_train: Bool[np.ndarray, " n"]
+    train_labels: UInt8[np.ndarray, "t c"]
+    classes: Sequence[str]
     encoder: Encoder
     seed: int
 
@@ -134,14 +138,18 @@ def read_material(workdir: Path) -> Material:
             f"{workdir / 'codes'} holds other codes than {workdir / 'encoder.npz'} gives; expected "
             "a run whose data set and features are unchanged, run the encode stage again"
         )
+    is_train = np.isin(dataset.database, dataset.train)
+    labels = dataset.labels[dataset.database]
     return Material(
-        queries,
-        outputs(dataset.database, "outputs of the database"),
-        dataset.labels[dataset.query],
-        dataset.labels[dataset.database],
-        np.isin(dataset.database, dataset.train),
-        encoder,
-        this.config.seed,
+        queries=queries,
+        database=outputs(dataset.database, "outputs of the database"),
+        query_labels=dataset.labels[dataset.query],
+        labels=labels,
+        is_train=is_train,
+        train_labels=labels[is_train],
+        classes=dataset.classes,
+        encoder=encoder,
+        seed=this.config.seed,
     )
 
 
@@ -227,7 +235,7 @@ def classified(material: Material, relevant: Relevance) -> Row:
     else:
         train = material.is_train
         whole = [x.logits[:, 0] for x in (query, database)]
-        asked, stored = classifier.fitted(whole[1][train], material.labels[train], whole)
+        asked, stored = classifier.fitted(whole[1][train], material.train_labels, whole)
     members = classifier.lists(stored)
     return Row(
         classifier.probed(asked, members, relevant),
@@ -292,7 +300,29 @@ def find_long(workdir: Path) -> Path | None:
     return None
 
 
-def compare(workdir: Path, long: Path | None = None) -> dict[str, Any]:
+def of_classes(material: Material, classes: Sequence[str]) -> Material:
+    """Returns the outputs with relevance by some of the classes alone.
+
+    Args:
+      material: Outputs of a run.
+      classes: Names of the classes by which photos are relevant to each other; all if empty.
+
+    Raises:
+      ValueError: There is no such class.
+    """
+    wrong = [name for name in classes if name not in material.classes]
+    if wrong:
+        raise ValueError(
+            f"--classes has '{wrong[0]}', expected names among {', '.join(material.classes)}"
+        )
+    counted = np.isin(material.classes, classes or material.classes)[None]
+    return material._replace(
+        query_labels=np.where(counted, material.query_labels, 0),
+        labels=np.where(counted, material.labels, 0),
+    )
+
+
+def compare(workdir: Path, long: Path | None = None, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Writes rivals.json and rivals.npz of a finished run and returns what rivals.json holds.
 
     rivals.npz has F1, recall and candidates of each row, budget and query, for paired intervals.
@@ -301,25 +331,31 @@ def compare(workdir: Path, long: Path | None = None) -> dict[str, Any]:
       workdir: Directory of a finished run.
       long: Directory of the run with codes of twice the length. Defaults to the one beside it, if
         there is one.
+      classes: Names of the classes by which photos are relevant; all by default. For others, the
+        files are called rivals-classes.json and rivals-classes.npz.
 
     Raises:
-      ValueError: A run is not finished, or `long` has codes of another length or another split.
+      ValueError: A run is not finished, `long` has codes of another length or another split, or
+        there is no such class.
     """
     material = read_material(workdir)
     long = find_long(workdir) if long is None else long
     other = None if long is None else read_material(long)
     if other is not None:
         _check_long(material, other, long)
-    found = rows(material, other)
+    found = rows(
+        of_classes(material, classes), None if other is None else of_classes(other, classes)
+    )
+    suffix = "-classes" if classes else ""
     arrays = {
         f"{name}/{measure}": values.astype(np.int64 if measure == "candidates" else np.float32)
         for name, row in found.items()
         for measure, values in row.found._asdict().items()
     }
-    with whole_file(workdir / ARRAYS) as temporary:
+    with whole_file((workdir / ARRAYS).with_stem(f"rivals{suffix}")) as temporary:
         np.savez_compressed(temporary, **arrays)
     result = {"budget": list(BUDGETS), "rows": {name: summary(x) for name, x in found.items()}}
-    write_json(workdir / FILE, result)
+    write_json((workdir / FILE).with_stem(f"rivals{suffix}"), result)
     return result
 
 
