@@ -398,7 +398,8 @@ class BucketIndex:
           directory: Where to save it; created if it does not exist.
 
         Raises:
-          ValueError: The directory holds something that is not an index.
+          ValueError: The directory holds something that is not an index, or this index was opened
+            from it or saved to it, and another process has saved it since then.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -436,7 +437,13 @@ class BucketIndex:
         return storage.version_of(Path(directory))
 
     def _current(self) -> Segments:
-        """Returns the segments, with pending additions in the delta."""
+        """Returns the segments, with pending additions in the delta.
+
+        Raises:
+          ValueError: A file that is mapped into memory was cut or changed.
+        """
+        if self._saved:
+            self._saved.check(self._segments)
         if self._pending:
             with self._lock:
                 base, delta = self._segments

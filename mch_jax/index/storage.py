@@ -5,18 +5,19 @@ before that leaves the previous state.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mch_jax.files import locks
 from mch_jax.index.segment import num_slots
 from mch_jax.index.words import MAX_BITS
 from mch_jax.kernels import checksum as checksum_kernel
@@ -30,6 +31,45 @@ DTYPES = {
 _ARRAY_FILE = re.compile(rf"(base|delta)-({'|'.join(Segment._fields)})-[0-9a-f]{{16}}\.npy")
 
 
+SMALLEST_MAP = 2**16  # bytes; smaller files are read into memory instead of being mapped
+
+
+class MappedFile:
+    """A file that is mapped into memory, kept open to notice that it changes under the map.
+
+    Args:
+      path: Path of the file.
+      checksum: Checksum that the file should have.
+    """
+
+    def __init__(self, path: Path, checksum: str):
+        self.path, self._expected = path, checksum
+        self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._handle)
+        self._status = os.fstat(self._handle)
+        self._is_whole = True
+        with open(self._handle, "rb", closefd=False) as file:
+            self.raw = np.asarray(np.memmap(file, np.uint8, "c"))
+
+    def check(self) -> None:
+        """Checks the size and the time of change and, if the latter differs, the checksum.
+
+        Raises:
+          ValueError: The file was cut or changed since it was opened.
+        """
+        status = os.fstat(self._handle)
+        same_size = status.st_size == self._status.st_size
+        if same_size and status.st_mtime_ns == self._status.st_mtime_ns and self._is_whole:
+            return
+        self._is_whole = same_size and _checksum(self.raw) == self._expected
+        if not self._is_whole:
+            raise ValueError(
+                f"{self.path} was cut or changed after the index was opened; restore the file, or "
+                "save the index again, and open it again"
+            )
+        self._status = status  # only its time differs, as after `touch`
+
+
 class SavedState(NamedTuple):
     """What is known about the files of an index.
 
@@ -37,11 +77,25 @@ class SavedState(NamedTuple):
       directory: Where they are.
       arrays: Each array by name, with its entry in `meta.json`.
       version: Digest of `meta.json`.
+      mapped: The files that are mapped into memory, by the name of their array.
     """
 
     directory: Path
     arrays: dict[str, tuple[np.ndarray, dict]]
     version: str
+    mapped: dict[str, MappedFile]
+
+    def check(self, segments: Segments) -> None:
+        """Checks those mapped files whose arrays are among the given ones.
+
+        Raises:
+          ValueError: A file was cut or changed since it was opened.
+        """
+        if self.mapped:
+            used = dict(_named_arrays(segments))
+            for name, file in self.mapped.items():
+                if used[name] is self.arrays[name][0]:
+                    file.check()
 
 
 def save(
@@ -56,21 +110,60 @@ def save(
       earlier: An earlier state. Its arrays are not written again if it has the same directory.
 
     Raises:
-      ValueError: The directory holds something that is not an index.
+      ValueError: The directory holds something that is not an index, or another process has saved
+        an index there since `earlier`.
     """
+    named: set[str] = set()
     if (directory / "meta.json").exists():
-        _read_meta(directory, any_version=True)  # never overwrite something else
+        saved = _read_meta(directory, any_version=True)  # never overwrite something else
+        _check_version(directory, saved, earlier)
+        named = {str(entry["file"]) for entry in saved.get("files", {}).values()}
+    _remove_others(directory, named)  # interrupted saves may have filled the disk
     known = _known_arrays(directory, earlier)
     entries, arrays = {}, {}
-    for name, array in _named_arrays(segments):
-        known_array, entry = known.get(name, (None, None))
-        if known_array is not array or entry is None or not (directory / entry["file"]).exists():
-            entry = _write_array(directory, name, array)
-        entries[name], arrays[name] = entry, (array, entry)
-    meta = {"format": INDEX_FORMAT, "num_bits": num_bits, "files": entries}
-    _write_meta(directory, meta)
+    try:
+        for name, array in _named_arrays(segments):
+            known_array, entry = known.get(name, (None, None))
+            is_saved = known_array is array and entry is not None and entry["file"] in named
+            if not is_saved or not (directory / entry["file"]).exists():
+                entry = _write_array(directory, name, array)
+            entries[name], arrays[name] = entry, (array, entry)
+        meta = {"format": INDEX_FORMAT, "num_bits": num_bits, "files": entries}
+        _write_meta(directory, meta)
+    except BaseException:
+        if not _is_saved(directory, entries):
+            _remove_others(directory, named)
+        raise
     _remove_others(directory, {entry["file"] for entry in entries.values()})
-    return SavedState(directory.resolve(), arrays, _digest(meta))
+    mapped = {
+        name: file
+        for name, file in (earlier.mapped if earlier else {}).items()
+        if name in known and known[name][0] is arrays[name][0]
+    }
+    return SavedState(directory.resolve(), arrays, _digest(meta), mapped)
+
+
+def _check_version(directory: Path, saved: dict, earlier: SavedState | None) -> None:
+    """Raises ValueError if a directory has another state than the earlier one.
+
+    The changes of the process that saved it would be lost.
+    """
+    if earlier is None or earlier.directory != directory.resolve():
+        return  # a new index replaces the one in the directory
+    meta = {name: value for name, value in saved.items() if name != "checksum"}
+    if _digest(meta) != earlier.version:
+        raise ValueError(
+            f"{directory} was saved by another process after this index was opened; open it again, "
+            "repeat the changes and save it"
+        )
+
+
+def _is_saved(directory: Path, entries: dict) -> bool:
+    """Returns True if meta.json already names the given files."""
+    try:
+        return _read_meta(directory)["files"] == entries
+    except ValueError:
+        return False
 
 
 def load(
@@ -89,13 +182,17 @@ def load(
     known = _known_arrays(directory, earlier)
     while True:
         meta = _read_meta(directory)
+        arrays: dict[str, np.ndarray] = {}
+        mapped: dict[str, MappedFile] = {}
         try:
-            arrays = {
-                name: known[name][0]
-                if name in known and known[name][1] == entry
-                else _map_array(directory, name, entry, verify)
-                for name, entry in meta["files"].items()
-            }
+            for name, entry in meta["files"].items():
+                if name in known and known[name][1] == entry:
+                    arrays[name] = known[name][0]
+                    file = earlier.mapped.get(name) if earlier else None
+                else:
+                    arrays[name], file = _open_array(directory, name, entry, verify)
+                if file:
+                    mapped[name] = file
             break
         except FileNotFoundError as error:
             if _read_meta(directory) == meta:
@@ -110,7 +207,8 @@ def load(
     for segment in segments:
         _check_shapes(directory, segment, meta["num_bits"])
     entries = {name: (arrays[name], entry) for name, entry in meta["files"].items()}
-    return meta["num_bits"], segments, SavedState(directory.resolve(), entries, _digest(meta))
+    state = SavedState(directory.resolve(), entries, _digest(meta), mapped)
+    return meta["num_bits"], segments, state
 
 
 def version_of(directory: Path) -> str:
@@ -121,12 +219,8 @@ def version_of(directory: Path) -> str:
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
     """Keeps other processes from writing to the directory."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locks.locked(directory):
         yield
-    finally:
-        os.close(handle)
 
 
 def _known_arrays(
@@ -143,6 +237,8 @@ def _named_arrays(segments: Segments) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _sync_directory(directory: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a directory
+        return
     handle = os.open(directory, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
@@ -226,8 +322,10 @@ def _is_complete(meta: dict) -> bool:
     )
 
 
-def _map_array(directory: Path, name: str, entry: dict, verify: bool) -> np.ndarray:
-    """Returns the array of a file, mapped into memory.
+def _open_array(
+    directory: Path, name: str, entry: dict, verify: bool
+) -> tuple[np.ndarray, MappedFile | None]:
+    """Returns the array of a file and, if it is large enough to be mapped into memory, the map.
 
     The mapping is copy-on-write, because kernels are compiled for arrays that can be written.
     """
@@ -237,13 +335,14 @@ def _map_array(directory: Path, name: str, entry: dict, verify: bool) -> np.ndar
         raise ValueError(
             f"{path} has {size} bytes, expected {entry['bytes']}; save the index again"
         )
-    raw = np.asarray(np.memmap(path, np.uint8, "c"))
-    if verify and _checksum(raw) != entry["checksum"]:
+    file = MappedFile(path, entry["checksum"]) if size >= SMALLEST_MAP else None
+    raw = file.raw if file else np.fromfile(path, np.uint8)
+    if len(raw) != size or (verify and _checksum(raw) != entry["checksum"]):
         raise ValueError(f"{path} is damaged: its checksum differs; save the index again")
     start = 10 + int(raw[8]) + 256 * int(raw[9])  # the .npy header: magic, version, length, text
     if (size - start) % dtype.itemsize or start % 64:
         raise ValueError(f"{path} is damaged: its header differs; save the index again")
-    return raw[start:].view(dtype)
+    return raw[start:].view(dtype), file
 
 
 def _check_shapes(directory: Path, segment: Segment, num_bits: int) -> None:
@@ -263,5 +362,7 @@ def _check_shapes(directory: Path, segment: Segment, num_bits: int) -> None:
 def _remove_others(directory: Path, names: set[str]) -> None:
     """Deletes the arrays of earlier states and of interrupted saves."""
     for path in directory.iterdir():
-        if _ARRAY_FILE.fullmatch(path.name) and path.name not in names:
-            path.unlink()
+        is_array = _ARRAY_FILE.fullmatch(path.name)
+        if (is_array and path.name not in names) or path.name == "meta.json.new":
+            with contextlib.suppress(PermissionError):  # Windows keeps files that are mapped
+                path.unlink(missing_ok=True)
