@@ -124,8 +124,8 @@ def save(
     try:
         for name, array in _named_arrays(segments):
             known_array, entry = known.get(name, (None, None))
-            is_saved = known_array is array and entry is not None and entry["file"] in named
-            if not is_saved or not (directory / entry["file"]).exists():
+            is_known = known_array is array and entry is not None and entry["file"] in named
+            if entry is None or not is_known or not (directory / entry["file"]).exists():
                 entry = _write_array(directory, name, array)
             entries[name], arrays[name] = entry, (array, entry)
         meta = {"format": INDEX_FORMAT, "num_bits": num_bits, "files": entries}
