@@ -25,21 +25,22 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
       processes, all but the first return None.
 
     Raises:
-      ValueError: The config or its data cannot be used, or the workdir belongs to another config.
+      ValueError: The config or its data cannot be used, or the workdir belongs to another config or
+        is in use by another process.
     """
-    from mch_jax import evaluation, report
-    from mch_jax.methods import OBJECTIVES
-    from mch_jax.training import (
-        base,
-        cross_fit,
-        encode,
-        paper,
-        parallel,
-        run,
-        validation,
-    )
+    from mch_jax.training import run, validation
 
     validation.check(config)
+    with run.claimed(workdir):
+        return _run_stages(config, workdir, stage)
+
+
+def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None:
+    """Runs one stage or all of them in a workdir that this process has claimed."""
+    from mch_jax import evaluation, report
+    from mch_jax.methods import OBJECTIVES
+    from mch_jax.training import base, cross_fit, encode, paper, parallel, run
+
     this = run.open_run(config, workdir)
     chosen = STAGES if stage == "all" else (stage,)
     logging.info("data set %s", {k: v for k, v in this.audit.items() if k != "per_class"})

@@ -1,16 +1,14 @@
 """The files of a sharded index."""
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mch_jax.files import write_json
+from mch_jax.files import locks, write_json
 from mch_jax.index import BucketIndex
 
 FORMAT = "mch-shards/1"
@@ -104,7 +102,7 @@ class Shards:
         Returns:
           The version of the shard after the change.
         """
-        with self._locked(shard):
+        with locks.locked(self.directory / f"{_name(shard)}.lock"):
             index = self._indexes.get(shard)
             if index is None or index.version != BucketIndex.version_of(self.path(shard)):
                 index = BucketIndex.open(self.path(shard), like=index)
@@ -113,12 +111,6 @@ class Shards:
             index.save(self.path(shard))
             self._indexes[shard] = index
             return index.version or ""
-
-    @contextlib.contextmanager
-    def _locked(self, shard: int) -> Iterator[None]:
-        with open(self.directory / f"{_name(shard)}.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _name(shard: int) -> str:

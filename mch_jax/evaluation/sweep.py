@@ -81,6 +81,14 @@ def sweep(
             f"{workdir} is a run of a method without an agent, so that thresholds change nothing; "
             "choose another run"
         )
+    with run.claimed(workdir):
+        return _sweep(workdir, ratios, thresholds)
+
+
+def _sweep(
+    workdir: Path, ratios: Sequence[float], thresholds: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Writes sweep.json of a run that this process has claimed, and returns its rows."""
     this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
     encoder = Encoder.from_run(workdir)
     query, database = (

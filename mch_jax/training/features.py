@@ -4,7 +4,6 @@ Runs of other methods, code lengths and seeds share them through a directory. Th
 contains a hash of everything that its features depend on.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
 from mch_jax import batched, data, regions
-from mch_jax.files import read_json, write_json
+from mch_jax.files import locks, read_json, write_json
 from mch_jax.models import AlexNet
 from mch_jax.training import logs
 
@@ -156,9 +155,7 @@ def extracted(
             logging.warning("%s is damaged (%s); computing it again", path, error)
             path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        # One of the runs that share the file writes it. The lock ends with that run's process.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.locked(path.with_suffix(".lock")):  # one of the runs that share the file writes it
         if not path.exists():
 
             def batches(start_step: int) -> Iterator[np.ndarray]:
@@ -226,7 +223,8 @@ def allocate(path: Path) -> None:
     """
     with open(path, "r+b") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
             path.unlink()
             raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None

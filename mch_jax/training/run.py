@@ -1,5 +1,6 @@
 """A run: its config, its data set, its files, and the values that its stages share."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from mch_jax import batched, data, methods, models, pairs
-from mch_jax.files import Checkpoints, import_alexnet, read_json, write_json
+from mch_jax.files import (
+    Checkpoints,
+    import_alexnet,
+    locks,
+    processes,
+    read_json,
+    remove_temporary,
+    write_json,
+)
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import events, features, features_file, logs, network
@@ -152,6 +161,43 @@ class Run:
             image_size=self.config.dataset.image_size,
             input_size=self.config.model.input_size,
         )
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other runs out of a workdir, and removes what killed ones left there. Collective.
+
+    Processes that train together share the claim, which the first of them makes.
+
+    Args:
+      workdir: Directory of the run's files; created if it does not exist.
+
+    Raises:
+      ValueError: The workdir is in use by another process, which the error names.
+    """
+    workdir, failure = Path(workdir), None
+    with contextlib.ExitStack() as stack:
+        if processes.is_writer():
+            try:
+                if not workdir.exists():
+                    stack.callback(_remove_empty, workdir)
+                workdir.mkdir(parents=True, exist_ok=True)
+                remedy = "wait for its end, or use another workdir"
+                lock = locks.held(workdir / ".lock", f"workdir {workdir}", remedy)
+                stack.enter_context(lock)
+                names = ("codes", "parts", "features", "sweep", "checkpoints")
+                checkpoints = sorted(workdir.glob("checkpoints/*"))
+                for directory in (workdir, *(workdir / name for name in names), *checkpoints):
+                    remove_temporary(directory)
+            except (ValueError, OSError) as error:
+                failure = error
+        processes.fail_together(failure)
+        yield
+
+
+def _remove_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
