@@ -45,7 +45,7 @@ def test_the_second_run_names_the_first_and_a_dead_one_does_not_block(holder, tm
     )
     with pytest.raises(ValueError, match=re.escape(expected)):
         pipeline.run_stages(tiny(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".lock-holder"}
     holder.kill()
     holder.wait()
     assert (tmp_path / ".lock").exists()
@@ -54,7 +54,7 @@ def test_the_second_run_names_the_first_and_a_dead_one_does_not_block(holder, tm
     (tmp_path / "checkpoints" / "base" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "mine.json").write_text("{}")
     with run.claimed(tmp_path):
-        text = (tmp_path / ".lock").read_text()
+        text = (tmp_path / ".lock-holder").read_text()
         assert text == f"process {os.getpid()} on {socket.gethostname()}"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "mine.json"}
     assert not list((tmp_path / "checkpoints" / "base").iterdir())

@@ -1,7 +1,6 @@
-"""Locks on files and directories, which the system releases when their process ends.
+"""Locks between processes, which the operating system releases when their process ends.
 
-They work on Linux, macOS and Windows. On a file system without locks, such as some network file
-systems, a warning says so and nothing is locked.
+A lock is a file, which is removed at the end unless the process is killed.
 """
 
 import contextlib
@@ -11,81 +10,32 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 from absl import logging
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_FAR = 2**40  # Windows locks bytes, and other processes have to read those of the holder's name
-
-
-def _lock(handle: int, path: Path, wait: bool) -> bool:
-    """Locks an open file. Returns False if another process has locked it and `wait` is False."""
-    if not fcntl:
-        return _lock_on_windows(handle, path, wait)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-        _warn(path, error.strerror)
-    return True
-
-
-def _lock_on_windows(handle: int, path: Path, wait: bool) -> bool:
-    try:
-        import msvcrt
-    except ImportError:
-        _warn(path, "this system has no locks")
-        return True
-    mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # pyright: ignore[reportAttributeAccessIssue]
-    while True:
-        os.lseek(handle, _FAR, os.SEEK_SET)
-        try:
-            msvcrt.locking(handle, mode, 1)  # pyright: ignore[reportAttributeAccessIssue]
-            return True
-        except OSError:  # LK_LOCK gives up after ten seconds
-            if not wait:
-                return False
-
-
-def _warn(path: Path, reason: str | None) -> None:
-    logging.warning("%s: %s; do not start a second process there", path, reason)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Waits until no other process is inside such a block for the same path.
+    """Waits until no other process or thread is inside such a block for the same path.
 
     Args:
-      path: A directory that exists, or a file, which is created if it does not exist and is kept.
+      path: The file of the lock, or a directory that exists, whose lock is the file `.lock` in it.
     """
     path = Path(path)
-    if path.is_dir() and not fcntl:  # Windows cannot open a directory
-        path = path / ".lock"
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    handle = os.open(path, flags, 0o666)
-    try:
-        _lock(handle, path, wait=True)
+    with _taken(path / ".lock" if path.is_dir() else path, timeout=-1.0):
         yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
 def held(path: str | os.PathLike[str], name: str, remedy: str) -> Iterator[None]:
     """Keeps other processes out of a block, or raises an error that says who is inside.
 
-    The file has the process and host of its holder and is removed at the end. That of a process
-    that was killed does not block.
+    A second file, whose name ends with `-holder`, has the process and the host of the holder.
 
     Args:
-      path: The file that stands for the lock. Its directory has to exist.
+      path: The file of the lock. Its directory has to exist.
       name: What is locked, for the error message.
       remedy: What the user can do, for the error message.
 
@@ -93,43 +43,53 @@ def held(path: str | os.PathLike[str], name: str, remedy: str) -> Iterator[None]
       ValueError: Another process is inside such a block.
     """
     path = Path(path)
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    holder = path.with_name(f"{path.name}-holder")
+    with contextlib.ExitStack() as stack:
         try:
-            if not _lock(handle, path, wait=False):
-                raise ValueError(f"{name} is in use by {_holder(path)}; {remedy}")
-            if _is_at(handle, path):
-                break
-            # The last holder removed the file after it was opened here.
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+            stack.enter_context(_taken(path, timeout=0.0))
+        except filelock.Timeout:
+            raise ValueError(f"{name} is in use by {_read(holder)}; {remedy}") from None
+        stack.callback(_unlink, holder)
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        yield
+
+
+@contextlib.contextmanager
+def _taken(path: Path, timeout: float) -> Iterator[None]:
+    """Takes a lock and removes its file at the end.
+
+    On file systems without locks, such as some network file systems, nothing is locked, and a
+    warning says so.
+    """
+    lock = filelock.FileLock(path, timeout, poll_interval=0.01)
     try:
-        os.ftruncate(handle, 0)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        lock.acquire()
+    except OSError as error:
+        if isinstance(error, filelock.Timeout) or error.errno not in _WITHOUT_LOCKS:
+            raise
+        logging.warning("%s: %s; do not start a second process there", path.parent, error.strerror)
+        yield
+        return
+    try:
         yield
     finally:
-        if fcntl:  # removed while it is locked, so that nobody else's file is removed
-            path.unlink(missing_ok=True)
-        os.close(handle)
-        if not fcntl:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        # Removed while it is locked: a process that opened it before then locks a file without a
+        # name, which filelock notices. Windows removes no open file.
+        if os.name != "nt":
+            _unlink(path)
+        lock.release()
+        if os.name == "nt":
+            _unlink(path)
 
 
-def _is_at(handle: int, path: Path) -> bool:
-    """Returns True if an open file is still the one at its path."""
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _read(holder: Path) -> str:
+    """Returns the process and host that a lock's second file names."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _holder(path: Path) -> str:
-    """Returns the process and host that a lock file names."""
-    try:
-        return path.read_text("utf-8", "replace").strip() or "another process"
+        return holder.read_text("utf-8", "replace").strip() or "another process"
     except OSError:
         return "another process"
