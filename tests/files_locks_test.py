@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tiny_run import tiny
 
 from mch_jax import pipeline
-from mch_jax.files import locks, remove_temporary, whole_file
+from mch_jax.evaluation import rival_table
+from mch_jax.files import codes_file, locks, remove_temporary, whole_file
 from mch_jax.training import run
 
 HOLD = """
@@ -101,3 +103,13 @@ def test_temporary_names_are_random_and_only_they_are_removed(tmp_path):
         (tmp_path / name).write_text("")
     remove_temporary(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
+
+
+def test_the_fair_comparison_keeps_out_of_a_run_in_progress(holder, tmp_path):
+    file = codes_file.CodeFile(
+        np.zeros((1, 1), np.uint8), np.zeros(1, np.int64), np.array(["a"]),
+        np.ones(1, np.float32), np.zeros((1, 4), np.int32), np.ones((1, 2), np.uint8), 8,
+    )  # fmt: skip
+    codes_file.save(tmp_path / "codes" / "query.npz", file)
+    with pytest.raises(ValueError, match=f"is in use by process {holder.pid} on "):
+        rival_table.compare(tmp_path)

@@ -335,9 +335,16 @@ def compare(workdir: Path, long: Path | None = None, classes: Sequence[str] = ()
         files are called rivals-classes.json and rivals-classes.npz.
 
     Raises:
-      ValueError: A run is not finished, `long` has codes of another length or another split, or
-        there is no such class.
+      ValueError: A run is not finished or is in use by another process, `long` has codes of another
+        length or another split, or there is no such class.
     """
+    codes_file.load(workdir / "codes" / "query.npz")  # missing in a directory that is no run
+    with run.claimed(workdir):
+        return _compare(workdir, long, classes)
+
+
+def _compare(workdir: Path, long: Path | None, classes: Sequence[str]) -> dict[str, Any]:
+    """Compares the rows of a run that this process has claimed."""
     material = read_material(workdir)
     long = find_long(workdir) if long is None else long
     other = None if long is None else read_material(long)
