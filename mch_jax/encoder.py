@@ -120,20 +120,29 @@ class Encoder:
         Raises:
           ValueError: Images are given, and the encoder was trained on features from a file.
         """
+        return self._outputs(inputs, regions.NUM_REGIONS)
+
+    def _outputs(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> RegionOutputs:
         self._check(inputs)
-        outputs = self._encode(self.params, self.policy_variables, inputs, regions.NUM_REGIONS)
+        outputs = self._encode(self.params, self.policy_variables, inputs, num_regions)
         return RegionOutputs(*map(np.asarray, outputs))
 
-    def query_regions(self, inputs: Shaped[AnyArray, "..."]) -> QueryRegions:
-        """Returns codes and logits of all six regions, to search with several codes per query.
+    def query(self, inputs: Shaped[AnyArray, "..."], choice: str = "one") -> QueryRegions:
+        """Returns the codes that photos are searched with, and their logits.
 
         Args:
           inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k].
+          choice: `one` for the whole photo's code, `agent` for those that the agent keeps, `all`
+            for those of all six regions.
 
         Raises:
           ValueError: Images are given, and the encoder was trained on features from a file.
         """
-        outputs = self.region_outputs(inputs)
+        num_regions = 1 if choice == "one" else regions.NUM_REGIONS
+        return self.query_regions(self._outputs(inputs, num_regions)).chosen(choice)
+
+    def query_regions(self, outputs: RegionOutputs) -> QueryRegions:
+        """Returns the codes and logits of regions in the form that queries have."""
         kept = outputs.keep_prob >= self.keep_threshold
         kept[:, 0] = True
         packed = codes.to_bytes(outputs.packed, self.model.num_bits)

@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 
 from mch_jax.database import Database
 from mch_jax.files import codes_file
-from mch_jax.index import NearestItems
+from mch_jax.index import NearestItems, ProbedItems
+from mch_jax.query_codes import QueryRegions
 
 
 def read_codes(path: Path, database: Database) -> tuple[list[str], UInt8[np.ndarray, "m bytes"]]:
@@ -26,8 +27,8 @@ def read_codes(path: Path, database: Database) -> tuple[list[str], UInt8[np.ndar
 
 def encode_image(
     run: Path, path: Path, database: Database, query_codes: str = "one"
-) -> UInt8[np.ndarray, "1 *t bytes"]:
-    """Returns the code of one photo, or several.
+) -> QueryRegions:
+    """Returns the code of one photo, or several, with their logits.
 
     Args:
       run: Workdir of a finished run.
@@ -49,10 +50,7 @@ def encode_image(
         raise ValueError(f"--image={path}: {error.strerror}; expected a photo") from None
     encoder = Encoder.from_run(run)
     database.check_num_bits(encoder.model.num_bits, run / FILE)
-    image = photos.resize(photo, encoder.image_size)[None]
-    if query_codes == "one":
-        return encoder.encode(image)
-    return encoder.query_regions(image).chosen(query_codes).codes
+    return encoder.query(photos.resize(photo, encoder.image_size)[None], query_codes)
 
 
 def records(names: Sequence[str], hits: NearestItems, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -72,13 +70,52 @@ def records(names: Sequence[str], hits: NearestItems, ids: np.ndarray) -> list[d
     ]
 
 
+def probed_records(
+    names: Sequence[str], found: ProbedItems, ids: np.ndarray
+) -> list[dict[str, Any]]:
+    """Returns what probing has found for each query as dictionaries, for JSON."""
+    found_by_query = []
+    for m, name in enumerate(names):
+        rows = slice(int(found.offsets[m]), int(found.offsets[m + 1]))
+        found_by_query.append(
+            {
+                "query": name,
+                "probed": int(found.probed[m]),
+                "nonempty": int(found.nonempty[m]),
+                "candidates": int(found.candidates[m]),
+                "hits": _costs(found.item[rows], found.cost[rows], ids),
+            }
+        )
+    return found_by_query
+
+
+def _costs(items: np.ndarray, costs: np.ndarray, ids: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"item": int(item), "id": str(ids[item]), "cost": round(float(cost), 6)}
+        for item, cost in zip(items, costs, strict=True)
+        if item >= 0
+    ]
+
+
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Returns the hits as a table in plain text."""
     lines = []
     for query in found:
-        counts = f"{query['probed']:,} buckets probed, {query['nonempty']:,} not empty"
-        lines += [f"{query['query']}  ({counts})", f"{'rank':>6} {'bits':>5}  photo"]
-        for rank, hit in enumerate(query["hits"], 1):
-            lines.append(f"{rank:>6} {hit['distance']:>5}  {hit['id']}")
+        said = [f"{query['probed']:,} buckets probed", f"{query['nonempty']:,} not empty"]
+        if "candidates" in query:
+            said.append(f"{query['candidates']:,} codes read")
+        lines += [f"{query['query']}  ({', '.join(said)})", _table(query["hits"])]
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def _table(hits: Sequence[dict[str, Any]]) -> str:
+    """Returns ranks, distances and names, one photo per line."""
+    if hits and "cost" in hits[0]:
+        head, values = f"{'cost':>9}", [f"{hit['cost']:>9.3f}" for hit in hits]
+    else:
+        head, values = f"{'bits':>5}", [f"{hit['distance']:>5}" for hit in hits]
+    lines = [f"{'rank':>6} {head}  photo"]
+    for rank, (hit, value) in enumerate(zip(hits, values, strict=True), 1):
+        lines.append(f"{rank:>6} {value}  {hit['id']}")
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ codes, an item or a bucket counts at the query code that is nearest to it.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from mch_jax.index import BucketIndex, NearestItems
 
@@ -44,6 +44,11 @@ class QueryRegions(NamedTuple):
     kept: Bool[np.ndarray, "m t"]
     logits: Float[np.ndarray, "m t q"]
 
+    @property
+    def margins(self) -> Float32[np.ndarray, "m t q"]:
+        """Absolute value of each logit: how certain the bit is."""
+        return np.abs(self.logits).astype(np.float32)
+
     def chosen(self, choice: str) -> "QueryRegions":
         """Returns the codes that each query is searched with; those kept are marked.
 
@@ -59,6 +64,13 @@ class QueryRegions(NamedTuple):
         slot = np.where(kept, np.arange(self.codes.shape[1]), 0)[:, :, None]
         codes, logits = (np.take_along_axis(x, slot, 1) for x in (self.codes, self.logits))
         return QueryRegions(codes, kept, logits)
+
+
+def unit_margins(
+    query_codes: UInt8[np.ndarray, "m *t bytes"], num_bits: int
+) -> Float32[np.ndarray, "m *t q"]:
+    """Returns margins of 1, with which buckets are probed in the order of Hamming distance."""
+    return np.ones((*query_codes.shape[:-1], num_bits), np.float32)
 
 
 def nearest(

@@ -104,14 +104,15 @@ class Retriever:
           ValueError: The photo cannot be read, k is below 1, or there are no such query codes.
         """
         regions.check(query_codes, "query_codes")
-        if query_codes == "one":
-            code = self.encode(image)
-        else:
-            resized = photos.resize(pixels(image), self.encoder.image_size)
-            code = self.encoder.query_regions(resized[None]).chosen(query_codes).codes[0]
-        if query_codes == "one" and len(code) != 1:
-            raise ValueError(f"image is {len(code)} photos, expected one; encode takes several")
-        neighbours, _ = self.database.search(code, k)
+        if isinstance(image, np.ndarray) and image.ndim == 4:
+            if len(image) != 1:
+                raise ValueError(
+                    f"image is {len(image)} photos, expected one; encode takes several"
+                )
+            image = image[0]
+        resized = photos.resize(pixels(image), self.encoder.image_size)
+        query = self.encoder.query(resized[None], query_codes)
+        neighbours, _ = self.database.search(query.codes[0], k)
         ids, box = self.database.ids, self.database.box
         return [
             Found(str(ids[item]), distance, item, tuple(box[row].tolist()))

@@ -3,15 +3,20 @@
 python -m mch_jax.search --run=DIR --image=cat.jpg --k=10
 python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
 python -m mch_jax.search --run=DIR --image=cat.jpg --query_codes=agent
+python -m mch_jax.search --run=DIR --database=codes.npz --image=cat.jpg --probe=gqr --budget=33
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from mch_jax import command
+
+DEFAULT_BUDGET = 33  # with 32 bits, as many buckets as lie within radius 1
+MAX_BUDGET = 2**20
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -21,6 +26,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "codes", None, "A codes file to search with; each item is a query.", flag_values=values
     )
+    flags.DEFINE_string(
+        "database", None, "A codes file to search instead of the run's database.",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_integer(
         "k", 10, "Number of photos to find for each query.", lower_bound=1, flag_values=values
     )
@@ -28,38 +37,73 @@ def define_flags(values: flags.FlagValues) -> None:
         "query_codes", "one", "Codes of a photo to search with: one, agent (those that the agent "
         "keeps) or all six.", flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_enum(
+        "probe", None, ["gqr", "hamming"], "Look only at some buckets, in the order of "
+        "quantization distance (gqr) or of Hamming distance.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "budget", None, "Number of buckets to look at with --probe, 33 by default; fewer if k "
+        "photos are found.", lower_bound=1, upper_bound=MAX_BUDGET, flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Prints the photos of the database that are nearest to the queries."""
-    options = command.parse(arguments, define_flags, __doc__)
+def _check(options: flags.FlagValues) -> None:
+    """Checks that the flags fit each other."""
+    from mch_jax import query_codes
+
     command.require(options, run="the workdir of a finished run")
     if bool(options.image) == bool(options.codes):
         raise ValueError("expected one of --image and --codes: a photo, or a file of codes")
-    from mch_jax import queries, query_codes
-    from mch_jax.database import Database
-
     query_codes.check(options.query_codes, "--query_codes")
     if options.codes and options.query_codes != "one":
         raise ValueError(
             f"--query_codes={options.query_codes} needs --image; the items of a codes file are "
             "searched with their first code"
         )
+    if options.budget and not options.probe:
+        raise ValueError("--budget needs --probe; expected --probe=gqr or --probe=hamming too")
+    if options.codes and options.probe == "gqr":
+        raise ValueError(
+            "--probe=gqr needs the logits of the query, which a codes file does not hold; use "
+            "--image, or --probe=hamming"
+        )
+
+
+def _found(options: flags.FlagValues) -> list[dict[str, Any]]:
+    """Returns the answers to all queries."""
+    from mch_jax import queries, query_codes
+    from mch_jax.database import Database
 
     run = Path(options.run)
-    database = Database.open(run / "codes" / "database.npz")
+    database = Database.open(options.database or run / "codes" / "database.npz")
+    query, index = None, database.index
     if options.codes:
         names, codes = queries.read_codes(Path(options.codes), database)
     else:
         command.keep_compiled()
-        names = [options.image]
-        codes = queries.encode_image(run, Path(options.image), database, options.query_codes)
-    if codes.ndim == 3:
-        hits = query_codes.nearest(database.index, codes, options.k)
+        query = queries.encode_image(run, Path(options.image), database, options.query_codes)
+        names, codes = [options.image], query.codes
+    if options.probe:
+        margins = query_codes.unit_margins(codes, database.num_bits)
+        if query is not None and options.probe == "gqr":
+            margins = query.margins
+        found = index.probe(codes, margins, options.budget or DEFAULT_BUDGET, options.k)
+        return queries.probed_records(names, found, database.ids)
+    if query is None or codes.shape[1] == 1:
+        hits = index.search(codes.reshape(len(names), -1), options.k)
     else:
-        hits = database.index.search(codes, options.k)
-    found = queries.records(names, hits, database.ids)
+        hits = query_codes.nearest(index, codes, options.k)
+    return queries.records(names, hits, database.ids)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the photos of the database that are nearest to the queries."""
+    options = command.parse(arguments, define_flags, __doc__)
+    _check(options)
+    from mch_jax import queries
+
+    found = _found(options)
     print(json.dumps(found) if options.json else queries.table(found))  # noqa: T201
 
 

@@ -33,6 +33,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "images", None, "The exported photos, which the page shows.", flag_values=values
     )
+    flags.DEFINE_string(
+        "query_codes", "one", "Codes of a photo to search with unless a request says otherwise: "
+        "one, agent (those that the agent keeps) or all six.", flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_integer(
         "max_pending", 128, "Requests in progress, beyond which further ones are refused.",
         lower_bound=1, flag_values=values,
@@ -61,9 +65,12 @@ def _listen(host: str, port: int) -> socket.socket:
 def main(arguments: Sequence[str]) -> None:
     """Serves until the process is told to stop, then answers the requests that it has accepted."""
     options = command.parse(arguments, define_flags, __doc__)
+    from mch_jax import query_codes
+
     command.require(options, run="the workdir of a finished run")
     if options.images and not options.codes:
         raise ValueError("--images needs --codes, the file that mch_jax.export wrote for them")
+    query_codes.check(options.query_codes, "--query_codes")
     try:
         import uvicorn
 
@@ -80,7 +87,9 @@ def main(arguments: Sequence[str]) -> None:
         pending=options.max_pending, upload_bytes=options.max_upload * 2**20,
         pixels=options.max_pixels * 10**6,
     )  # fmt: skip
-    service = Service.open(Path(options.run), limits, options.codes, options.images)
+    service = Service.open(
+        Path(options.run), limits, options.codes, options.images, options.query_codes
+    )
     listener = _listen(options.host, options.port)
     service.warm_up()
     host, port = listener.getsockname()[:2]

@@ -87,6 +87,64 @@ def test_search_equals_the_index(client, service):
     assert raw.json() == found
 
 
+def by_brute_force(database, query_codes, k):
+    """Returns the items and distances of the k nearest items to any of a query's codes."""
+    distance = np.bitwise_count(database.codes[:, None] ^ query_codes).sum(2).min(1)
+    nearest = [distance[list(database.rows(item))].min() for item in range(len(database))]
+    order = np.argsort(nearest, kind="stable")[:k]
+    return order.tolist(), [int(nearest[i]) for i in order]
+
+
+@pytest.mark.parametrize("choice", ["agent", "all"])
+def test_a_query_may_have_several_codes(client, service, choice):
+    body = jpeg(4)
+    image = photos.resize(photos.decode(body), small.SIDE)
+    query = service.encoder.query(image[None], choice).codes[0]
+    answer = client.post(f"/search?k=7&compare=true&query_codes={choice}", files=form(body)).json()
+    items, distances = by_brute_force(service.database, query, 7)
+    assert [hit["item"] for hit in answer["mch"]["hits"]] == items
+    assert [hit["distance"] for hit in answer["mch"]["hits"]] == distances
+    index, own = service.database.index, np.unique(query, axis=0)
+    assert answer["mch"]["probed"] == index.search(own, 7).probed.sum()
+    for hit in answer["mch"]["hits"]:
+        code = np.frombuffer(bytes.fromhex(hit["code"]), np.uint8)
+        assert np.bitwise_count(code ^ query).sum(1).min() == hit["distance"]
+    whole = client.post("/search?k=7&query_codes=one", files=form(body)).json()
+    assert answer["code"] == whole["code"]
+    of_item = client.get(f"/search?item=3&k=1&query_codes={choice}").json()
+    assert of_item["mch"]["hits"][0]["distance"] == 0
+
+
+@pytest.mark.parametrize("choice", ["one", "agent", "all"])
+def test_probing_equals_the_index(client, service, choice):
+    body, index = jpeg(4), service.database.index
+    image = photos.resize(photos.decode(body), small.SIDE)
+    query = service.encoder.query(image[None], choice)
+    path = f"/probe?limit=50&query_codes={choice}"
+    assert client.post(f"{path}&budget=300", files=form(body)).status_code == 422  # at most 256
+    answer = client.post(f"{path}&budget=256", files=form(body)).json()
+    assert answer["codes"] == len(np.unique(query.codes[0], axis=0))
+    for order, margins in (("hamming", np.ones_like(query.margins)), ("gqr", query.margins)):
+        found, shown = index.probe(query.codes, margins, 256), answer[order]
+        hits = [(hit["item"], b["cost"]) for b in shown["buckets"] for hit in b["hits"]]
+        assert [item for item, _ in hits] == found.item.tolist()
+        np.testing.assert_allclose([cost for _, cost in hits], found.cost, rtol=1e-4, atol=1e-5)
+        assert shown["probed"] == len(shown["buckets"]) == found.probed[0] == 256
+        assert shown["nonempty"] == found.nonempty[0] > 0
+        assert shown["candidates"] == found.candidates[0]
+        assert shown["photos"] == len(found.item) == sum(b["new"] for b in shown["buckets"])
+        for bucket in shown["buckets"]:
+            code = np.frombuffer(bytes.fromhex(bucket["code"]), np.uint8)
+            own = query.codes[0, regions.NAMES.index(bucket["region"])]
+            assert np.bitwise_count(code ^ own).sum() == bucket["distance"]
+            assert {hit["code"] for hit in bucket["hits"]} <= {bucket["code"]}
+    few = client.get(f"/probe?item=3&budget=2&limit=0&query_codes={choice}").json()
+    assert few["gqr"]["probed"] == 2
+    assert few["gqr"]["buckets"][0]["new"] > 0
+    assert few["gqr"]["buckets"][0]["hits"] == []
+    assert few["gqr"]["buckets"][0]["cost"] == 0
+
+
 def test_a_photo_of_the_database_finds_itself(client, service):
     for item in (0, 7):
         found = client.get(f"/search?item={item}&k=200").json()
@@ -176,7 +234,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
         (bytes(50 * 2**20), "image/jpeg", 413, "The upload is too large"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/search", "/encode"])
+@pytest.mark.parametrize("path", ["/search", "/encode", "/probe"])
 def test_hostile_uploads_get_a_sentence(client, path, body, kind, status, reason):
     answer = client.post(path, content=body, headers={"content-type": kind})
     assert reason in sentence(answer, status)
@@ -228,6 +286,9 @@ def test_a_very_long_file_name_is_refused(client):
         ("GET", "/search?item=0&k=0", 422, "k: input should be greater than or equal to 1"),
         ("GET", "/search?item=0&k=1000", 422, "k: "),
         ("GET", "/search", 422, "item: field required"),
+        ("GET", "/search?item=0&query_codes=two", 422, "query_codes: input should be 'one',"),
+        ("GET", "/probe?item=0&budget=0", 422, "budget: input should be greater than or equal"),
+        ("GET", "/probe?item=22", 404, "There is no photo 22"),
         ("DELETE", "/items/0", 405, "does not take DELETE"),
         ("GET", "/docs", 404, "There is nothing at /docs"),
         ("POST", "/search", 415, "multipart/form-data"),
@@ -277,7 +338,7 @@ def test_page_and_counters(client):
     assert 'mch_batch_size_count{kind="whole"}' in text
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
-        "/search", "/encode", "/items", "/items/{item}", "/items/{item}/photo", "/health",
+        "/search", "/probe", "/encode", "/items", "/items/{item}", "/items/{item}/photo", "/health",
         "/metrics",
     }  # fmt: skip
 

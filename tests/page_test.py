@@ -145,6 +145,32 @@ def test_compare_shows_the_base_model_too(open_page):
     expect(page.locator(".ranking")).to_have_count(1)
 
 
+def test_the_order_of_probing_is_shown_side_by_side(open_page):
+    page = open_page("/#item=3")
+    answered(page)
+    orders = page.locator("#orders .order")
+    expect(orders).to_have_count(2)
+    left, right = (orders.nth(i).bounding_box() for i in (0, 1))
+    assert left["y"] == right["y"]
+    assert right["x"] >= left["x"] + left["width"]
+    for order in (orders.nth(0), orders.nth(1)):
+        expect(order.locator(".cells i")).to_have_count(33)
+        says = order.locator(".buckets .say").all_inner_texts()
+        costs = [float(re.match(r"cost ([\d.]+)", text)[1]) for text in says]
+        assert costs[0] == 0
+        assert costs == sorted(costs)
+        photos = int(re.match(r"(\d+) photo", order.locator(".sum").inner_text())[1])
+        new = [int(re.search(r"(\d+) new photo", text)[1]) for text in says]
+        assert sum(new) == photos
+        expect(order.locator(".found li")).to_have_count(sum(min(12, n) for n in new))
+    shoot(page, "probing")
+    page.get_by_label("Buckets to look at").select_option("8")
+    expect(orders.first.locator(".cells i")).to_have_count(8)
+    page.get_by_label("Codes of the query").select_option("all")
+    expect(page.locator("#about")).to_contain_text("The search uses all six codes.")
+    expect(orders.nth(1).locator(".say").first).to_contain_text("from the code of the")
+
+
 def test_the_page_works_with_the_keyboard(open_page):
     page = open_page()
     expect(page.locator("#strip li")).to_have_count(14)

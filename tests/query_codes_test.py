@@ -122,7 +122,7 @@ def test_every_interface_takes_several_codes(small_run, tmp_path, capsys):
         found[choice] = {hit.id: hit.distance for hit in hits}
     for fewer, more in (("one", "agent"), ("agent", "all")):
         assert all(found[more][name] <= bits for name, bits in found[fewer].items())
-    (regions,) = retriever.encoder.query_regions(image[None]).codes
+    (regions,) = retriever.encoder.query(image[None], "all").codes
     database = retriever.database
     bits = np.bitwise_count(database.codes[:, None] ^ regions[None]).sum(2).min(1)
     nearest = [int(bits[database.item == i].min()) for i in range(len(database.ids))]

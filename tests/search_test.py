@@ -74,6 +74,73 @@ def test_table_with_fewer_photos_than_k(run):
     ]
 
 
+def test_probing_by_hamming_distance(run):
+    arguments = [f"--run={run}", f"--codes={run / 'query.npz'}", "--probe=hamming", "--budget=3"]
+    result = search(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [
+        {
+            "query": "x.jpg",
+            "probed": 3,
+            "nonempty": 2,
+            "candidates": 2,
+            "hits": [
+                {"item": 0, "id": "a.jpg", "cost": 0},
+                {"item": 1, "id": "b.jpg", "cost": 1},
+            ],
+        },
+        {
+            "query": "y.jpg",
+            "probed": 3,
+            "nonempty": 1,
+            "candidates": 1,
+            "hits": [{"item": 1, "id": "b.jpg", "cost": 0}],
+        },
+    ]
+    assert search(*arguments, "--k=1").stdout.splitlines()[:3] == [
+        "x.jpg  (1 buckets probed, 1 not empty, 1 codes read)",
+        "  rank      cost  photo",
+        "     1     0.000  a.jpg",
+    ]
+
+
+def test_another_database(run):
+    write(run / "other.npz", [0b11], [0], "d")
+    result = search(
+        f"--run={run}", f"--codes={run / 'query.npz'}", f"--database={run / 'other.npz'}", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    hits = [query["hits"] for query in json.loads(result.stdout)]
+    assert hits == [[{"item": 0, "id": "d.jpg", "distance": n}] for n in (2, 1)]
+
+
+@pytest.mark.parametrize("choice", ["one", "agent", "all"])
+def test_a_photo_with_one_or_several_codes(small_run, choice, capsys):
+    from mch_jax import search as command
+    from mch_jax.data import photos
+    from mch_jax.database import Database
+    from mch_jax.encoder import Encoder
+
+    path = small_run / "photos" / "00.jpg"
+    arguments = [f"--run={small_run}", f"--image={path}", f"--query_codes={choice}", "--json"]
+    encoder = Encoder.from_run(small_run)
+    image = photos.resize(photos.decode(path.read_bytes()), encoder.image_size)
+    query = encoder.query(image[None], choice)
+    database = Database.open(small_run / "codes" / "database.npz")
+
+    command.main([*arguments, "--probe=gqr", "--budget=33", "--k=22"])
+    (record,) = json.loads(capsys.readouterr().out)
+    found = database.index.probe(query.codes, query.margins, 33, 22)
+    assert [hit["item"] for hit in record["hits"]] == found.item.tolist()
+    np.testing.assert_allclose([hit["cost"] for hit in record["hits"]], found.cost, atol=1e-4)
+    assert (record["probed"], record["candidates"]) == (found.probed[0], found.candidates[0])
+
+    command.main([*arguments, "--k=5"])
+    (record,) = json.loads(capsys.readouterr().out)
+    neighbours, _ = database.search(query.codes[0], 5)
+    assert [(h["item"], h["distance"]) for h in record["hits"]] == [x[:2] for x in neighbours]
+
+
 def test_searching_with_codes_does_not_import_jax(run):
     script = (
         "import sys; from mch_jax import search\n"
@@ -101,6 +168,11 @@ def test_searching_with_codes_does_not_import_jax(run):
         (["--run={run}", "--codes={run}/query.npz", "--k=0"], "k"),
         (["--run={run}", "--image={run}/absent.jpg"], "absent.jpg"),
         (["--run={run}", "--other=1"], "other"),
+        (["--run={run}", "--codes={run}/query.npz", "--probe=gqr"], "needs the logits"),
+        (["--run={run}", "--codes={run}/query.npz", "--query_codes=all"], "needs --image"),
+        (["--run={run}", "--codes={run}/query.npz", "--budget=3"], "--budget needs --probe"),
+        (["--run={run}", "--codes={run}/query.npz", "--probe=best"], "probe"),
+        (["--run={run}", "--codes={run}/query.npz", "--database=no.npz"], "no.npz does not exist"),
     ],
 )
 def test_wrong_arguments_get_one_line(run, arguments, reason):

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 from mch_jax import pairs
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex
+from mch_jax.query_codes import unit_margins
 
 BUDGETS = (1, 8, 33, 132)  # with 32 bits, 33 buckets are those within radius 1
 ITEM_BYTES = 4  # the index keeps the item of each code as a uint32
@@ -113,13 +114,6 @@ def probed(
         [x.item for x in answers],
         [x.candidates for x in answers],
     )
-
-
-def unit_margins(
-    query_codes: UInt8[np.ndarray, "m *t bytes"], num_bits: int
-) -> Float[np.ndarray, "m *t q"]:
-    """Returns margins for which the quantization distance is the Hamming distance."""
-    return np.ones((*query_codes.shape[:-1], num_bits), np.float32)
 
 
 def means(measured: Found) -> dict[str, list[float]]:

@@ -171,10 +171,7 @@ def flat(material: Material, kept: Bool[np.ndarray, "n t"]) -> FlatCodes:
 
 def queries(material: Material, choice: str) -> QueryRegions:
     """Returns the queries' codes: `one`, those that the `agent` keeps, or `all` six."""
-    outputs = material.queries
-    packed = codes.to_bytes(outputs.packed, material.num_bits)
-    kept = outputs.keep_prob >= material.encoder.keep_threshold
-    return QueryRegions(packed, kept, outputs.logits).chosen(choice)
+    return material.encoder.query_regions(material.queries).chosen(choice)
 
 
 def databases(material: Material) -> dict[str, FlatCodes]:

@@ -5,6 +5,7 @@ are for those who work with its codes or its counts:
 
 * `words_from_bytes`, `checked_items`: codes and items as the index keeps them, checked.
 * `ball_size`, `count_visits`, `visit_counts`: the counts of Algorithm 1 without an index.
+* `probed_buckets`: the buckets that `probe` looks at, one by one, with their items.
 * `concatenated`: the answers to several batches of queries as one.
 
 | module | holds |
@@ -13,6 +14,7 @@ are for those who work with its codes or its counts:
 | `answers` | the NamedTuples that it returns |
 | `segment` | building a segment, and the decisions that depend on its size |
 | `storage` | the files of a saved index |
+| `trace` | the buckets that a query looks at, one by one |
 | `algorithm1` | the number of buckets that Algorithm 1 visits |
 | `words` | codes and items from the arrays of a codes file |
 
@@ -30,6 +32,7 @@ from mch_jax.index.answers import (
 )
 from mch_jax.index.bucket_index import BucketIndex
 from mch_jax.index.storage import INDEX_FORMAT
+from mch_jax.index.trace import ProbedBuckets, probed_buckets
 from mch_jax.index.words import MAX_BITS, MAX_ITEM, checked_items, words_from_bytes
 
 # Former names of the two kinds of answers.
@@ -45,11 +48,13 @@ __all__ = [
     "MAX_BITS",
     "MAX_ITEM",
     "NearestItems",
+    "ProbedBuckets",
     "ProbedItems",
     "VisitedBuckets",
     "ball_size",
     "checked_items",
     "concatenated",
+    "probed_buckets",
     "count_visits",
     "visit_counts",
     "words_from_bytes",

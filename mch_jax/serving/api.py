@@ -19,7 +19,17 @@ from starlette.routing import Match
 from mch_jax import __version__
 from mch_jax.serving import counters, uploads
 from mch_jax.serving.gate import Gate, Refused
-from mch_jax.serving.schemas import Encoded, Found, Health, Item, Items, Problem, Side
+from mch_jax.serving.schemas import (
+    Choice,
+    Encoded,
+    Found,
+    Health,
+    Item,
+    Items,
+    Probed,
+    Problem,
+    Side,
+)
 from mch_jax.serving.service import Service
 
 FREE_PATHS = ("/", "/health", "/metrics", "/openapi.json")  # answered however busy the service is
@@ -33,6 +43,11 @@ _Service = Annotated[Service, Depends(_service)]
 _Item = Annotated[int, Path(ge=0, description="row of the database")]
 _ByItem = Annotated[int, Query(ge=0, description="row of the database")]
 _K = Annotated[int, Query(ge=1, le=200, description="number of photos to return")]
+_Choice = Annotated[
+    Choice | None, Query(description="codes of the query; the server's default if left out")
+]
+_Budget = Annotated[int, Query(ge=1, le=256, description="number of buckets to look at")]
+_Limit = Annotated[int, Query(ge=0, le=50, description="photos to list for each bucket")]
 _Compare = Annotated[bool, Query(description="also search by the base model's single codes")]
 
 
@@ -61,22 +76,80 @@ router = APIRouter()
     responses=_UPLOAD_REFUSALS,
 )
 async def search(
-    request: Request, service: _Service, k: _K = 24, compare: _Compare = False
+    request: Request,
+    service: _Service,
+    k: _K = 24,
+    compare: _Compare = False,
+    query_codes: _Choice = None,
 ) -> Found:
     """Returns the photos of the database that are nearest to an uploaded photo."""
     body = await uploads.read(request)
     query = await asyncio.to_thread(service.uploaded, body)
-    code = await service.workers.encode(query.image)
+    choice = query_codes or service.query_codes
+    if choice == Choice.one:
+        code = await service.workers.encode(query.image)
+    else:
+        outputs = await service.workers.region_outputs(query.image)
+        code = service.query(outputs, choice).codes[0]
     return await asyncio.to_thread(service.search, code, k, compare)
 
 
 @router.get("/search", summary="Search by a photo of the database", responses=_refusals(404, 422))
 async def search_item(
-    service: _Service, item: _ByItem, k: _K = 24, compare: _Compare = False
+    service: _Service,
+    item: _ByItem,
+    k: _K = 24,
+    compare: _Compare = False,
+    query_codes: _Choice = None,
 ) -> Found:
     """Returns the photos of the database that are nearest to one of them, including that one."""
     code = service.database.whole_code(service.existing(item))
+    choice = query_codes or service.query_codes
+    if choice != Choice.one:
+        query = await asyncio.to_thread(service.stored, item)
+        outputs = await service.workers.region_outputs(query.image)
+        code = service.query(outputs, choice).codes[0]
     return await asyncio.to_thread(service.search, code, k, compare)
+
+
+@router.post(
+    "/probe",
+    summary="The buckets that a search by a photo looks at",
+    openapi_extra=uploads.OPENAPI,
+    responses=_UPLOAD_REFUSALS,
+)
+async def probe(
+    request: Request,
+    service: _Service,
+    budget: _Budget = 33,
+    limit: _Limit = 12,
+    query_codes: _Choice = None,
+) -> Probed:
+    """Returns the first buckets by Hamming and by quantization distance, with their photos."""
+    body = await uploads.read(request)
+    query = await asyncio.to_thread(service.uploaded, body)
+    outputs = await service.workers.region_outputs(query.image)
+    asked = service.query(outputs, query_codes or service.query_codes)
+    return await asyncio.to_thread(service.probe, asked, budget, limit)
+
+
+@router.get(
+    "/probe",
+    summary="The buckets that a search by a photo of the database looks at",
+    responses=_refusals(404, 422),
+)
+async def probe_item(
+    service: _Service,
+    item: _ByItem,
+    budget: _Budget = 33,
+    limit: _Limit = 12,
+    query_codes: _Choice = None,
+) -> Probed:
+    """Returns the first buckets by Hamming and by quantization distance, with their photos."""
+    query = await asyncio.to_thread(service.stored, service.existing(item))
+    outputs = await service.workers.region_outputs(query.image)
+    asked = service.query(outputs, query_codes or service.query_codes)
+    return await asyncio.to_thread(service.probe, asked, budget, limit)
 
 
 @router.post(

@@ -53,7 +53,10 @@ class Hit(BaseModel):
 class Ranking(BaseModel):
     """The nearest photos by ascending distance; equal distances are in the database's order."""
 
-    probed: int = Field(description="buckets that Algorithm 1 visits, including the empty ones")
+    probed: int = Field(
+        description="buckets that Algorithm 1 visits, including the empty ones; for several codes "
+        "of the query, the sum over them"
+    )
     nonempty: int = Field(description="visited buckets that are not empty")
     hits: list[Hit]
 
@@ -65,6 +68,48 @@ class Found(BaseModel):
     num_bits: int
     mch: Ranking = Field(description="search in all codes of every photo")
     base: Ranking | None = Field(None, description="search in the whole images' codes alone")
+
+
+class Bucket(BaseModel):
+    """A bucket that a search looks at."""
+
+    code: str = Field(description=CODE)
+    cost: float = Field(
+        description="distance from the query in this order: the sum of |logit| over the bits that "
+        "differ, or their number"
+    )
+    distance: int = Field(description="bits in which it differs from the query's code")
+    region: str = Field(description="the query's region whose code the bucket is near")
+    known: int = Field(description="photos in it that an earlier bucket holds, too")
+    new: int = Field(description="photos in it that no earlier bucket holds")
+    hits: list[Hit] = Field(description="the first of the new photos, in the database's order")
+
+
+class Probing(BaseModel):
+    """A search that looks at buckets one after the other."""
+
+    probed: int = Field(description="buckets looked at, including the empty ones")
+    nonempty: int = Field(description="of these, buckets that are not empty")
+    candidates: int = Field(description="codes read, repeated photos included")
+    photos: int = Field(description="photos found")
+    buckets: list[Bucket]
+
+
+class Probed(BaseModel):
+    """The buckets that a search looks at, in two orders."""
+
+    num_bits: int
+    codes: int = Field(description="number of different codes of the query")
+    hamming: Probing = Field(description="by Hamming distance, equal ones by ascending flip mask")
+    gqr: Probing = Field(description="by quantization distance: the sum of |logit|")
+
+
+class Choice(enum.StrEnum):
+    """The codes of a query: the whole photo's, those that the agent keeps, or all six."""
+
+    one = "one"
+    agent = "agent"
+    all = "all"
 
 
 class StoredCode(BaseModel):
@@ -102,6 +147,7 @@ class Health(BaseModel):
     num_bits: int
     photos: int
     codes: int
+    query_codes: Choice = Field(description="codes of a query unless a request says otherwise")
     pending: int = Field(description="requests that are being answered or wait")
 
 

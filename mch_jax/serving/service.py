@@ -10,11 +10,26 @@ import numpy as np
 from mch_jax import codes, regions
 from mch_jax.data import photos, sources
 from mch_jax.database import Database, Neighbour, photo_reader
-from mch_jax.encoder import FILE, Encoder
+from mch_jax.encoder import FILE, Encoder, RegionOutputs
+from mch_jax.index import probed_buckets
+from mch_jax.query_codes import QueryRegions, nearest, unit_margins
 from mch_jax.serving import uploads
 from mch_jax.serving.counters import Counters
 from mch_jax.serving.gate import Gate, Limits, Refused
-from mch_jax.serving.schemas import Encoded, Found, Health, Hit, Item, Ranking, Region, StoredCode
+from mch_jax.serving.schemas import (
+    Bucket,
+    Choice,
+    Encoded,
+    Found,
+    Health,
+    Hit,
+    Item,
+    Probed,
+    Probing,
+    Ranking,
+    Region,
+    StoredCode,
+)
 from mch_jax.serving.thumbnails import Thumbnails
 from mch_jax.serving.workers import Workers
 from mch_jax.training.run import read_config, read_dataset
@@ -40,10 +55,19 @@ class Service:
       database: The database to search.
       method: Name of the base hashing model.
       limits: Limits on requests.
+      query_codes: Codes that queries have unless a request says otherwise: `one`, `agent` or `all`.
     """
 
-    def __init__(self, encoder: Encoder, database: Database, method: str, limits: Limits):
+    def __init__(
+        self,
+        encoder: Encoder,
+        database: Database,
+        method: str,
+        limits: Limits,
+        query_codes: str = "one",
+    ):
         self.encoder, self.database, self.method, self.limits = encoder, database, method, limits
+        self.query_codes = query_codes
         self.counters = Counters()
         self.workers = Workers(encoder, self.counters.count_batch)
         self.thumbnails = Thumbnails(database)
@@ -60,6 +84,7 @@ class Service:
         limits: Limits,
         codes_path: str | os.PathLike[str] | None = None,
         images: str | os.PathLike[str] | None = None,
+        query_codes: str = "one",
     ) -> "Service":
         """Returns the service of a finished run.
 
@@ -68,6 +93,7 @@ class Service:
           limits: Limits on requests.
           codes_path: A codes file to search instead of the run's database.
           images: The folder, tar or list of photos that this codes file was made from.
+          query_codes: Codes that queries have unless a request says otherwise.
 
         Raises:
           ValueError: A file is missing or damaged, or the codes are of another length.
@@ -75,13 +101,16 @@ class Service:
         encoder = Encoder.from_run(run)
         database = exported_database(codes_path, images) if codes_path else run_database(run)
         database.check_num_bits(encoder.model.num_bits, run / FILE)
-        return cls(encoder, database, read_config(run)["method"], limits)
+        return cls(encoder, database, read_config(run)["method"], limits, query_codes)
 
     def warm_up(self) -> None:
         """Builds the indexes and compiles every program, so that no request waits for it."""
         self.workers.warm_up()
         if len(self.database):
-            self.search(self.database.whole_code(0), 24, compare=True)
+            code = self.database.whole_code(0)
+            self.search(code, 24, compare=True)
+            nearest(self.database.index, code[None], 24)
+            self._probing(code, unit_margins(code[None], self.database.num_bits)[0], 1, 1)
 
     @property
     def pending(self) -> int:
@@ -107,6 +136,7 @@ class Service:
             num_bits=self.database.num_bits,
             photos=len(self.database),
             codes=len(self.database.codes),
+            query_codes=Choice(self.query_codes),
             pending=self.pending,
         )
 
@@ -135,12 +165,12 @@ class Service:
         """Returns the photos that are nearest to a code.
 
         Args:
-          query: The code, uint8 [1 bytes].
+          query: The query's codes, uint8 [t bytes], the whole photo's first.
           k: The number of photos.
           compare: Whether to search in the whole images' codes alone, too.
         """
         return Found(
-            code=query.tobytes().hex(),
+            code=query[0].tobytes().hex(),
             num_bits=self.database.num_bits,
             mch=self._ranking(query, k, is_base=False),
             base=self._ranking(query, k, is_base=True) if compare else None,
@@ -152,6 +182,67 @@ class Service:
             probed=int(hits.probed[0]),
             nonempty=int(hits.nonempty[0]),
             hits=[self._hit(neighbour) for neighbour in neighbours],
+        )
+
+    def query(self, outputs: RegionOutputs, choice: str) -> QueryRegions:
+        """Returns the codes of one photo as a query.
+
+        Args:
+          outputs: What the encoder computes for the photo.
+          choice: Which codes the query has: `one`, `agent` or `all`.
+        """
+        return self.encoder.query_regions(outputs).chosen(choice)
+
+    def probe(self, query: QueryRegions, budget: int, limit: int) -> Probed:
+        """Returns the buckets that a search looks at, by Hamming and by quantization distance.
+
+        Args:
+          query: The codes and logits of one query.
+          budget: The number of buckets.
+          limit: The number of photos that are listed for each bucket.
+        """
+        # Equal codes of different regions have different margins, and both count.
+        query_codes, margins = query.codes[0], query.margins[0]
+        (bits,) = unit_margins(query.codes, self.database.num_bits)
+        return Probed(
+            num_bits=self.database.num_bits,
+            codes=len(np.unique(query_codes, axis=0)),
+            hamming=self._probing(query_codes, bits, budget, limit),
+            gqr=self._probing(query_codes, margins, budget, limit),
+        )
+
+    def _probing(
+        self, query_codes: np.ndarray, margins: np.ndarray, budget: int, limit: int
+    ) -> Probing:
+        traced = probed_buckets(self.database.index, query_codes, margins, budget)
+        buckets, seen = [], set()
+        distances = np.bitwise_count(traced.code ^ query_codes[traced.query_code]).sum(1).tolist()
+        for i, distance in enumerate(distances):
+            held = traced.item[traced.offsets[i] : traced.offsets[i + 1]].tolist()
+            new = [item for item in held if item not in seen]
+            seen.update(new)
+            code = traced.code[i : i + 1]
+            nearest = [
+                Neighbour(item, distance, self.database.nearest_row(item, code))
+                for item in new[:limit]
+            ]
+            buckets.append(
+                Bucket(
+                    code=code.tobytes().hex(),
+                    cost=float(traced.cost[i]),
+                    distance=distance,
+                    region=regions.NAMES[traced.query_code[i]],
+                    known=len(held) - len(new),
+                    new=len(new),
+                    hits=[self._hit(neighbour) for neighbour in nearest],
+                )
+            )
+        return Probing(
+            probed=len(buckets),
+            nonempty=int((np.diff(traced.offsets) > 0).sum()),
+            candidates=len(traced.item),
+            photos=len(seen),
+            buckets=buckets,
         )
 
     def _hit(self, neighbour: Neighbour) -> Hit:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8, UInt32
 
-from mch_jax.encoder import Encoder
+from mch_jax.encoder import Encoder, RegionOutputs
 from mch_jax.serving.batcher import Batcher
 
 
@@ -24,7 +24,7 @@ class Workers:
             lambda images: (encoder.encode(images),), on_batch=lambda n: on_batch("whole", n)
         )
         self._regions = Batcher(
-            encoder.encode_regions, (1, 4), on_batch=lambda n: on_batch("regions", n)
+            encoder.region_outputs, (1, 4), on_batch=lambda n: on_batch("regions", n)
         )
 
     def warm_up(self) -> None:
@@ -52,5 +52,9 @@ class Workers:
         self, image: UInt8[np.ndarray, "s s 3"]
     ) -> tuple[UInt32[np.ndarray, "6 w"], Float[np.ndarray, " 6"]]:
         """Returns the packed codes of a photo's regions and the probabilities of keeping them."""
-        packed, keep_prob = await self._regions.submit(image)
-        return packed, keep_prob
+        outputs = await self.region_outputs(image)
+        return outputs.packed[0], outputs.keep_prob[0]
+
+    async def region_outputs(self, image: UInt8[np.ndarray, "s s 3"]) -> RegionOutputs:
+        """Returns codes, keep probabilities and logits of one photo's regions."""
+        return RegionOutputs(*(x[None] for x in await self._regions.submit(image)))
