@@ -92,6 +92,25 @@ def test_features_equal_torch(torch, network, files, params, size):
     assert np.abs(features - expected).max() > 1e-2 * np.abs(expected).max()
 
 
+def test_prefixes_and_training_checkpoints(torch, network, params, files, tmp_path):
+    expected = import_alexnet(params, str(files["zip"]))
+    parallel = {f"module.{name}": value for name, value in network.state_dict().items()}
+    checkpoint = {"epoch": 90, "state_dict": parallel, "best": 0.5}
+    for number, value in enumerate((parallel, checkpoint, {"model": network.state_dict()})):
+        torch.save(value, tmp_path / f"{number}.pth")
+        imported = import_alexnet(params, str(tmp_path / f"{number}.pth"))
+        jax.tree.map(np.testing.assert_array_equal, imported, expected)
+
+
+def test_weights_that_are_not_finite_are_refused(files, params, tmp_path):
+    with np.load(files["npz"]) as archive:
+        arrays = dict(archive)
+    arrays["features.0.bias"] = np.full_like(arrays["features.0.bias"], np.nan)
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=r"a\.npz.*not finite"):
+        import_alexnet(params, str(tmp_path / "a.npz"))
+
+
 @pytest.mark.parametrize("kind", ["legacy", "npz", "pickle"])
 def test_every_format_gives_the_same_parameters(files, params, kind):
     expected = import_alexnet(params, str(files["zip"]))

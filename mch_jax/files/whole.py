@@ -10,14 +10,16 @@ import re
 import secrets
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mch_jax.files import processes
+from mch_jax.files import npz, processes
+from mch_jax.files.npz import Field
+
+MAX_JSON = 2**28  # bytes of a JSON file
 
 # Names of temporary files: of whole_file, of whole_file before it had random names, of Orbax.
 _TEMPORARY = re.compile(
@@ -53,49 +55,6 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-MAX_RATIO, FREE_BYTES = 256, 2**26  # of unpacked bytes to the file's; small files may have more
-
-
-def check_size(archive: zipfile.ZipFile) -> None:
-    """Raises ValueError if a zip declares far more bytes than arrays compress to.
-
-    Deflate reaches a ratio of 1,032, so that a file of 3 MiB could fill 3 GiB of memory.
-    """
-    members = archive.infolist()
-    packed = sum(member.compress_size for member in members)
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > max(FREE_BYTES, MAX_RATIO * packed):
-        raise ValueError(
-            f"it declares {unpacked:,} bytes in {packed:,}, more than {MAX_RATIO} times as many"
-        )
-
-
-def read_zip(
-    path: str | os.PathLike[str], known: Collection[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz, whose declared sizes are checked before anything is read.
-
-    Args:
-      path: Path of the file.
-      known: Names that the arrays may have. Defaults to any.
-
-    Raises:
-      ValueError: An array has another name, or the arrays would take far more memory than the file.
-      OSError: The file cannot be opened. Damaged files may raise any other exception, too.
-    """
-    # np.load would leave a damaged file open, so the file is opened here.
-    with open(path, "rb") as stream:
-        with zipfile.ZipFile(stream) as archive:
-            check_size(archive)
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-        unknown = sorted(set(names) - set(known)) if known is not None else []
-        if unknown:
-            raise ValueError(f"unknown array {unknown[0]!r}")
-        stream.seek(0)
-        with np.load(stream, allow_pickle=False) as arrays:
-            return dict(arrays)
-
-
 def remove_temporary(directory: str | os.PathLike[str]) -> None:
     """Removes what killed processes left behind in a directory, which no process may write to.
 
@@ -124,6 +83,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def _parse(text: str) -> Any:
+    """Returns the value of a JSON text; raises ValueError for NaN and infinity too."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
@@ -136,7 +104,7 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _parse(npz.read_bounded(path, MAX_JSON).decode())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {remedy}") from None
     except (ValueError, RecursionError) as error:
@@ -146,18 +114,21 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     return value
 
 
-def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | os.PathLike[str], remedy: str, fields: Mapping[str, Field] | None = None
+) -> dict[str, np.ndarray]:
     """Returns the arrays of an .npz that this package wrote.
 
     Args:
       path: Path of the file.
       remedy: What the user can do about a missing or damaged file, for the error message.
+      fields: What each array has to be. Defaults to any arrays of finite numbers or text.
 
     Raises:
-      ValueError: The file is missing or damaged.
+      ValueError: The file is missing or damaged, or an array is another one than expected.
     """
     try:
-        return read_zip(path)
+        return npz.read(path, fields)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {remedy}") from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
@@ -198,15 +169,18 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     """
     tree: dict[str, Any] = {}
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            settings = json.loads(str(archive["settings"]))
-            for name in archive.files:
-                *parents, leaf = name.split("/")
-                node = tree
-                for parent in parents:
-                    node = node.setdefault(parent, {})
-                node[leaf] = archive[name]
-            del tree["settings"]
+        arrays = npz.read(path)
+        settings = _parse(str(arrays.pop("settings")))
+        if not isinstance(settings, dict):
+            raise npz.Refused("settings is no JSON object")
+        for name, array in arrays.items():
+            *parents, leaf = name.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            if leaf in node or not isinstance(node, dict):
+                raise npz.Refused(f"two arrays {name!r}")
+            node[leaf] = array
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run the encode stage first") from None
     except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
