@@ -14,7 +14,7 @@ from damage import damage, damaged, read_or_refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mch_jax.files import read_arrays
+from mch_jax.files import npz, read_arrays
 
 
 @pytest.fixture(scope="module")
