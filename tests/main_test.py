@@ -13,7 +13,7 @@ from mch_jax import codes as code_lib
 from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
 from mch_jax.encoder import Encoder
-from mch_jax.evaluation import controls, evaluate
+from mch_jax.evaluation import controls, evaluate, measures
 from mch_jax.files import Checkpoints, codes_file
 from mch_jax.training import base as base_stage
 from mch_jax.training import cross_fit, paper, parallel, run
@@ -33,8 +33,12 @@ def test_a_run_writes_the_documented_files(finished):
         "name": "scenes", "queries": 8, "database": 64, "train": 40, "classes": 14,
         "queries_without_relevant": results["dataset"]["queries_without_relevant"],
     }  # fmt: skip
-    assert set(results["controls"]) == {"always", "never", "random", "oracle"}
+    assert set(results["controls"]) == {"always", "never", "random", *measures.ORACLES}
     assert results["controls"]["never"] == results["base"]
+    for name, share in results["oracle_share"].items():
+        base, mch = (results[kind]["map"] for kind in ("base", "mch"))
+        gain = results["controls"][name]["map"] - base
+        assert share == (pytest.approx((mch - base) / gain) if gain > 0 else None)
     never = np.arange(6)[None] == np.zeros((64, 1))  # only the whole image's code
     database = codes_file.load(finished / "codes" / "database.npz")
     regions = {key.split("/")[1]: arrays[key] for key in arrays if key.startswith("regions.npz")}

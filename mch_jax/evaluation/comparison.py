@@ -14,6 +14,7 @@ from scipy import stats
 
 from mch_jax import methods
 from mch_jax.evaluation import results
+from mch_jax.evaluation.measures import oracle_gain_share
 
 LEVELS = (0.25, 0.5, 0.75, 0.95)  # shares of the smaller of two curves' best F1
 
@@ -100,21 +101,18 @@ def difference(runs: Sequence[Results], key: str, control: str) -> Estimate:
     return estimate([one["mch"][key] - one["controls"][control][key] for one in runs])
 
 
-def oracle_share(runs: Sequence[Results], key: str = "map") -> Estimate:
-    """Returns the agent's gain over the base as a share of the oracle's gain.
+def oracle_share(runs: Sequence[Results], key: str = "map", oracle: str = "oracle") -> Estimate:
+    """Returns the agent's gain over the base as a share of an oracle's gain.
 
     The mean is NaN where the oracle of a run gains nothing.
 
     Args:
       runs: Results of one method and number of bits.
       key: Key of the measure.
+      oracle: Key of the oracle among the controls.
     """
-    shares = []
-    for one in runs:
-        base, oracle = one["base"][key], one["controls"]["oracle"][key]
-        gain = oracle - base
-        shares.append((one["mch"][key] - base) / gain if gain > 0 else float("nan"))
-    return estimate(shares)
+    shares = [oracle_gain_share(one, oracle, key) for one in runs]
+    return estimate([float("nan") if share is None else share for share in shares])
 
 
 def buckets_at(curve: Mapping[str, Sequence[int | float]], cost: str, f1: float) -> float:

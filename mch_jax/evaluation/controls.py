@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from mch_jax import codes
+from mch_jax import codes, pairs
+from mch_jax.agent import evidence, sets
 from mch_jax.files import code_sets
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.training.streams import Stream, generator
+
+_BLOCK = 1024  # items whose similarity to the training photos is held at a time
 
 
 def base_codes(database: CodeFile) -> CodeFile:
@@ -61,18 +64,50 @@ def random_kept(
     return kept
 
 
+def average_precision_kept(
+    database: CodeFile, regions: Mapping[str, np.ndarray], is_train: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, "n t"]:
+    """Returns the greedy sets of codes that raise the training photos' average precision most.
+
+    The gain of a code is measured with the items' own labels by the table of `evidence.values`, the
+    derivative of the average precision of each training photo as a query. The oracle of the base
+    loss sums over the same training photos.
+
+    Args:
+      database: Codes file of the items.
+      regions: Codes of all regions, as regions.npz has them.
+      is_train: Which items are training photos.
+    """
+    packed = codes.from_bytes(regions["codes"], database.num_bits)
+    labels = pairs.pack_labels(database.labels)
+    reference = evidence.reference(
+        packed[is_train, 0], database.labels[is_train], database.num_bits, 0.0
+    )
+    kept = np.ones(packed.shape[:2], bool)
+    for start in range(0, len(packed), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        similar = pairs.similarity(labels[block], labels[is_train])
+        gains = sets.greedy_gains(packed[block], similar.astype(jnp.float32), reference)
+        kept[block, 1:] = np.asarray(gains) > 0
+    return kept
+
+
 def controls(
-    database: CodeFile, regions: Mapping[str, np.ndarray], seed: int
+    database: CodeFile,
+    regions: Mapping[str, np.ndarray],
+    is_train: Bool[np.ndarray, " n"],
+    seed: int,
 ) -> dict[str, CodeFile]:
     """Returns the database's codes under each control.
 
-    `always` keeps the codes of all regions, `random` as many as the agent on average, and `oracle`
-    those whose true reward, computed from the item's own labels, is positive. Keeping none gives
-    `base_codes`.
+    `always` keeps the codes of all regions, `random` as many as the agent on average, `oracle`
+    those whose true reward, computed from the item's own labels, is positive, and `oracle_ap` those
+    of `average_precision_kept`. Keeping none gives `base_codes`.
 
     Args:
       database: The database's codes, chosen by the agent.
       regions: Codes, keep probabilities, boxes and rewards of all regions, as regions.npz has them.
+      is_train: Which items are training photos.
       seed: Seed of the run.
     """
     never = np.zeros(regions["keep_prob"].shape, bool)
@@ -81,5 +116,6 @@ def controls(
         "always": np.ones_like(never),
         "random": random_kept(regions, database.num_bits, len(database.item), seed),
         "oracle": never | (regions["reward"] > 0),
+        "oracle_ap": average_precision_kept(database, regions, is_train),
     }
     return {name: with_kept(database, regions, kept) for name, kept in choices.items()}

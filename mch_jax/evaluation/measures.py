@@ -123,7 +123,11 @@ CHOICES = (
     Choice("always", "Always", "every region", True),
     Choice("random", "Random", "as many codes as MCH, drawn at random", True),
     Choice("oracle", "Oracle", "regions with a positive true reward", True),
-)
+    Choice("oracle_ap", "Oracle of AP", "regions that raise the training photos’ average "
+           "precision by the true labels, chosen greedily", True),
+)  # fmt: skip
+
+ORACLES = {"oracle": "the oracle", "oracle_ap": "the AP oracle"}  # controls with true labels
 
 COSTS = (
     Cost("probed", "probed", "buckets probed", "buckets probed, empty ones too"),
@@ -147,6 +151,24 @@ def chosen(results: Mapping[str, Any]) -> Iterator[tuple[Choice, Mapping[str, An
         found = results.get("controls", {}) if choice.is_control else results
         if choice.key in found:
             yield choice, found[choice.key]
+
+
+def oracle_gain_share(results: Mapping[str, Any], oracle: str, key: str = "map") -> float | None:
+    """Returns the agent's gain over the base as a share of an oracle's gain.
+
+    Args:
+      results: Results of one run.
+      oracle: Key of the oracle among the controls.
+      key: Key of the measure.
+
+    Returns:
+      The share, or None where the oracle gains nothing or the results lack it.
+    """
+    if oracle not in results["controls"]:
+        return None
+    base = results["base"][key]
+    gain = results["controls"][oracle][key] - base
+    return (results["mch"][key] - base) / gain if gain > 0 else None
 
 
 def terms(results: Mapping[str, Any] | None = None) -> list[Term]:

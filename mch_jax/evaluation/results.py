@@ -59,9 +59,13 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if config["method"] in OBJECTIVES:
         regions = read_npz(directory / "regions.npz", "run the encode stage again")
-        chosen = controls.controls(database, regions, config["seed"])
+        is_train = np.isin(database.ids, train.ids)
+        chosen = controls.controls(database, regions, is_train, config["seed"])
         results["controls"] = {"never": results["base"]} | {
             name: evaluate.measure(query, file, ks, logits=logits) for name, file in chosen.items()
+        }
+        results["oracle_share"] = {
+            name: measures.oracle_gain_share(results, name) for name in measures.ORACLES
         }
     if of_queries is not None:
         results["several_query_codes"] = {
@@ -164,10 +168,10 @@ def verify(workdir: Path) -> list[str]:
 def text_table(results: Mapping[str, Any]) -> str:
     """Returns the results of a run as lines of text."""
     columns = [measure.key for measure in measures.measured(results)]
-    lines = [f"{'':10}" + "".join(f"{name:>15}" for name in columns)]
+    lines = [f"{'':12}" + "".join(f"{name:>15}" for name in columns)]
     for choice, row in measures.chosen(results):
         name = {"mch": "MCH"}.get(choice.key, choice.key)
         name = f"  {name}" if choice.is_control else name
-        lines.append(f"{name:10}" + "".join(f"{row[column]:15.4f}" for column in columns))
+        lines.append(f"{name:12}" + "".join(f"{row[column]:15.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mch_jax.data import Dataset
-from mch_jax.evaluation.measures import MEASURE, Measure, chosen, measured, terms
+from mch_jax.evaluation.measures import MEASURE, ORACLES, Measure, chosen, measured, terms
 from mch_jax.report import figures, plots, run_files
 from mch_jax.report.gallery import NUM_NEAREST, NUM_QUERIES, Gallery, pick_answers
 from mch_jax.report.markup import data, figure, plain_table, section, show, words
@@ -144,6 +144,13 @@ def _results(results: Mapping[str, Any]) -> str:
             " The last rows are controls that choose from the same codes without the agent. They "
             "show what its choice is worth."
         )
+    shares = [
+        f"{share:.0%} of that of {ORACLES[oracle]}"
+        for oracle, share in results.get("oracle_share", {}).items()
+        if share is not None
+    ]
+    if shares:
+        note += f" The agent’s gain in mAP over the base is {words(shares)}."
     return (
         f"<section><h2>Results</h2>{_tiles(results)}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of results"><table>'

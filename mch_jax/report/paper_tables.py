@@ -9,7 +9,7 @@ from absl import logging
 from mch_jax import methods
 from mch_jax.evaluation import comparison, sweep
 from mch_jax.evaluation.comparison import Estimate, Results, Runs, estimate
-from mch_jax.evaluation.measures import MEASURE, costs
+from mch_jax.evaluation.measures import MEASURE, ORACLES, costs
 from mch_jax.files import whole_file
 from mch_jax.report import paper_figures
 from mch_jax.report.paper_figures import method_title
@@ -58,9 +58,14 @@ def difference_table(runs: Runs, control: str) -> str:
     Args:
       runs: Runs of methods with an agent.
       control: Key of the control. For `never`, the base model, the table also has the number of
-        codes and the share of the oracle's gain.
+        codes and the share of each oracle's gain.
     """
     rows = []
+    oracles = [
+        oracle
+        for oracle in ORACLES
+        if all(oracle in one["controls"] for found in runs.values() for one in found)
+    ]
     for (method, num_bits), found in runs.items():
         values = [
             cell(comparison.difference(found, key, control), MEASURE[key].table_digits, signed=True)
@@ -70,10 +75,14 @@ def difference_table(runs: Runs, control: str) -> str:
         if control == "never":
             anhc = estimate([results["mch"]["anhc"] for results in found])
             row += [cell(anhc, MEASURE["anhc"].table_digits)]
-            row += [cell(comparison.oracle_share(found), 2)]
+            row += [cell(comparison.oracle_share(found, oracle=oracle), 2) for oracle in oracles]
         rows.append(row)
     head = ["", "bits", "seeds", *(MEASURE[key].title for key in DIFFERENCES)]
-    head += ["codes per photo", "share of the oracle's mAP gain"] if control == "never" else []
+    if control == "never":
+        head += [
+            "codes per photo",
+            *(f"share of {ORACLES[oracle]}'s mAP gain" for oracle in oracles),
+        ]
     return table(head, rows)
 
 
