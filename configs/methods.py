@@ -51,3 +51,16 @@ def adsh(config: ConfigDict) -> ConfigDict:
 def mmhh(config: ConfigDict) -> ConfigDict:
     """Learning rate and batch of the authors, whose program has another loss; more epochs."""
     return _changed(config, "mmhh", num_epochs=30, batch_size=48, learning_rate=1e-4)
+
+
+def orthohash(config: ConfigDict) -> ConfigDict:
+    """Optimizer, learning rate, batch and number of epochs of the authors' program."""
+    return _changed(
+        config,
+        "orthohash",
+        num_epochs=100,
+        batch_size=256,
+        optimizer="adam",
+        learning_rate=1e-4,
+        hash_rate=1.0,
+    )

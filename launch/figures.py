@@ -128,7 +128,7 @@ def idea(dataset: data.Dataset, file: codes_file.CodeFile, path: Path, count: in
 
 def losses(path: Path, num_bits: int = 32) -> None:
     """Draws each method's loss of similar and of dissimilar pairs, scaled to a maximum of 1."""
-    names = tuple(methods.OBJECTIVES)
+    names = ("ksh", "hashnet", "adsh", "dch", "mmhh")  # Table 1 of the paper
     figure, axes = plt.subplots(1, len(names), figsize=(9.6, 2.1), dpi=125, sharey=True)
     for panel, name in zip(axes, names, strict=True):
         table = np.asarray(

@@ -22,6 +22,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 DATASETS = ("scenes", "coco18", "coco", "nuswide", "mirflickr", "folder")
 METHODS = tuple(methods.METHODS)
 FILES = sorted(FOLDER.glob("*_*.py"))
+NEW = ("orthohash",)  # methods that have not been measured on coco18
 
 
 def load(path):
@@ -57,9 +58,8 @@ def test_a_config_is_what_its_name_says(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_header_says_what_was_measured(path):
     header = ast.get_docstring(ast.parse(path.read_text())) or ""
-    measured = path.stem.startswith("coco18_") or path.stem == "scenes_dch"
-    if not measured:
-        assert header.endswith("\nNot run.")
+    if header.endswith("\nNot run."):
+        assert not path.stem.startswith("coco18_") or path.stem.removeprefix("coco18_") in NEW
         return
     for part in ("Measured ", "Hardware: ", "Time: ", "Score: "):
         assert f"\n{part}" in header

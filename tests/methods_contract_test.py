@@ -22,6 +22,12 @@ def both_kinds(num_bits: int) -> tuple[jax.Array, jax.Array]:
     return distance, jnp.tile(jnp.array([[False], [True]]), (1, num_bits + 1))
 
 
+def own_parameters(model: losses.Objective, num_classes: int) -> Any:
+    """Returns initial parameters of the batch loss, or None."""
+    rng = np.random.default_rng(0)
+    return model.parameters(num_classes, rng) if model.parameters else None
+
+
 @pytest.mark.parametrize("num_bits", [1, 11, 64])
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_and_gradient_are_finite_at_every_distance(name, num_bits):
@@ -79,7 +85,9 @@ def test_degenerate_logits_keep_the_loss_and_its_gradient_finite(name, logits):
     labels = jnp.array([[1], [1], [2], [0]], jnp.uint32)
     for progress in PROGRESS:
         loss, gradient = jax.value_and_grad(
-            lambda x, progress=progress: losses.base_loss(model, x, labels, progress, 0.2)[0]
+            lambda x, progress=progress: losses.base_loss(
+                model, x, labels, progress, 0.2, num_classes=2, parameters=own_parameters(model, 2)
+            )[0]
         )(value)
         assert jnp.isfinite(loss)
         assert jnp.isfinite(gradient).all()
@@ -237,7 +245,9 @@ def test_a_linear_model_learns(name, key):
         def step(carry, progress):
             kernel, state = carry
             loss, gradient = jax.value_and_grad(
-                lambda k: losses.base_loss(model, train @ k, packed, progress, fraction)[0]
+                lambda k: losses.base_loss(
+                    model, train @ k[0], packed, progress, fraction, num_classes=6, parameters=k[1]
+                )[0]
             )(kernel)
             updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(kernel, updates), state), loss
@@ -245,7 +255,7 @@ def test_a_linear_model_learns(name, key):
         return jax.lax.scan(step, (kernel, optimizer.init(kernel)), jnp.linspace(0, 1, 100))
 
     start = 0.1 * jax.random.normal(key, (20, 16))
-    (kernel, _), history = run(start)
+    ((kernel, _), _), history = run((start, own_parameters(model, 6)))
     assert history[-1] < history[0]
     before, _ = toy_map(np.asarray(codes.sign(features @ start)), labels)
     after, chance = toy_map(np.asarray(codes.sign(features @ kernel)), labels)

@@ -17,12 +17,18 @@ def batch() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.normal(size=(16, 7)), jnp.float32), jnp.asarray(labels)
 
 
-def loss(kernel, features, labels, model, axis_name=None):
-    logits = features @ kernel
-    return losses.base_loss(model, logits, labels, 0.5, FRACTION, axis_name=axis_name)
+OF_PAIRS = [x for x in methods.OBJECTIVES if methods.objective(x, NUM_BITS).batch_loss is None]
 
 
-@pytest.mark.parametrize("name", methods.OBJECTIVES)
+def loss(params, features, labels, model, axis_name=None):
+    kernel, own = params
+    return losses.base_loss(
+        model, features @ kernel, labels, 0.5, FRACTION,
+        num_classes=5, parameters=own, axis_name=axis_name,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
     features, labels = batch
     model = methods.objective(name, NUM_BITS)
@@ -50,20 +56,29 @@ def test_base_loss_is_a_mean_over_pairs_and_images(name, batch, key):
 def test_two_devices_equal_one(name, batch, key):
     features, labels = batch
     model = methods.objective(name, NUM_BITS)
-    kernel = jax.random.normal(key, (7, NUM_BITS))
+    own = model.parameters(5, np.random.default_rng(0)) if model.parameters else None
+    params = (jax.random.normal(key, (7, NUM_BITS)), own)
 
-    def step(kernel, features, labels):
-        found = jax.value_and_grad(loss, has_aux=True)(kernel, features, labels, model, "devices")
+    def step(params, features, labels):
+        found = jax.value_and_grad(loss, has_aux=True)(params, features, labels, model, "devices")
         return jax.lax.pmean(found, "devices")
 
     shared = jax.pmap(
         step, "devices", in_axes=(None, 0, 0), out_axes=None, devices=jax.local_devices()[:2]
     )
-    found = shared(kernel, features.reshape(2, 8, 7), labels.reshape(2, 8, -1))
-    expected = jax.value_and_grad(loss, has_aux=True)(kernel, features, labels, model)
-    scale = jnp.abs(expected[1]).max()
+    found = shared(params, features.reshape(2, 8, 7), labels.reshape(2, 8, -1))
+    expected = jax.value_and_grad(loss, has_aux=True)(params, features, labels, model)
     np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-5)
-    np.testing.assert_allclose(found[1] / scale, expected[1] / scale, atol=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+        scale = jnp.abs(other).max()
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-5)
+
+
+def test_a_batch_loss_needs_the_number_of_classes(batch):
+    features, labels = batch
+    model = methods.objective("orthohash", 7)
+    with pytest.raises(ValueError, match="num_classes: got None, expected a number"):
+        losses.base_loss(model, features, labels, 0.5, FRACTION)
 
 
 def test_loss_table_is_weighted_and_dissimilar_first():

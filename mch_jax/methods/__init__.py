@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mch_jax.methods import adsh, dch, hashnet, itq, ksh, lsh, mmhh
+from mch_jax.methods import adsh, dch, hashnet, itq, ksh, lsh, mmhh, orthohash
 from mch_jax.methods.base import Method, Objective
 
-# In the order of the paper's Table 2.
+# In the order of the paper's Table 2, followed by methods that are not in it.
 METHODS: dict[str, Method] = {
     "lsh": Method(closed_form=lsh.fit),
     "itq": Method(closed_form=itq.fit),
@@ -22,6 +22,7 @@ METHODS: dict[str, Method] = {
     "adsh": Method(adsh.adsh, alternating=adsh.alternating),
     "dch": Method(dch.dch),
     "mmhh": Method(mmhh.mmhh),
+    "orthohash": Method(orthohash.orthohash),
 }
 
 # The methods that have a pair loss, hence a reward and an agent.
@@ -29,7 +30,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     name: method.objective for name, method in METHODS.items() if method.objective
 }
 
-_MAY_BE_ZERO = ("penalty_weight", "continuation")
+_MAY_BE_ZERO = ("penalty_weight", "continuation", "threshold")
 
 
 def objective(name: str, num_bits: int, **settings: object) -> Objective:

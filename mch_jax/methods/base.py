@@ -5,14 +5,34 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, ScalarLike, UInt32
 
 from mch_jax import pairs
 from mch_jax.codes import sign
 
 
+class Batch(NamedTuple):
+    """What a `batch_loss` sees of a batch, which is whole even if several devices share it.
+
+    Attributes:
+      relaxed: Relaxed codes of the images.
+      targets: Multi-hot labels of the same images.
+      parameters: Parameters of the loss itself (`Objective.parameters`), or None.
+    """
+
+    relaxed: Float[Array, "b q"]
+    targets: Float[Array, "b c"]
+    parameters: Any = None
+
+
 class Objective(NamedTuple):
     """The losses of a base hashing model.
+
+    The first four functions are a loss of pairs. A method whose loss is another one, for instance
+    of an image and the centre of a class, also has a `batch_loss`. Training then minimises it
+    instead of the mean of `pair_loss`. `pair_loss` still determines the reward, and the method's
+    file says how the two are related.
 
     Attributes:
       relax: (logits [b q], progress in [0, 1]) -> relaxed codes [b q]. The distance of two relaxed
@@ -24,12 +44,18 @@ class Objective(NamedTuple):
       pair_weight: (similarity, fraction of similar pairs in the training set) -> weight w_ij,
         elementwise.
       penalty: (codes [b q] as floats, relaxed codes [b q]) -> quantization loss of each image [b].
+      batch_loss: `Batch` -> loss of the batch, a scalar without the penalty. None for a loss of
+        pairs.
+      parameters: (number of classes, random generator) -> parameters of the batch loss that are
+        trained with the network, a tree of float32 arrays. None if it has no parameters.
     """
 
     relax: Callable[[Array, ScalarLike], Array]
     pair_loss: Callable[[Array, Array], Array]
     pair_weight: Callable[[Array, ScalarLike], Array]
     penalty: Callable[[Array, Array], Array]
+    batch_loss: Callable[[Batch], Array] | None = None
+    parameters: Callable[[int, np.random.Generator], Any] | None = None
 
 
 class Alternating(NamedTuple):
@@ -85,9 +111,13 @@ def base_loss(
     progress: ScalarLike,
     similar_fraction: ScalarLike,
     *,
+    num_classes: int | None = None,
+    parameters: Any = None,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean of w_ij L(d_ij, s_ij) over the pairs i != j, plus the mean penalty.
+
+    If the objective has a batch loss, that takes the place of the mean over pairs.
 
     With `axis_name` each device holds an equal share of the batch and compares it with the whole
     batch. The mean over devices of the losses, and of their gradients, then equals what one device
@@ -99,10 +129,15 @@ def base_loss(
       labels: Packed labels of the same images.
       progress: Fraction of the training that is done, in [0, 1].
       similar_fraction: Fraction of similar pairs in the training set.
+      num_classes: Number of classes; needed by a batch loss.
+      parameters: Parameters of the batch loss.
       axis_name: Mapped axis over which the batch is split, or None.
 
     Returns:
-      The loss, and the scalars `loss`, `pair_loss` and `penalty`.
+      The loss, and the scalars `loss`, `pair_loss` (the batch loss if there is one) and `penalty`.
+
+    Raises:
+      ValueError: The objective has a batch loss and the number of classes is not given.
     """
     relaxed = objective.relax(logits, progress)
     all_relaxed, all_labels, first = relaxed, labels, 0
@@ -110,16 +145,39 @@ def base_loss(
         all_relaxed = jax.lax.all_gather(relaxed, axis_name, tiled=True)
         all_labels = jax.lax.all_gather(labels, axis_name, tiled=True)
         first = jax.lax.axis_index(axis_name) * len(logits)
-    distance = pairs.relaxed_distance(relaxed, all_relaxed)
-    similar = pairs.similarity(labels, all_labels)
-    weight = objective.pair_weight(similar, similar_fraction)
-    rows = first + jnp.arange(len(logits))
-    is_pair = rows[:, None] != jnp.arange(len(all_relaxed))[None, :]
-    pair_loss = jnp.mean(weight * objective.pair_loss(distance, similar), where=is_pair)
+    if objective.batch_loss is None:
+        pair_loss = _mean_over_pairs(
+            objective, relaxed, labels, all_relaxed, all_labels, first, similar_fraction
+        )
+    elif num_classes is None:
+        raise ValueError("num_classes: got None, expected a number, which the batch loss needs")
+    else:
+        # Each device computes the loss of the whole batch. all_gather sums the gradients that the
+        # devices return for its part, so that the mean over devices is again the gradient.
+        targets = pairs.unpack_labels(all_labels, num_classes)
+        pair_loss = objective.batch_loss(Batch(all_relaxed, targets, parameters))
     codes = sign(logits).astype(relaxed.dtype)
     penalty = jnp.mean(objective.penalty(codes, relaxed))
     loss = pair_loss + penalty
     return loss, {"loss": loss, "pair_loss": pair_loss, "penalty": penalty}
+
+
+def _mean_over_pairs(
+    objective: Objective,
+    relaxed: Float[Array, "b q"],
+    labels: UInt32[Array, "b lw"],
+    all_relaxed: Float[Array, "n q"],
+    all_labels: UInt32[Array, "n lw"],
+    first: ScalarLike,
+    similar_fraction: ScalarLike,
+) -> Float[Array, ""]:
+    """Returns the mean of w_ij L(d_ij, s_ij) over pairs of rows first, first + 1, ... and all."""
+    distance = pairs.relaxed_distance(relaxed, all_relaxed)
+    similar = pairs.similarity(labels, all_labels)
+    weight = objective.pair_weight(similar, similar_fraction)
+    rows = first + jnp.arange(len(relaxed))
+    is_pair = rows[:, None] != jnp.arange(len(all_relaxed))[None, :]
+    return jnp.mean(weight * objective.pair_loss(distance, similar), where=is_pair)
 
 
 def loss_table(

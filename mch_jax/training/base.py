@@ -18,6 +18,7 @@ from mch_jax import methods
 from mch_jax.methods.base import Alternating
 from mch_jax.training import alternating, base_step, encodings, inputs, loop
 from mch_jax.training.run import Run
+from mch_jax.training.streams import Stream, generator
 
 STAGE = "base"
 
@@ -36,10 +37,12 @@ def train(run: Run, fold: int | None = None) -> dict[str, Any]:
         positions = positions[run.folds != fold]
     if not method.closed_form:
         params = run.initial_params
-        trained = run.needed_params(params)
         settings = methods.training_settings(run.config.method, dict(run.config.base))
         loss = method.alternating(**settings) if method.alternating else objective_loss(run)
-        return {**params, **descend(run, stage, trained, positions, loss)}
+        trained = {**run.needed_params(params), **objective_params(run)}
+        found = descend(run, stage, trained, positions, loss)
+        found.pop(base_step.OBJECTIVE, None)  # serves training only
+        return {**params, **found}
     layer = fit_closed_form(run, stage, positions, method.closed_form)
     params = {**run.initial_params, "hash": layer}
     if not run.model.num_classes:
@@ -61,9 +64,18 @@ def objective_loss(run: Run) -> Callable:
         model=run.model,
         objective=run.objective,
         similar_fraction=run.similar_fraction,
+        num_classes=len(run.dataset.classes),
         dropout=run.config.base.dropout,
         label_weight=run.config.base.label_weight,
     )
+
+
+def objective_params(run: Run) -> dict[str, Any]:
+    """Returns the initial parameters of the objective's batch loss, or nothing if it has none."""
+    if run.objective.parameters is None:
+        return {}
+    rng = generator(run.config.seed, Stream.OBJECTIVE_PARAMS)
+    return {base_step.OBJECTIVE: run.objective.parameters(len(run.dataset.classes), rng)}
 
 
 def descend(

@@ -16,6 +16,8 @@ from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import parallel
 
+OBJECTIVE = "objective"  # the entry of the trained parameters that belongs to the loss
+HEADS = ("hash", "labels", OBJECTIVE)  # start from random parameters
 CROP_OF_256 = 0.875  # a 224 pixel crop of a 256 pixel photo, the usual augmentation
 
 
@@ -54,8 +56,8 @@ def optimizer(
       name: `sgd`, or `adam` with decoupled weight decay.
       num_steps: Number of steps of the training.
       learning_rate: Largest learning rate.
-      hash_rate: Factor on the learning rate of the hash layer and the label head, which start from
-        random parameters.
+      hash_rate: Factor on the learning rate of `HEADS`: the hash layer, the label head, and the
+        parameters of the loss.
       warmup: Fraction of the steps in which the learning rate rises.
       momentum: Momentum of SGD.
       weight_decay: Weight decay of all parameters but biases.
@@ -77,7 +79,7 @@ def optimizer(
         )
 
     def label(params: Mapping[str, Any]) -> dict[str, str]:
-        return {name: "head" if name in ("hash", "labels") else "body" for name in params}
+        return {name: "head" if name in HEADS else "body" for name in params}
 
     rules: dict[Hashable, optax.GradientTransformation] = {
         "body": rule(learning_rate),
@@ -210,13 +212,14 @@ def objective_loss(
     model: AlexNet,
     objective: Objective,
     similar_fraction: float,
+    num_classes: int,
     dropout: bool,
     label_weight: float,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Returns the base loss of a batch and its scalars (Sec. 3.1), with the label head's loss.
 
     Args:
-      params: Parameters of the network.
+      params: Parameters of the network and, under `OBJECTIVE`, of the loss.
       batch: `conv` or `image`, and packed `labels`.
       keys: Random key of each example's dropout.
       progress: Fraction of the training that is done, in [0, 1].
@@ -224,6 +227,7 @@ def objective_loss(
       model: The network.
       objective: Losses of the base hashing model.
       similar_fraction: Fraction of similar pairs in the training set.
+      num_classes: Number of classes of the data set.
       dropout: Whether the network uses dropout.
       label_weight: Weight of the label head's loss in the features.
     """
@@ -235,6 +239,8 @@ def objective_loss(
         batch["labels"],
         progress,
         similar_fraction,
+        num_classes=num_classes,
+        parameters=params.get(OBJECTIVE),
         axis_name=parallel.AXIS,
     )
     return with_label_loss(

@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     CROSS_FIT_BATCH = 5  # regions of a batch, at each step of the cross-fitted recipe
     RANDOM_CONTROL = 6  # codes that the random control keeps
     FOLDS = 7  # fold of each training photo
+    OBJECTIVE_PARAMS = 8  # parameters of the base loss before training
 
 
 def generator(seed: int, stream: Stream, *position: int) -> np.random.Generator:
