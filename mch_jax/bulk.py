@@ -20,9 +20,9 @@ import numpy as np
 from absl import logging
 
 from mch_jax import batched
-from mch_jax.data import photos, sources
+from mch_jax.data import contents, photos, sources
 from mch_jax.encoder import FILE, Encoder
-from mch_jax.files import code_sets, codes_file, whole_file, write_json
+from mch_jax.files import code_sets, codes_file, made_from, read_json, whole_file, write_json
 from mch_jax.training import logs
 
 FORMAT = "mch-export/1"
@@ -50,6 +50,10 @@ class Plan(NamedTuple):
         """Returns the path of a shard's codes file, which exists once the shard is done."""
         return self.directory / f"{number:06d}.npz"
 
+    def made_from_path(self, number: int) -> Path:
+        """Returns the path of the record of what a shard's photos contained."""
+        return self.directory / f"{number:06d}.made_from.json"
+
     def damaged_path(self, number: int) -> Path:
         """Returns the path of the list of a shard's damaged photos, which exists if it has any."""
         return self.directory / f"{number:06d}.damaged.jsonl"
@@ -63,6 +67,8 @@ def make_plan(
     run: Path, found: Sequence[sources.Photo], directory: Path, shard_size: int, batch_size: int
 ) -> Plan:
     """Returns a plan, and writes everything that the shards depend on into plan.json.
+
+    Shards of a former call whose photos have changed since are removed.
 
     Args:
       run: Workdir of the run whose encoder is used.
@@ -106,7 +112,43 @@ def make_plan(
         raise ValueError(f"{directory} is not empty and holds no export; choose another directory")
     else:
         write_json(path, depends)
-    return Plan(run, directory, shards, batch_size)
+    plan = Plan(run, directory, shards, batch_size)
+    _remove_stale(plan)
+    return plan
+
+
+def _remove_stale(plan: Plan) -> None:
+    """Removes the shards whose photos have changed since they were encoded.
+
+    Photos are read again only if the sizes or times of their files have changed.
+    """
+    unverified = 0
+    for number, shard in enumerate(plan.shards):
+        if not plan.path(number).exists():
+            continue
+        if not plan.made_from_path(number).exists():
+            unverified += 1
+            continue
+        record = read_json(plan.made_from_path(number), "start again")
+        if record.get("files") == made_from.digest(*map(sources.status, shard)):
+            continue
+        if record.get("photos") == made_from.digest(*map(_content_digest, shard)):
+            continue
+        logging.warning("shard %d: its photos changed; encoding them again", number)
+        plan.path(number).unlink()
+    if unverified:
+        logging.warning(
+            "%s: an earlier version wrote %d shards without a record of their photos; unverified",
+            plan.directory, unverified,
+        )  # fmt: skip
+
+
+def _content_digest(photo: sources.Photo) -> bytes:
+    """Returns the digest of a photo's bytes, or no bytes if it cannot be read."""
+    try:
+        return contents.digest(sources.content(photo))
+    except ValueError:
+        return b""
 
 
 class Prepared(NamedTuple):
@@ -116,21 +158,29 @@ class Prepared(NamedTuple):
       image: The image; zeros for a photo that cannot be decoded.
       size: Width and height of the original photo in pixels.
       reason: Why the photo cannot be decoded, or empty.
+      status: Size and times of the photo's file (`sources.status`), before it was read.
+      digest: Digest of the photo's bytes; empty if it cannot be read.
     """
 
     image: np.ndarray
     size: tuple[int, int]
     reason: str
+    status: str
+    digest: bytes
 
 
 def prepare(photo: sources.Photo, side: int) -> Prepared:
     """Decodes a photo and resizes it to `side` x `side` pixels."""
+    status, digest = sources.status(photo), b""
     try:
-        pixels = sources.decode(photo)
+        data = sources.content(photo)
+        digest = contents.digest(data)
+        pixels = photos.decode(data, photo.id)
     except ValueError as error:
-        return Prepared(np.zeros((side, side, 3), np.uint8), (0, 0), " ".join(str(error).split()))
+        reason, blank = " ".join(str(error).split()), np.zeros((side, side, 3), np.uint8)
+        return Prepared(blank, (0, 0), reason, status, digest)
     height, width, _ = pixels.shape
-    return Prepared(photos.resize(pixels, side), (width, height), "")
+    return Prepared(photos.resize(pixels, side), (width, height), "", status, digest)
 
 
 def _prefetch(
@@ -172,6 +222,7 @@ def encode_shards(
 def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Prepared]) -> None:
     """Encodes a shard, whose photos are the next ones of `ready`, and writes its files."""
     shard, sizes, reasons = plan.shards[number], [], []
+    status, digests = [], []
     began, waited = time.monotonic(), 0.0
 
     def batches() -> Iterator[np.ndarray]:
@@ -182,6 +233,8 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
             waited += time.monotonic() - asked
             sizes.extend(photo.size for photo in batch)
             reasons.extend(photo.reason for photo in batch)
+            status.extend(photo.status for photo in batch)
+            digests.extend(photo.digest for photo in batch)
             yield np.stack([photo.image for photo in batch])
 
     results = batched.apply_all(encoder.encode_regions, batches(), plan.batch_size)
@@ -207,6 +260,8 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
             if reason
         ],
     )
+    record = {"files": made_from.digest(*status), "photos": made_from.digest(*digests)}
+    write_json(plan.made_from_path(number), record)
     file = code_sets.flatten(code_set, ids, labels, encoder.model.num_bits)
     codes_file.save(plan.path(number), file)  # the last file, which marks the shard as done
 

@@ -55,6 +55,8 @@ def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None
         return None
     if params is not None and "encode" in chosen:
         encode.encode(this, encode.make_encoder(config, this.model, params, variables))
+    elif stage in ("evaluate", "report"):
+        encode.check(this)
     results = None
     if "evaluate" in chosen:
         results = evaluation.write_results(workdir, this.resolved, this.dataset.name)

@@ -6,6 +6,7 @@
   splits: Random splits.
   archives, photos, sources: Photos in folders, tars and zips, and their decoding.
   audits: Checks that every data set passes before a run.
+  contents: Digest, size and damage of each photo, kept in a file between runs.
   loader: Batches, decoded in background threads.
   composer: Generator of the scenes of the built-in data set.
   fetch, records: Download of published archives, and their conversion to small records.

@@ -2,19 +2,16 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from concurrent import futures
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
 
 from mch_jax import metrics
+from mch_jax.data import contents
 from mch_jax.data.dataset import SPLITS, Dataset
-from mch_jax.files import load_arrays, save_arrays
 
 
 def _check_splits(dataset: Dataset) -> None:
@@ -58,52 +55,7 @@ def _check_labels(dataset: Dataset) -> None:
         raise ValueError(f"{dataset.name}: label {dataset.labels.max()}, expected 0 or 1")
 
 
-def _decode_all(dataset: Dataset) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
-    """Decodes every photo. Returns the sizes, and the errors of damaged photos by row."""
-
-    def check(row: int) -> tuple[int, int] | str:
-        try:
-            height, width, _ = dataset.read(row).shape
-        except ValueError as error:
-            return str(error)
-        return width, height
-
-    with futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="audit") as pool:
-        found = list(pool.map(check, range(len(dataset.ids))))
-    damaged = {row: result for row, result in enumerate(found) if isinstance(result, str)}
-    sizes = np.array([(0, 0) if isinstance(size, str) else size for size in found], np.int32)
-    return sizes, damaged
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Returns a hash of the names of the photos and of the sizes and times of their files."""
-    digest = hashlib.sha256(f"{dataset.name} {len(dataset.ids)} ".encode())
-    for array in (dataset.ids, dataset.sizes):
-        digest.update(f"{array.dtype}".encode() + array.tobytes())
-    for path in dataset.files or ():
-        try:
-            status = path.stat()
-        except (OSError, ValueError):
-            digest.update(b"absent ")
-        else:
-            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-    return digest.hexdigest()
-
-
-def _decode_if_changed(
-    dataset: Dataset, path: pathlib.Path, fingerprint: str
-) -> tuple[Int32[np.ndarray, "n 2"], dict[int, str]]:
-    """Returns the result of `_decode_all`, from the file at `path` if no photo changed."""
-    try:
-        tree, settings = load_arrays(path)
-    except ValueError:  # missing or damaged
-        return _decode_all(dataset)
-    if settings.get("fingerprint") != fingerprint:
-        return _decode_all(dataset)
-    return tree["sizes"], {int(row): reason for row, reason in settings["damaged"]}
-
-
-def _read_kept(read: Callable[[int], np.ndarray], kept: np.ndarray, row: int) -> np.ndarray:
+def _of_kept(read: Callable[[int], Any], kept: np.ndarray, row: int) -> Any:
     return read(int(kept[row]))
 
 
@@ -113,12 +65,15 @@ def _drop(dataset: Dataset, rows: Iterable[int]) -> Dataset:
     keep[list(rows)] = False
     moved = np.cumsum(keep) - 1
     splits = {name: getattr(dataset, name) for name in SPLITS}
+    kept, content, digests = np.flatnonzero(keep), dataset.content, dataset.digests
     return dataclasses.replace(
         dataset,
         ids=dataset.ids[keep],
         labels=dataset.labels[keep],
         sizes=dataset.sizes[keep],
-        read=functools.partial(_read_kept, dataset.read, np.flatnonzero(keep)),
+        read=functools.partial(_of_kept, dataset.read, kept),
+        content=None if content is None else functools.partial(_of_kept, content, kept),
+        digests=None if digests is None else digests[keep],
         **{name: moved[rows[keep[rows]]] for name, rows in splits.items()},
     )
 
@@ -152,11 +107,12 @@ def audit(
       dataset: The data set, as its reader returned it.
       on_damaged: What to do with photos that do not decode: `refuse` raises an error, `skip` drops
         them from all splits.
-      kept: File that keeps the result of decoding. It is reused while the names, file sizes and
-        modification times of the photos stay the same.
+      kept: File that keeps what the photos contain (`contents.read`). It is reused while the names
+        of the photos and the sizes and times of their files stay the same.
 
     Returns:
-      The data set with `sizes` filled in, and a dict of plain numbers, strings and lists:
+      The data set with `sizes` and `digests` filled in, and a dict of plain numbers, strings and
+      lists:
 
       - name; n (number of photos); queries, database, train and classes (their numbers).
       - damaged: Names of the photos that do not decode.
@@ -179,22 +135,21 @@ def audit(
         raise ValueError(f"on_damaged is '{on_damaged}', expected refuse or skip")
     _check_labels(dataset)
     _check_splits(dataset)
-    path = pathlib.Path(kept) if kept and dataset.files is not None else None
-    fingerprint = _fingerprint(dataset) if path else ""
-    sizes, damaged = (
-        _decode_if_changed(dataset, path, fingerprint) if path else _decode_all(dataset)
-    )
+    path = pathlib.Path(kept) if kept else None
+    found = contents.read(dataset, path)
+    damaged, sizes = found.damaged, found.sizes
     if damaged and on_damaged == "refuse":
         raise ValueError(
             f"{dataset.name}: {len(damaged)} of {len(sizes)} photos are damaged, first: "
             f"{next(iter(damaged.values()))}; repair or remove them, or set on_damaged to skip"
         )
     if path:
-        found = {"fingerprint": fingerprint, "damaged": list(damaged.items())}
-        save_arrays(path, {"sizes": sizes}, found)
+        contents.save(path, dataset, found)
     names = [str(dataset.ids[row]) for row in damaged]
     known = dataset.sizes.any(1, keepdims=True)
-    dataset = dataclasses.replace(dataset, sizes=np.where(known, dataset.sizes, sizes))
+    dataset = dataclasses.replace(
+        dataset, sizes=np.where(known, dataset.sizes, sizes), digests=found.digests
+    )
     if damaged:
         dataset = _drop(dataset, damaged)
         _check_splits(dataset)

@@ -29,6 +29,10 @@ class Dataset:
         reader knows them, as it does for photos that were resized beforehand.
       files: The files that photos are read from, from which a later audit tells whether a photo
         has changed. Empty for generated photos, None if unknown.
+      content: Function that returns the bytes of the file of a row's photo. It is safe to call from
+        several threads, and raises ValueError for a photo that cannot be read. None for generated
+        photos.
+      digests: Digest of what each photo contains (`contents.Contents`). None before the audit.
       notes: Sentences on what the reader left out or found unusual.
     """
 
@@ -42,4 +46,6 @@ class Dataset:
     read: Callable[[int], np.ndarray]
     sizes: Int32[np.ndarray, "n 2"]
     files: Sequence[pathlib.Path] | None = None
+    content: Callable[[int], bytes] | None = None
+    digests: UInt8[np.ndarray, "n 16"] | None = None
     notes: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from mch_jax.data import split_lists
 from mch_jax.data.archives import Files
 from mch_jax.data.dataset import Dataset
-from mch_jax.data.photos import read_found
+from mch_jax.data.photos import found_bytes, read_found
 from mch_jax.data.splits import counted_split, per_class_split
 
 COCO_ARCHIVES = ("train2014.zip", "val2014.zip", "annotations_trainval2014.zip")
@@ -143,12 +143,14 @@ def _assemble(
     else:
         rows = draw(labels)
         notes.append("splits are drawn at random, not read from published lists")
+    place = (files.root, files.archives, paths[keep], spans[keep])
     return Dataset(
         name=annotated.dataset,
         classes=annotated.classes,
         ids=ids,
         labels=labels,
-        read=functools.partial(read_found, files.root, files.archives, paths[keep], spans[keep]),
+        read=functools.partial(read_found, *place),
+        content=functools.partial(found_bytes, *place),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=[*files.archives, *(files.root / str(path) for path in paths[keep & on_disk])],
         notes=tuple(notes),

@@ -97,19 +97,52 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(f"'{name}' does not decode: {reason}") from error
 
 
+def file_bytes(root: pathlib.Path, names: np.ndarray, row: int) -> bytes:
+    """Returns the bytes of the photo whose path below `root` is `names[row]`.
+
+    Raises:
+      ValueError: The file does not open.
+    """
+    name = str(names[row])
+    try:
+        return (root / name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"'{name}' does not open: {reason}") from error
+
+
 def read_file(root: pathlib.Path, names: np.ndarray, row: int) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes the photo whose path below `root` is `names[row]`.
 
     Raises:
       ValueError: The file does not open or does not decode.
     """
-    name = str(names[row])
-    try:
-        data = (root / name).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"'{name}' does not open: {reason}") from error
-    return decode(data, name)
+    return decode(file_bytes(root, names, row), str(names[row]))
+
+
+def found_bytes(
+    root: pathlib.Path,
+    archives: Sequence[pathlib.Path],
+    paths: np.ndarray,
+    spans: Int64[np.ndarray, "n 4"],
+    row: int,
+) -> bytes:
+    """Returns the bytes of one of the photos that `archives.Files.find_all` found.
+
+    Args:
+      root: The folder that paths of files on disk are relative to.
+      archives: The archives that spans refer to.
+      paths: Path of each photo in its archive or below the root.
+      spans: `archives.Span` of each photo.
+      row: Which photo to read.
+
+    Raises:
+      ValueError: The photo does not open.
+    """
+    span = Span(*spans[row].tolist())
+    if span.archive < 0:
+        return file_bytes(root, paths, row)
+    return read_span(archives[span.archive], span, str(paths[row]))
 
 
 def read_found(
@@ -119,22 +152,12 @@ def read_found(
     spans: Int64[np.ndarray, "n 4"],
     row: int,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes one of the photos that `archives.Files.find_all` found.
-
-    Args:
-      root: The folder that paths of files on disk are relative to.
-      archives: The archives that spans refer to.
-      paths: Path of each photo in its archive or below the root.
-      spans: `archives.Span` of each photo.
-      row: Which photo to decode.
+    """Decodes the photo that `found_bytes` reads.
 
     Raises:
       ValueError: The photo does not open or does not decode.
     """
-    span, name = Span(*spans[row].tolist()), str(paths[row])
-    if span.archive < 0:
-        return read_file(root, paths, row)
-    return decode(read_span(archives[span.archive], span, name), name)
+    return decode(found_bytes(root, archives, paths, spans, row), str(paths[row]))
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

@@ -11,7 +11,7 @@ from mch_jax.data import composer
 from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
 from mch_jax.data.label_files import read_lists, read_table
-from mch_jax.data.photos import read_file, read_found
+from mch_jax.data.photos import file_bytes, found_bytes, read_file, read_found
 from mch_jax.data.splits import random_split, split_rows, without_classes
 
 _COCO18_ROOT = "../shared/data/coco18"
@@ -105,6 +105,7 @@ def coco18(root: str | os.PathLike | None = None, *, hidden_classes: Sequence[st
         ids=ids,
         labels=labels,
         read=functools.partial(read_found, folder, [path.absolute()], ids, spans),
+        content=functools.partial(found_bytes, folder, [path.absolute()], ids, spans),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=(path,),
         query=rows["query"],
@@ -160,6 +161,7 @@ def folder(
         ids=ids,
         labels=labels,
         read=functools.partial(read_file, path.absolute(), ids),
+        content=functools.partial(file_bytes, path.absolute(), ids),
         sizes=np.zeros((len(ids), 2), np.int32),
         files=[path / name for name in ids.tolist()],
         query=rows["query"],

@@ -195,6 +195,12 @@ def prepare(
     return pathlib.Path(builder.data_dir)
 
 
+def _record_bytes(
+    sources: Mapping[str, Any], splits: np.ndarray, positions: np.ndarray, row: int
+) -> bytes:
+    return sources[str(splits[row])][int(positions[row])]["image"]
+
+
 def _read_record(
     sources: Mapping[str, Any], splits: np.ndarray, positions: np.ndarray, row: int
 ) -> np.ndarray:
@@ -242,7 +248,7 @@ def read(name: str, root: str | os.PathLike) -> Dataset:
     for row, columns in enumerate(found["labels"]):
         labels[row, columns] = 1
     ends = np.cumsum(counts)
-    positions = np.concatenate([np.arange(count) for count in counts])
+    place = (sources, np.repeat(SPLITS, counts), np.concatenate([np.arange(x) for x in counts]))
     return Dataset(
         name=name,
         classes=tuple(metadata["classes"]),
@@ -251,7 +257,8 @@ def read(name: str, root: str | os.PathLike) -> Dataset:
         query=np.arange(ends[0]),
         database=np.arange(ends[0], ends[2]),
         train=np.arange(ends[1], ends[2]),
-        read=functools.partial(_read_record, sources, np.repeat(SPLITS, counts), positions),
+        read=functools.partial(_read_record, *place),
+        content=functools.partial(_record_bytes, *place),
         sizes=np.array(found["sizes"], np.int32),
         files=sorted(pathlib.Path(root).glob("*.array_record*")),
         notes=tuple(metadata["notes"]),

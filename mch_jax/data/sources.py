@@ -113,11 +113,11 @@ def _in_list(path: pathlib.Path) -> list[Photo]:
     return [Photo(name, root) for name in names]
 
 
-def decode(photo: Photo) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the RGB pixels of a photo, rotated according to its EXIF orientation.
+def content(photo: Photo) -> bytes:
+    """Returns the bytes of a photo's file.
 
     Raises:
-      ValueError: The photo does not open or decode, or its name leads outside its source.
+      ValueError: The photo does not open, or its name leads outside its source.
     """
     try:
         photo.id.encode()
@@ -126,8 +126,27 @@ def decode(photo: Photo) -> UInt8[np.ndarray, "h w 3"]:
     if photo.offset >= 0:
         label_files.relative_name(photo.id, f"'{photo.root}'")
         span = archives.Span(0, photo.offset, photo.length, 0)
-        return photos.decode(archives.read_span(photo.root, span, photo.id), photo.id)
+        return archives.read_span(photo.root, span, photo.id)
     root = pathlib.Path(photo.root)
     if not (root / photo.id).resolve().is_relative_to(root):
         raise ValueError(f"'{photo.id}' is a link that leads outside '{root}'; copy the file there")
-    return photos.read_file(root, np.array([photo.id]), 0)
+    return photos.file_bytes(root, np.array([photo.id]), 0)
+
+
+def decode(photo: Photo) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the RGB pixels of a photo, rotated according to its EXIF orientation.
+
+    Raises:
+      ValueError: The photo does not open or decode, or its name leads outside its source.
+    """
+    return photos.decode(content(photo), photo.id)
+
+
+def status(photo: Photo) -> str:
+    """Returns the size and times of the file that a photo is in, or "absent"."""
+    path = pathlib.Path(photo.root)
+    try:
+        found = (path if photo.offset >= 0 else path / photo.id).stat()
+    except (OSError, ValueError):
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"

@@ -17,8 +17,8 @@ import numpy as np
 from mch_jax.files.codes_file import CodeFile
 
 PACKAGES = ("mch_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-# The paths of files and additional logs change no result. What the files hold is part of the hash
-# of the split.
+# The paths of files and additional logs change no result. What the photos contain is part of the
+# hash of the split.
 _NOT_HASHED = ("cache_dir", "dataset.root", "tensorboard")
 TOLERANCE = 1e-9  # for means of the same integers that were summed in another order
 
@@ -32,13 +32,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def split_hash(files: Sequence[CodeFile]) -> str:
-    """Returns a hash of the names and labels of items, in order.
+def split_hash(files: Sequence[CodeFile], made_from: Mapping[str, str] | None = None) -> str:
+    """Returns a hash of the names, labels and contents of photos, in order.
 
     Args:
       files: Codes files of the queries, the database and the training set.
+      made_from: Digests of what the codes were made from (`training.encode.read_made_from`). The
+        hash depends on those of photos. Without them, for codes of an earlier version, it depends
+        on names and labels alone.
     """
     digest = hashlib.sha256()
+    for name in sorted(name for name in made_from or () if name.endswith(" photos")):
+        digest.update(f"{name}: {(made_from or {})[name]}\n".encode())
     for file in files:
         digest.update("\n".join([*map(str, file.ids), str(file.labels.shape)]).encode())
         digest.update(np.ascontiguousarray(file.labels).tobytes())
@@ -66,7 +71,11 @@ def commit() -> str | None:
         return None
 
 
-def provenance(config: Mapping[str, Any], files: Sequence[CodeFile]) -> dict[str, Any]:
+def provenance(
+    config: Mapping[str, Any],
+    files: Sequence[CodeFile],
+    made_from: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Returns where a result comes from: versions, device, commit, hashes of config and split.
 
     It holds no time and no path, so that a run repeated on one machine gives the same bytes.
@@ -74,6 +83,7 @@ def provenance(config: Mapping[str, Any], files: Sequence[CodeFile]) -> dict[str
     Args:
       config: Resolved config of the run.
       files: Codes files of the queries, the database and the training set.
+      made_from: As for `split_hash`.
     """
     device = jax.devices()[0]
     return {
@@ -86,7 +96,7 @@ def provenance(config: Mapping[str, Any], files: Sequence[CodeFile]) -> dict[str
         },
         "commit": commit(),
         "config_hash": config_hash(config),
-        "split_hash": split_hash(files),
+        "split_hash": split_hash(files, made_from),
     }
 
 

@@ -76,7 +76,8 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             )
             for choice in ("agent", "all")
         }
-    return results | {"provenance": provenance.provenance(config, (query, database, train))}
+    files, made_from = (query, database, train), encode.read_made_from(workdir)
+    return results | {"provenance": provenance.provenance(config, files, made_from)}
 
 
 def read_query_regions(directory: Path, query: CodeFile) -> QueryRegions | None:

@@ -22,7 +22,7 @@ from mch_jax.evaluation.equal_cost import BUDGETS, Found, Relevance
 from mch_jax.files import codes_file, whole_file, write_json
 from mch_jax.index import BucketIndex
 from mch_jax.query_codes import QueryRegions
-from mch_jax.training import logs, run
+from mch_jax.training import encode, logs, run
 from mch_jax.training.streams import Stream, generator
 
 FILE, ARRAYS = "rivals.json", "rivals.npz"
@@ -121,6 +121,7 @@ def read_material(workdir: Path) -> Material:
     """
     query_file = codes_file.load(workdir / "codes" / "query.npz")
     this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
+    encode.check(this)
     encoder, dataset = Encoder.from_run(workdir), this.dataset
     size = this.config.encode.batch_size
 

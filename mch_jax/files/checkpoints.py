@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from mch_jax.files import made_from as records
 from mch_jax.files import processes
 from mch_jax.files.whole import first_line
 
@@ -22,15 +24,22 @@ class Checkpoints:
     Args:
       directory: Directory of the checkpoints.
       keep: Number of checkpoints to keep.
+      made_from: Digests of what the stage learns from, by name. Checkpoints record them.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int = 2,
+        made_from: Mapping[str, str] | None = None,
+    ):
         import jax
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
         self._is_shared = jax.process_count() > 1
         self._damaged: set[int] = set()
+        self._made_from = dict(made_from or {})
         self._manager: Any = None
         if not processes.is_writer():
             return
@@ -74,7 +83,8 @@ class Checkpoints:
             self._damaged.remove(step)
         if step not in self._manager.all_steps():
             args = self._args.StandardSave(state)
-            self._manager.save(step, args=args, custom_metadata={"sha256": digest})
+            found = {"sha256": digest, "made_from": self._made_from}
+            self._manager.save(step, args=args, custom_metadata=found)
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """Returns the newest undamaged state and its step, or None if there is no checkpoint.
@@ -85,8 +95,8 @@ class Checkpoints:
           like: A state with the same shapes. The result is on the same devices.
 
         Raises:
-          ValueError: The checkpoint has other shapes, for example another code length, or all
-            checkpoints are damaged.
+          ValueError: The checkpoint has other shapes, for example another code length, or was made
+            from something else, or all checkpoints are damaged.
         """
         if not self._is_shared:
             return self._restore(like)
@@ -99,6 +109,7 @@ class Checkpoints:
                 logging.warning("%s; using the checkpoint of step %d", last, step)
             state, last = self._read(step, like)
             if last is None:
+                self._check_origin(step)
                 return state, step
             self._damaged.add(step)
         if last is not None:
@@ -125,6 +136,23 @@ class Checkpoints:
                 "use the config it was made with, or another workdir"
             )
         return state, None
+
+    def _check_origin(self, step: int) -> None:
+        """Raises ValueError if a checkpoint was made from something else than the present inputs.
+
+        Checkpoints of earlier versions have no record, which is logged.
+        """
+        name = f"checkpoint {self._manager.directory}/{step}"
+        recorded = (self._manager.metadata(step).custom_metadata or {}).get("made_from")
+        if not isinstance(recorded, Mapping):
+            logging.warning("%s does not record what it was made from; unverified", name)
+            return
+        names = records.changed(recorded, self._made_from)
+        if names:
+            raise ValueError(
+                f"{name}: the {names} changed since it was made; restore the earlier state, use "
+                f"another workdir, or delete {self._manager.directory.parent} to train again"
+            )
 
     def close(self) -> None:
         """Ends the threads of Orbax."""

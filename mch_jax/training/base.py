@@ -6,7 +6,7 @@ the network and free codes of the training set.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from mch_jax import methods
 from mch_jax.methods.base import Alternating
-from mch_jax.training import alternating, base_step, encodings, inputs, loop
+from mch_jax.training import alternating, base_step, encodings, features, inputs, loop
 from mch_jax.training.run import Run
 from mch_jax.training.streams import Stream, generator
 
@@ -54,7 +54,8 @@ def train(run: Run, fold: int | None = None) -> dict[str, Any]:
         label_weight=run.config.base.label_weight,
     )
     labels = {"labels": params["labels"]}
-    return {**params, **descend(run, f"{stage}_labels", labels, positions, loss)}
+    earlier = {"hash_layer": features.fingerprint(layer)}
+    return {**params, **descend(run, f"{stage}_labels", labels, positions, loss, earlier)}
 
 
 def objective_loss(run: Run) -> Callable:
@@ -84,6 +85,7 @@ def descend(
     trained: Any,
     positions: Int[np.ndarray, " p"],
     loss: Callable | Alternating,
+    earlier: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns parameters after gradient descent, on the host.
 
@@ -93,6 +95,7 @@ def descend(
       trained: The parameters that are trained, before the first step.
       positions: Positions of the training photos to learn from.
       loss: The loss that `base_step.train_step` takes, or what an alternating training consists of.
+      earlier: Digests of earlier models that the parameters depend on (`Run.checkpoints`).
     """
     config = run.config.base
     loop.check_batch("base", config.batch_size, len(positions), "photos")
@@ -115,7 +118,7 @@ def descend(
     else:
         step = make_step(loss)
         state = loop.train(
-            run.checkpoints(stage),
+            run.checkpoints(stage, **(earlier or {})),
             run.log,
             stage,
             state,
@@ -145,10 +148,10 @@ def fit_closed_form(
         settings = methods.training_settings(config.method, dict(config.base))
         if methods.METHODS[config.method].kernel_head:
             settings["num_anchors"] = config.model.num_anchors
-        features = encodings.whole(run, run.initial_params, positions).features
+        whole = encodings.whole(run, run.initial_params, positions)
         key = jax.random.key(config.seed)
         labels = run.train_labels[positions]
-        layer = closed_form(features, labels, config.num_bits, key, **settings)
+        layer = closed_form(whole.features, labels, config.num_bits, key, **settings)
         checkpoints.save(1, layer)
     else:
         layer = restored[0]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from mch_jax import pairs, regions
 from mch_jax.agent import AgentTrainState, evidence
-from mch_jax.training import base, encodings, loop, parallel, policy
+from mch_jax.training import base, encodings, features, loop, parallel, policy
 from mch_jax.training.run import Run
 from mch_jax.training.streams import Stream, generator
 
@@ -31,11 +31,13 @@ class AgentExamples(NamedTuple):
       states: Evidence of each region.
       rewards: Reward of keeping each region.
       calibration: Calibration of the label posterior (`evidence.fit_posterior`).
+      models: Digest of the base models.
     """
 
     states: Float[np.ndarray, "n regions s"]
     rewards: Float[np.ndarray, "n regions"]
     calibration: Mapping[str, np.ndarray]
+    models: str
 
 
 def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     statistics = evidence.normalizer(examples.states)
     flat = examples.states.reshape(-1, len(evidence.NAMES))
     states = np.asarray(evidence.normalize(statistics, flat))
-    variables = train_policy(run, states, examples.rewards.reshape(-1))
+    variables = train_policy(run, states, examples.rewards.reshape(-1), examples.models)
     rows = run.dataset.train
     packed = encodings.of_regions(run, base_params, rows, 1).packed[:, 0]
     reference = reward_reference(run, packed, run.dataset.labels[rows])
@@ -70,9 +72,10 @@ def agent_examples(run: Run) -> AgentExamples:
     """Returns states and rewards of all training photos, each under a base model without it."""
     rows, labels = run.dataset.train, run.dataset.labels[run.dataset.train]
     left_out = [run.folds == fold for fold in range(run.config.agent.num_folds)]
-    encoded, references = [], []
+    encoded, references, models = [], [], []
     for fold, out in enumerate(left_out):
         params = base.train(run, fold)
+        models.append(features.fingerprint(params))
         encoded.append(encodings.of_regions(run, params, rows[out]))
         fitted = encodings.of_regions(run, params, rows[~out], 1).packed[:, 0]
         references.append(reward_reference(run, fitted, labels[~out]))
@@ -90,7 +93,7 @@ def agent_examples(run: Run) -> AgentExamples:
         packed_labels = run.train_labels[out]
         similar = pairs.similarity(packed_labels, packed_labels)
         rewards[out] = evidence.rewards(own.packed, similar.astype(jnp.float32), others)
-    return AgentExamples(states, rewards, calibration)
+    return AgentExamples(states, rewards, calibration, " ".join(models))
 
 
 def reward_reference(
@@ -107,7 +110,7 @@ def reward_reference(
 
 
 def train_policy(
-    run: Run, states: Float[np.ndarray, "m s"], rewards: Float[np.ndarray, " m"]
+    run: Run, states: Float[np.ndarray, "m s"], rewards: Float[np.ndarray, " m"], models: str
 ) -> dict[str, Any]:
     """Returns the variables of a policy trained on normalized states and their rewards.
 
@@ -115,6 +118,7 @@ def train_policy(
       run: The run.
       states: Normalized states of regions.
       rewards: Reward of keeping each region.
+      models: Digest of the base models that the states come from.
     """
     config = run.config
     size, num_steps = config.agent.batch_size, config.agent.num_steps
@@ -132,7 +136,7 @@ def train_policy(
             yield {"state": states[chosen], "reward": rewards[chosen]}
 
     result = loop.train(
-        run.checkpoints(policy.STAGE),
+        run.checkpoints(policy.STAGE, base_models_of_the_folds=models),
         run.log,
         policy.STAGE,
         policy.initial_state(config, states.shape[1], tx),

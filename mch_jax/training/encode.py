@@ -7,17 +7,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mch_jax import agent, batched, codes, methods
 from mch_jax.encoder import FILE, Encoder, RegionOutputs
-from mch_jax.files import code_sets, codes_file, whole_file
+from mch_jax.files import code_sets, codes_file, made_from, read_json, whole_file, write_json
 from mch_jax.methods import base as losses
 from mch_jax.models import AlexNet, Policy
 from mch_jax.training import logs
 from mch_jax.training.run import Run
 
 QUERY_REGIONS = "query_regions.npz"
+MADE_FROM = "made_from.json"
 BLOCK = 2048  # number of photos after which their codes are saved, the most a killed run loses
 
 
@@ -52,6 +54,7 @@ def encode_rows(
     batch_size: int,
     directory: Path,
     title: str,
+    made_from: str,
 ) -> tuple[np.ndarray, ...]:
     """Returns what an encoder computes for all regions of photos.
 
@@ -66,11 +69,12 @@ def encode_rows(
       batch_size: Number of photos that the network is called with.
       directory: Directory of the temporary files.
       title: What is encoded, for their names and the log.
+      made_from: Digest of the encoder and the photos. Temporary files of another one are not used.
     """
     blocks = []
     starts = range(0, len(rows), BLOCK)
     for start in logs.progress(starts, len(starts), f"codes of the {title}"):
-        path = directory / f"{title}-{start}.npz"
+        path = directory / f"{title}-{start}-{made_from}.npz"
         if not path.exists():
             batches = region_batches(rows[start : start + BLOCK], batch_size)
             outputs = batched.apply_all(encode, batches, batch_size)
@@ -115,9 +119,14 @@ def encode(run: Run, encoder: Encoder) -> None:
 
     `regions.npz` holds the codes of all regions of the database, kept or not, for the report.
     `query_regions.npz` holds codes and logits of all regions of the queries, for measures that need
-    them; the query's code in all other measures is the whole image's.
+    them; the query's code in all other measures is the whole image's. `made_from.json` holds the
+    digests of the encoder and of the photos and labels.
     """
     encoder.save(run.workdir / FILE)
+    if _recorded(run) != inputs(run):
+        # The codes of the earlier inputs must not pass for those of the present ones.
+        (run.workdir / "codes" / "database.npz").unlink(missing_ok=True)
+        write_json(run.workdir / "codes" / MADE_FROM, inputs(run))
     _encode_queries(run, encoder)
     _encode_database(run, encoder)
     shutil.rmtree(run.workdir / "parts")
@@ -153,6 +162,7 @@ def _encode_rows(
         batch_size=run.config.encode.batch_size,
         directory=run.workdir / "parts",
         title=title,
+        made_from=made_from.digest(*inputs(run).values()),
     )
 
 
@@ -181,6 +191,64 @@ def _encode_database(run: Run, encoder: Encoder) -> None:
     codes_file.save(directory / "database.npz", code_sets.flatten(code_set, ids, labels, num_bits))
 
 
+def inputs(run: Run) -> dict[str, str]:
+    """Returns digests of what the run's codes are made from, by name."""
+    return {"encoder": made_from.digest_file(run.workdir / FILE), **run.encoding_inputs}
+
+
+def read_made_from(workdir: Path) -> dict[str, Any] | None:
+    """Returns the digests of what a run's codes were made from, by name.
+
+    Returns None for codes of an earlier version, which have no record.
+
+    Args:
+      workdir: Directory of the run.
+
+    Raises:
+      ValueError: The file is damaged.
+    """
+    path = workdir / "codes" / MADE_FROM
+    return read_json(path, "run the encode stage again") if path.exists() else None
+
+
+def _recorded(run: Run) -> dict[str, Any] | None:
+    try:
+        return read_made_from(run.workdir)
+    except ValueError as error:
+        logging.warning("%s", error)
+        return {}
+
+
+def _stale(run: Run) -> str:
+    """Returns the names of what changed since the run's codes were made; empty if nothing did."""
+    recorded, present = _recorded(run), inputs(run)
+    if recorded is None:
+        logging.warning(
+            "%s was written by an earlier version, without a record of what it was made from; "
+            "unverified", run.workdir / "codes",
+        )  # fmt: skip
+        return "" if present["encoder"] else "encoder"
+    return made_from.changed(dict.fromkeys(present) | recorded, present)
+
+
 def is_done(run: Run) -> bool:
-    """Returns True if the stage is done; database.npz is the last file it writes."""
-    return (run.workdir / "codes" / "database.npz").exists()
+    """Returns True if the stage is done for the present photos and labels.
+
+    database.npz is the last file that the stage writes.
+    """
+    if not (run.workdir / "codes" / "database.npz").exists():
+        return False
+    names = _stale(run)
+    if names:
+        logging.warning("the %s changed since the codes were made; making them again", names)
+    return not names
+
+
+def check(run: Run) -> None:
+    """Raises ValueError if the run's codes were made from something else than the present data."""
+    names = _stale(run) if (run.workdir / "codes" / "database.npz").exists() else ""
+    if names:
+        raise ValueError(
+            f"{run.workdir / 'codes'}: the {names} changed since the codes were made; restore the "
+            "earlier state, or run the encode stage again"
+        )

@@ -18,7 +18,7 @@ from mch_jax.agent import state as agent_state
 from mch_jax.methods import base as losses
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
-from mch_jax.training import encodings, inputs, loop, parallel, policy
+from mch_jax.training import encodings, features, inputs, loop, parallel, policy
 from mch_jax.training.run import Run
 
 
@@ -57,7 +57,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
 
     width = agent_state.width(whole.features.shape[1], config.num_bits)
     state = loop.train(
-        run.checkpoints(policy.STAGE),
+        run.checkpoints(policy.STAGE, base_model=features.fingerprint(base_params)),
         run.log,
         policy.STAGE,
         policy.initial_state(config, width, tx),

@@ -16,6 +16,7 @@ from mch_jax.files import (
     Checkpoints,
     import_alexnet,
     locks,
+    made_from,
     processes,
     read_json,
     remove_temporary,
@@ -25,6 +26,13 @@ from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import events, features, features_file, logs, network
 from mch_jax.training.streams import Stream, generator
+
+# Fields of a config that change no result: paths, additional logs, and what the digests of photos,
+# weights and features stand for.
+_WITHOUT_EFFECT = {
+    "cache_dir", "dataset.root", "dataset.on_damaged", "model.features", "model.weights",
+    "tensorboard",
+}  # fmt: skip
 
 
 def default_workdir(config: Any) -> Path:
@@ -103,9 +111,61 @@ class Run:
             params = import_alexnet(params, self.config.model.weights)
         return params
 
-    def checkpoints(self, stage: str) -> Checkpoints:
-        """Returns the checkpoints of a stage."""
-        return Checkpoints(self.workdir / "checkpoints" / stage)
+    @functools.cached_property
+    def training_inputs(self) -> dict[str, str]:
+        """Digests of what the training learns from, by name (`files.made_from`)."""
+        config, dataset = self.config, self.dataset
+        fields = {
+            name: value
+            for name, value in _flat(self.resolved).items()
+            if name not in _WITHOUT_EFFECT
+        }
+        found = {
+            "config": made_from.digest(json.dumps(fields, sort_keys=True)),
+            "training photos": self._photos_digest(dataset.train),
+            "labels of the training photos": made_from.digest(
+                *dataset.classes, dataset.labels[dataset.train]
+            ),
+        }
+        if config.model.weights:
+            found["initial weights"] = features.fingerprint(self.initial_params)
+        if config.model.features:
+            found["features file"] = made_from.digest_file(config.model.features)
+        return found
+
+    @functools.cached_property
+    def encoding_inputs(self) -> dict[str, str]:
+        """Digests of what codes are made from, apart from the encoder, by name."""
+        dataset = self.dataset
+        found = {
+            "queries' photos": self._photos_digest(dataset.query),
+            "database's photos": self._photos_digest(dataset.database),
+            "training photos": self._photos_digest(dataset.train),
+            "labels": made_from.digest(
+                *dataset.classes, dataset.labels[dataset.query], dataset.labels[dataset.database]
+            ),
+        }
+        if self.config.model.features:
+            found["features file"] = made_from.digest_file(self.config.model.features)
+        return found
+
+    def _photos_digest(self, rows: np.ndarray) -> str:
+        """Returns a digest of the names, places in the data set and contents of photos."""
+        if self.dataset.digests is None:
+            raise ValueError(f"{self.dataset.name} has no digests; expected an audited data set")
+        ids = "\0".join(self.dataset.ids[rows].tolist())
+        return made_from.digest(ids, rows, self.dataset.digests[rows])
+
+    def checkpoints(self, stage: str, **earlier: str) -> Checkpoints:
+        """Returns the checkpoints of a stage.
+
+        Args:
+          stage: Name of the stage.
+          **earlier: Digests of models that an earlier stage trained and this one learns from.
+        """
+        names = {name.replace("_", " "): value for name, value in earlier.items()}
+        directory = self.workdir / "checkpoints" / stage
+        return Checkpoints(directory, made_from=self.training_inputs | names)
 
     def needed_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that encoding needs: all, or the head's on fixed convolutions."""
