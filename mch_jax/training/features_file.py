@@ -198,4 +198,3 @@ def make(
     save(path, dataset.ids, region_features, crop_ratio, view_ids, view_features)
     for title in ("regions", "views") if num_views else ("regions",):
         path.with_name(f"{path.name}.{title}.npy").unlink()
-        path.with_name(f"{path.name}.{title}.lock").unlink()
