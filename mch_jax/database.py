@@ -7,15 +7,16 @@ module imports neither JAX nor `mch_jax.data`, so that a search by codes starts 
 import functools
 import os
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, NearestItems
-from mch_jax.query_codes import nearest
+from mch_jax.query_codes import nearest, ordering_margins
 
 Source = TypeVar("Source")
 ReadPhoto = Callable[[str], UInt8[np.ndarray, "h w 3"]]
@@ -27,7 +28,8 @@ class Neighbour(NamedTuple):
     Attributes:
       item: Row of the item in `ids`.
       distance: Hamming distance in bits between that code and the query.
-      row: Row of that code in `codes`; the first one if several are equally near.
+      row: Row of that code in `codes`; of several that are equally near, the one at the least
+        asymmetric distance where margins are given, then the first one.
     """
 
     item: int
@@ -148,30 +150,78 @@ class Database:
             )
 
     def search(
-        self, query: UInt8[np.ndarray, "t bytes"], k: int, is_base: bool = False
+        self,
+        query: UInt8[np.ndarray, "t bytes"],
+        k: int,
+        is_base: bool = False,
+        margins: Float32[np.ndarray, "t q"] | None = None,
+        first: int | None = None,
     ) -> tuple[list[Neighbour], NearestItems]:
         """Returns the k nearest items to one query, and the index's answer with its counts.
+
+        The order is that in which people see answers: items at equal Hamming distance come by
+        ascending asymmetric distance where margins are given, then in the database's order.
 
         Args:
           query: The query's code, or several, of which the nearest to an item counts.
           k: The number of items; fewer are returned where the database has fewer.
           is_base: Whether to compare with the codes of whole images only.
+          margins: Absolute value of the logit of each bit of each code.
+          first: The item that the query itself is, if any. It comes first if its distance is 0.
         """
         index = self.base_index if is_base else self.index
         hits = index.search(query, k) if len(query) == 1 else nearest(index, query[None], k)
-        neighbours = []
-        for item, distance in zip(hits.item[0].tolist(), hits.distance[0].tolist(), strict=True):
-            if item < 0:
-                break
-            row = int(self._starts[item]) if is_base else self.nearest_row(item, query)
-            neighbours.append(Neighbour(item, distance, row))
+        items, costs = hits.item[0], None
+        if margins is not None:
+            costs = ordering_margins(margins)
+            items = index.search(query[None], k, margins=costs[None]).item[0]
+        items = items[items >= 0].tolist()
+        if first is not None and self._distance(self._row(first, query, is_base), query) == 0:
+            items = [first, *(item for item in items if item != first)][:k]
+        rows = [self._row(item, query, is_base, costs) for item in items]
+        neighbours = [
+            Neighbour(item, self._distance(row, query), row)
+            for item, row in zip(items, rows, strict=True)
+        ]
         return neighbours, hits
 
-    def nearest_row(self, item: int, query: UInt8[np.ndarray, "t bytes"]) -> int:
-        """Returns the row of an item's code that is nearest to a query, the first of equals."""
+    def _distance(self, row: int, query: UInt8[np.ndarray, "t bytes"]) -> int:
+        return int(np.bitwise_count(self.codes[row] ^ query).sum(1).min())
+
+    def _row(self, item, query, is_base: bool, costs=None) -> int:
+        """Returns the row of the code at which an item is found."""
+        return int(self._starts[item]) if is_base else self.nearest_row(item, query, costs)
+
+    def nearest_row(
+        self,
+        item: int,
+        query: UInt8[np.ndarray, "t bytes"],
+        margins: Float32[np.ndarray, "t q"] | None = None,
+    ) -> int:
+        """Returns the row of an item's code that is nearest to a query, the first of equals.
+
+        Args:
+          item: The item.
+          query: The query's code, or several.
+          margins: What each bit costs; 1 by default.
+        """
         rows = self.rows(item)
-        bits = np.bitwise_count(self.codes[rows][:, None] ^ query[None]).sum(2)
-        return rows[int(bits.min(1).argmin())]
+        differing: np.ndarray = self.codes[rows][:, None] ^ query[None]
+        if margins is None:
+            cost = np.bitwise_count(differing).sum(2)
+        else:
+            bits = np.unpackbits(differing, axis=2, count=self.num_bits, bitorder="little")
+            cost = (bits * margins[None].astype(np.float64)).sum(2)
+        return rows[int(cost.min(1).argmin())]
+
+    def item_of(self, path: str | os.PathLike[str]) -> int | None:
+        """Returns the item whose id the path of a photo ends with, None if there is none."""
+        parts = PurePath(path).parts
+        for start in range(len(parts)):
+            found = np.flatnonzero(self.ids == PurePath(*parts[start:]).as_posix())
+            if len(found):
+                return int(found[0])
+        return None
 
     def rows(self, item: int) -> range:
         """Returns the rows of an item's codes; the first one is the whole image's."""

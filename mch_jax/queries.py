@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from mch_jax.database import Database
 from mch_jax.files import codes_file
-from mch_jax.index import NearestItems, ProbedItems
+from mch_jax.index import CheapestItems, NearestItems, ProbedItems
 from mch_jax.query_codes import QueryRegions
 
 
@@ -89,6 +89,20 @@ def probed_records(
     return found_by_query
 
 
+def ranked_records(
+    names: Sequence[str], hits: CheapestItems, ids: np.ndarray
+) -> list[dict[str, Any]]:
+    """Returns the hits by asymmetric distance as dictionaries, which say what was ranked."""
+    return [
+        {
+            "query": name,
+            "ranked": "all" if hits.rerank is None else hits.rerank,
+            "hits": _costs(hits.item[m], hits.distance[m], ids),
+        }
+        for m, name in enumerate(names)
+    ]
+
+
 def _costs(items: np.ndarray, costs: np.ndarray, ids: np.ndarray) -> list[dict[str, Any]]:
     return [
         {"item": int(item), "id": str(ids[item]), "cost": round(float(cost), 6)}
@@ -101,12 +115,19 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     """Returns the hits as a table in plain text."""
     lines = []
     for query in found:
-        said = [f"{query['probed']:,} buckets probed", f"{query['nonempty']:,} not empty"]
-        if "candidates" in query:
-            said.append(f"{query['candidates']:,} codes read")
-        lines += [f"{query['query']}  ({', '.join(said)})", _table(query["hits"])]
+        lines += [f"{query['query']}  ({_said(query)})", _table(query["hits"])]
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def _said(query: dict[str, Any]) -> str:
+    """Returns the counts of an answer, or how it was ranked."""
+    if "ranked" in query:
+        ranked = query["ranked"]
+        among = "all photos, exactly" if ranked == "all" else f"the {ranked:,} nearest in bits"
+        return f"by asymmetric distance among {among}"
+    said = f"{query['probed']:,} buckets probed, {query['nonempty']:,} not empty"
+    return said + (f", {query['candidates']:,} codes read" if "candidates" in query else "")
 
 
 def _table(hits: Sequence[dict[str, Any]]) -> str:

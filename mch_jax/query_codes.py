@@ -73,6 +73,22 @@ def unit_margins(
     return np.ones((*query_codes.shape[:-1], num_bits), np.float32)
 
 
+def ordering_margins(margins: Float32[np.ndarray, "*t q"]) -> Float32[np.ndarray, "*t q"]:
+    """Returns margins that rank by Hamming distance, and equal distances by asymmetric distance.
+
+    Every margin is 1 and a share of at most 1/2 for all bits together, so that a bit more always
+    costs more. With several codes of a query, the share is the same for all of them. Asymmetric
+    distances that differ by less than about 2^-22 of the largest one may count as equal.
+
+    Args:
+      margins: Margins of the codes of one query.
+    """
+    total = margins.sum(-1, dtype=np.float64).max(initial=0)
+    if not total:
+        return np.ones_like(margins)
+    return (1 + margins / (2 * total)).astype(np.float32)
+
+
 def nearest(
     index: BucketIndex, query_codes: UInt8[np.ndarray, "m t bytes"], k: int
 ) -> NearestItems:

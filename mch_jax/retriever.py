@@ -94,6 +94,9 @@ class Retriever:
     def search(self, image: Photo, k: int = 10, query_codes: str = "one") -> list[Found]:
         """Returns the k nearest photos of the database, nearest first.
 
+        Photos at equal distance come by the query's logits: by ascending asymmetric distance. A
+        photo of the database, recognised by its name, comes first among its own answers.
+
         Args:
           image: A path, a Pillow image or uint8 RGB [h w 3].
           k: The number of photos, at least 1; fewer are returned if the database has fewer.
@@ -112,7 +115,10 @@ class Retriever:
             image = image[0]
         resized = photos.resize(pixels(image), self.encoder.image_size)
         query = self.encoder.query(resized[None], query_codes)
-        neighbours, _ = self.database.search(query.codes[0], k)
+        itself = self.database.item_of(image) if isinstance(image, str | os.PathLike) else None
+        neighbours, _ = self.database.search(
+            query.codes[0], k, margins=query.margins[0], first=itself
+        )
         ids, box = self.database.ids, self.database.box
         return [
             Found(str(ids[item]), distance, item, tuple(box[row].tolist()))

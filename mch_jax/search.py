@@ -2,7 +2,7 @@
 
 python -m mch_jax.search --run=DIR --image=cat.jpg --k=10
 python -m mch_jax.search --run=DIR --codes=query.npz --k=10 --json
-python -m mch_jax.search --run=DIR --image=cat.jpg --query_codes=agent
+python -m mch_jax.search --run=DIR --image=cat.jpg --rank=asymmetric --rerank=100
 python -m mch_jax.search --run=DIR --database=codes.npz --image=cat.jpg --probe=gqr --budget=33
 """
 
@@ -42,8 +42,16 @@ def define_flags(values: flags.FlagValues) -> None:
         "quantization distance (gqr) or of Hamming distance.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "budget", None, "Number of buckets to look at with --probe, 33 by default; fewer if k "
-        "photos are found.", lower_bound=1, upper_bound=MAX_BUDGET, flag_values=values,
+        "budget", None, "Buckets to look at with --probe, 33 by default; fewer if k photos are "
+        "found.", lower_bound=1, upper_bound=MAX_BUDGET, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "rank", "hamming", ["hamming", "asymmetric"], "Order of the photos found: by Hamming "
+        "distance and then by the photo's logits, or by its logits alone.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "rerank", None, "With --rank=asymmetric, rank only so many photos, the nearest in bits; "
+        "all by default.", lower_bound=1, flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
@@ -68,10 +76,19 @@ def _check(options: flags.FlagValues) -> None:
             "--probe=gqr needs the logits of the query, which a codes file does not hold; use "
             "--image, or --probe=hamming"
         )
+    is_asymmetric = options.rank == "asymmetric"
+    if is_asymmetric and (options.codes or options.probe):
+        raise ValueError("--rank=asymmetric needs --image, without --probe")
+    if options.rerank and (not is_asymmetric or options.rerank < options.k):
+        raise ValueError(
+            f"--rerank={options.rerank} needs --rank=asymmetric and at least --k={options.k}"
+        )
 
 
 def _found(options: flags.FlagValues) -> list[dict[str, Any]]:
     """Returns the answers to all queries."""
+    import numpy as np
+
     from mch_jax import queries, query_codes
     from mch_jax.database import Database
 
@@ -90,11 +107,16 @@ def _found(options: flags.FlagValues) -> list[dict[str, Any]]:
             margins = query.margins
         found = index.probe(codes, margins, options.budget or DEFAULT_BUDGET, options.k)
         return queries.probed_records(names, found, database.ids)
-    if query is None or codes.shape[1] == 1:
-        hits = index.search(codes.reshape(len(names), -1), options.k)
-    else:
-        hits = query_codes.nearest(index, codes, options.k)
-    return queries.records(names, hits, database.ids)
+    if query is None:
+        return queries.records(names, index.search(codes, options.k), database.ids)
+    if options.rank == "asymmetric":
+        best = index.search(codes, options.k, margins=query.margins, rerank=options.rerank)
+        return queries.ranked_records(names, best, database.ids)
+    near, hits = database.search(
+        codes[0], options.k, margins=query.margins[0], first=database.item_of(options.image)
+    )
+    item, distance = np.array([pair[:2] for pair in near], np.int64).reshape(-1, 2).T[:, None]
+    return queries.records(names, hits._replace(item=item, distance=distance), database.ids)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -66,12 +66,14 @@ def test_search_equals_the_index(client, service):
     answer = client.post("/search?k=5&compare=true", files=form(body))
     assert answer.status_code == 200, answer.text
     image = photos.resize(photos.decode(body), small.SIDE)
-    query = service.encoder.encode(image[None])
+    encoded = service.encoder.query(image[None])
+    query, margins = encoded.codes[0], encoded.margins[0]
     found = answer.json()
     assert found["code"] == query.tobytes().hex()
     for name, index in (("mch", service.database.index), ("base", service.database.base_index)):
         hits = index.search(query, 5)
-        assert [hit["item"] for hit in found[name]["hits"]] == hits.item[0].tolist()
+        near, _ = service.database.search(query, 5, name == "base", margins)
+        assert [hit["item"] for hit in found[name]["hits"]] == [x.item for x in near]
         assert [hit["distance"] for hit in found[name]["hits"]] == hits.distance[0].tolist()
         assert found[name]["probed"] == hits.probed[0]
         assert found[name]["nonempty"] == hits.nonempty[0]
@@ -88,11 +90,10 @@ def test_search_equals_the_index(client, service):
 
 
 def by_brute_force(database, query_codes, k):
-    """Returns the items and distances of the k nearest items to any of a query's codes."""
+    """Returns the distances of the k nearest items to any of a query's codes."""
     distance = np.bitwise_count(database.codes[:, None] ^ query_codes).sum(2).min(1)
     nearest = [distance[list(database.rows(item))].min() for item in range(len(database))]
-    order = np.argsort(nearest, kind="stable")[:k]
-    return order.tolist(), [int(nearest[i]) for i in order]
+    return [int(bits) for bits in sorted(nearest)[:k]]
 
 
 @pytest.mark.parametrize("choice", ["agent", "all"])
@@ -101,8 +102,7 @@ def test_a_query_may_have_several_codes(client, service, choice):
     image = photos.resize(photos.decode(body), small.SIDE)
     query = service.encoder.query(image[None], choice).codes[0]
     answer = client.post(f"/search?k=7&compare=true&query_codes={choice}", files=form(body)).json()
-    items, distances = by_brute_force(service.database, query, 7)
-    assert [hit["item"] for hit in answer["mch"]["hits"]] == items
+    distances = by_brute_force(service.database, query, 7)
     assert [hit["distance"] for hit in answer["mch"]["hits"]] == distances
     index, own = service.database.index, np.unique(query, axis=0)
     assert answer["mch"]["probed"] == index.search(own, 7).probed.sum()
@@ -112,7 +112,7 @@ def test_a_query_may_have_several_codes(client, service, choice):
     whole = client.post("/search?k=7&query_codes=one", files=form(body)).json()
     assert answer["code"] == whole["code"]
     of_item = client.get(f"/search?item=3&k=1&query_codes={choice}").json()
-    assert of_item["mch"]["hits"][0]["distance"] == 0
+    assert (of_item["mch"]["hits"][0]["item"], of_item["mch"]["hits"][0]["distance"]) == (3, 0)
 
 
 @pytest.mark.parametrize("choice", ["one", "agent", "all"])
@@ -145,13 +145,21 @@ def test_probing_equals_the_index(client, service, choice):
     assert few["gqr"]["buckets"][0]["cost"] == 0
 
 
-def test_a_photo_of_the_database_finds_itself(client, service):
-    for item in (0, 7):
-        found = client.get(f"/search?item={item}&k=200").json()
-        nearest = [h["item"] for h in found["mch"]["hits"] if h["distance"] == 0]
-        assert item in nearest
-        assert len(found["mch"]["hits"]) == len(service.database)
-        assert found["base"] is None
+@pytest.mark.parametrize("logits", ["false", "true"])
+def test_a_photo_of_the_database_finds_itself_first(client, service, logits):
+    for item in range(len(service.database)):
+        path = f"/search?item={item}&logits={logits}&compare=true"
+        for kind, ranking in client.get(f"{path}&k=2").json().items():
+            if kind in ("mch", "base"):
+                assert (ranking["hits"][0]["item"], ranking["hits"][0]["distance"]) == (item, 0)
+    found = client.get(f"/search?item=7&k=200&logits={logits}").json()
+    assert len(found["mch"]["hits"]) == len(service.database)
+    assert found["base"] is None
+    query = service.stored_code(7)
+    if logits == "true":
+        query = service.encoder.query(service.stored(7).image[None])
+    near, _ = service.database.search(query.codes[0], 200, margins=query.margins[0], first=7)
+    assert [hit["item"] for hit in found["mch"]["hits"]] == [x.item for x in near]
 
 
 def test_encode_gives_six_regions(client, service):
@@ -373,14 +381,14 @@ def test_an_upload_that_stalls_is_refused(service):
 def test_a_busy_service_refuses_further_requests(service, monkeypatch):
     """While the device is blocked, further requests get 503; the accepted ones are all answered."""
     released = threading.Event()
-    encode = type(service.encoder).encode
+    query = type(service.encoder).query
     slow = Service(service.encoder, service.database, "dch", LIMITS)
 
     def wait_and_encode(self, images):
         released.wait(20)
-        return encode(self, images)
+        return query(self, images)
 
-    monkeypatch.setattr(type(service.encoder), "encode", wait_and_encode)
+    monkeypatch.setattr(type(service.encoder), "query", wait_and_encode)
 
     async def run():
         app = api.create_app(slow)
@@ -405,7 +413,7 @@ def test_a_busy_service_refuses_further_requests(service, monkeypatch):
                 image = photos.resize(photos.decode(jpeg(i)), small.SIDE)
                 assert (
                     task.result().json()["code"]
-                    == encode(slow.encoder, image[None]).tobytes().hex()
+                    == query(slow.encoder, image[None]).codes.tobytes().hex()
                 )
 
     asyncio.run(run())

@@ -60,6 +60,33 @@ def test_search_by_asymmetric_distance_equals_every_distance(num_codes, monkeypa
                     assert hits.distance[m].tolist() == distance
 
 
+@pytest.mark.parametrize("num_codes", [1, 3])
+def test_reranking_equals_every_distance_of_the_nearest_items(num_codes):
+    rng = np.random.default_rng(num_codes)
+    for case in range(CASES):
+        num_bits = [1, 8, 13, 32, 47, 63][case % 6]
+        pairs = random_pairs(rng, num_bits, int(rng.integers(0, 150)))
+        index = build(pairs, num_bits)
+        with tempfile.TemporaryDirectory() as directory:
+            index, pairs = changed(index, pairs, rng, directory)
+        queries = rng.integers(0, 1 << num_bits, (2, num_codes)).astype(np.uint64)
+        margins = random_margins(rng, (2, num_codes, num_bits))
+        unit = np.ones_like(margins)
+        for k, rerank in ((1, 1), (3, 8), (7, 200)):
+            for allowed in (None, np.arange(5, 60)):
+                hits = index.search(
+                    pack(queries, num_bits), k, margins=margins, allowed=allowed, rerank=rerank
+                )
+                assert hits.rerank == rerank
+                for m in range(2):
+                    left = [p for p in pairs if allowed is None or p[1] in allowed]
+                    near = set(exhaustive(left, queries[m], unit[m], rerank)[0])
+                    left = [pair for pair in left if pair[1] in near]
+                    item, distance = exhaustive(left, queries[m], margins[m], k)
+                    assert hits.item[m].tolist() == item
+                    assert hits.distance[m].tolist() == distance
+
+
 @pytest.mark.parametrize("num_bits", [8, 16, 40])
 def test_search_among_allowed_items_equals_an_index_of_these(num_bits):
     rng = np.random.default_rng(num_bits)
@@ -85,7 +112,8 @@ def test_many_queries_in_threads_give_the_same_answer():
     index = BucketIndex.build(codes, item, 32)
     margins = rng.random((200, 32), np.float32)
     one, two = (index.search(codes[:200], 9, threads, margins=margins) for threads in (1, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert np.array_equal(one.item, two.item)
+    assert np.array_equal(one.distance, two.distance)
     unit = index.search(codes[:200], 9, margins=np.ones((200, 32), np.float32))
     hits = index.search(codes[:200], 9)
     assert np.array_equal(unit.item, hits.item)
@@ -96,6 +124,8 @@ def test_many_queries_in_threads_give_the_same_answer():
     ("change", "message"),
     [
         ({"k": 0}, "k is 0, expected at least 1"),
+        ({"rerank": 9}, "rerank is 9, expected at least k=3, together with margins"),
+        ({"rerank": 2, "margins": np.ones((2, 47), np.float32)}, "rerank is 2, expected at least"),
         ({"margins": np.full((2, 47), np.nan, np.float32)}, "a margin is nan, expected finite"),
         ({"margins": np.full((2, 47), -1, np.float32)}, "a margin is -1.0, expected finite"),
         ({"margins": np.ones((2, 46), np.float32)}, "expected float32 [2, 47]"),

@@ -137,8 +137,37 @@ def test_a_photo_with_one_or_several_codes(small_run, choice, capsys):
 
     command.main([*arguments, "--k=5"])
     (record,) = json.loads(capsys.readouterr().out)
-    neighbours, _ = database.search(query.codes[0], 5)
+    itself = database.item_of(path)
+    neighbours, _ = database.search(query.codes[0], 5, margins=query.margins[0], first=itself)
     assert [(h["item"], h["distance"]) for h in record["hits"]] == [x[:2] for x in neighbours]
+
+
+@pytest.mark.parametrize("choice", ["one", "all"])
+@pytest.mark.parametrize("rerank", [None, 9])
+def test_asymmetric_distance_says_what_it_ranked(small_run, choice, rerank, capsys):
+    from mch_jax import search as command
+    from mch_jax.data import photos
+    from mch_jax.database import Database
+    from mch_jax.encoder import Encoder
+
+    path = small_run / "photos" / "00.jpg"
+    arguments = [f"--run={small_run}", f"--image={path}", "--rank=asymmetric", "--k=5"]
+    arguments += [f"--query_codes={choice}"] + ([f"--rerank={rerank}"] if rerank else [])
+    encoder = Encoder.from_run(small_run)
+    image = photos.resize(photos.decode(path.read_bytes()), encoder.image_size)
+    query = encoder.query(image[None], choice)
+    index = Database.open(small_run / "codes" / "database.npz").index
+    command.main([*arguments, "--json"])
+    (record,) = json.loads(capsys.readouterr().out)
+    hits = index.search(query.codes, 5, margins=query.margins, rerank=rerank)
+    assert record["ranked"] == (rerank or "all")
+    assert [hit["item"] for hit in record["hits"]] == hits.item[0].tolist()
+    np.testing.assert_allclose([hit["cost"] for hit in record["hits"]], hits.distance[0], atol=1e-4)
+    command.main(arguments)
+    among = f"the {rerank} nearest in bits" if rerank else "all photos, exactly"
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"{path}  (by asymmetric distance among {among})"
+    )
 
 
 def test_searching_with_codes_does_not_import_jax(run):
@@ -173,6 +202,8 @@ def test_searching_with_codes_does_not_import_jax(run):
         (["--run={run}", "--codes={run}/query.npz", "--budget=3"], "--budget needs --probe"),
         (["--run={run}", "--codes={run}/query.npz", "--probe=best"], "probe"),
         (["--run={run}", "--codes={run}/query.npz", "--database=no.npz"], "no.npz does not exist"),
+        (["--run={run}", "--codes={run}/query.npz", "--rank=asymmetric"], "needs --image"),
+        (["--run={run}", "--image=a.jpg", "--rerank=20"], "--rerank=20 needs --rank=asymmetric"),
     ],
 )
 def test_wrong_arguments_get_one_line(run, arguments, reason):

@@ -33,10 +33,13 @@ class CheapestItems(NamedTuple):
         exist.
       distance: Sum of the query's margins over the bits in which the item's code differs, the least
         over its codes; -1 likewise.
+      rerank: The number of items nearest by Hamming distance that were ranked; None if all were, so
+        that the answer is exact.
     """
 
     item: Int64[np.ndarray, "m k"]
     distance: Float32[np.ndarray, "m k"]
+    rerank: int | None = None
 
 
 class ItemsWithin(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
-from mch_jax.index import segment, storage
+from mch_jax.index import ranking, segment, storage
 from mch_jax.index.algorithm1 import BINOMIALS
 from mch_jax.index.answers import (
     CheapestItems,
@@ -35,6 +35,7 @@ from mch_jax.index.answers import (
     concatenated,
     joined,
 )
+from mch_jax.index.ranking import query_threads
 from mch_jax.index.words import (
     MAX_BITS,
     allowed_items,
@@ -43,9 +44,8 @@ from mch_jax.index.words import (
     query_words,
     words_from_bytes,
 )
-from mch_jax.kernels import asymmetric, build, probe, search, visits, within
+from mch_jax.kernels import build, probe, search, visits, within
 from mch_jax.kernels.segment import NO_LIMIT, Segments, set_bits
-from mch_jax.kernels.threads import in_threads
 
 Allowed = Int[np.ndarray, " a"] | Bool[np.ndarray, " n"]
 
@@ -67,6 +67,7 @@ class BucketIndex:
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # additions not yet in the delta
         self._lock = threading.RLock()
         self._largest: tuple[Segments, int] | None = None
+        self._by_item: tuple[Segments, ranking.Pairs] | None = None
         self._saved: storage.SavedState | None = None
         self._merge_lock = threading.Lock()
         self._merger: threading.Thread | None = None
@@ -143,23 +144,26 @@ class BucketIndex:
     @overload
     def search(
         self, query_codes: UInt8[np.ndarray, "m bytes"], k: int, threads: int | None = None,
-        *, margins: None = None, allowed: Allowed | None = None,
+        *, margins: None = None, allowed: Allowed | None = None, rerank: None = None,
     ) -> NearestItems: ...  # fmt: skip
 
     @overload
     def search(
         self, query_codes: UInt8[np.ndarray, "m *t bytes"], k: int, threads: int | None = None,
         *, margins: Float32[np.ndarray, "m *t q"], allowed: Allowed | None = None,
+        rerank: int | None = None,
     ) -> CheapestItems: ...  # fmt: skip
 
     def search(
         self, query_codes: UInt8[np.ndarray, "m *t bytes"], k: int, threads: int | None = None,
         *, margins: Float32[np.ndarray, "m *t q"] | None = None, allowed: Allowed | None = None,
+        rerank: int | None = None,
     ) -> NearestItems | CheapestItems:  # fmt: skip
         """Returns the k nearest items of each query and the counts of Algorithm 1.
 
         With margins, items are ranked by asymmetric distance: the sum of the margins over the bits
-        in which the codes differ, as exact as in `probe`. There are no counts then.
+        in which the codes differ, as exact as in `probe`. There are no counts then. All items are
+        ranked, or only the `rerank` nearest by Hamming distance; the answer says which.
 
         Args:
           query_codes: One code per query; with margins also several, the nearest of which counts.
@@ -168,14 +172,19 @@ class BucketIndex:
           margins: Absolute value of the logit of each bit of each query code.
           allowed: The items that may be found, ascending, or whether each item from 0 on may. The
             others are treated as if they were not in the index. Defaults to all.
+          rerank: Number of items, nearest by Hamming distance and then by item, that are ranked by
+            the margins. Defaults to all.
 
         Raises:
-          ValueError: k is below 1, or one of the arrays has the wrong form.
+          ValueError: k is below 1, rerank is below k or given without margins, or one of the arrays
+            has the wrong form.
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
+        if rerank is not None and (margins is None or rerank < k):
+            raise ValueError(f"rerank is {rerank}, expected at least k={k}, together with margins")
         if margins is not None:
-            return self._cheapest(query_codes, k, threads, margins, allowed)
+            return self._cheapest(query_codes, k, threads, margins, allowed, rerank)
         queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
         base, delta = self._allowed(allowed)
         lookup_radius = segment.lookup_radius(base, num_bits)
@@ -191,23 +200,28 @@ class BucketIndex:
                 item, distance, probed, nonempty,
             )  # fmt: skip
 
-        self._in_threads(run, len(queries), threads)
+        query_threads(run, len(queries), threads)
         return NearestItems(item, distance, self._exact(probed), nonempty)
 
-    def _cheapest(self, query_codes, k, threads, margins, allowed) -> CheapestItems:
+    def _cheapest(self, query_codes, k, threads, margins, allowed, rerank) -> CheapestItems:
         queries = query_words(query_codes, self.num_bits)
         margins = checked_margins(margins, np.shape(query_codes)[:-1], self.num_bits)
-        base, delta = self._allowed(allowed)
-        item = np.empty((len(queries), k), np.int64)
-        distance = np.empty((len(queries), k), np.float32)
+        segments = self._allowed(allowed)
+        if rerank is None:
+            return ranking.cheapest(segments, queries, margins, k, threads)
+        if queries.shape[1] == 1:  # the same order without margins is found faster
+            flat = np.reshape(query_codes, (len(queries), -1))
+            near = self.search(flat, rerank, threads, allowed=allowed).item
+        else:
+            near = ranking.cheapest(segments, queries, np.ones_like(margins), rerank, threads).item
+        return ranking.reranked(self._pairs_by_item(), near, queries, margins, k, threads)
 
-        def run(rows: slice) -> None:
-            asymmetric.nearest_by_cost(
-                base, delta, queries[rows], margins[rows], self.num_bits, item[rows], distance[rows]
-            )
-
-        self._in_threads(run, len(queries), threads)
-        return CheapestItems(item, distance)
+    def _pairs_by_item(self) -> ranking.Pairs:
+        """Returns the pairs by item, which are sorted once for the same segments."""
+        segments, known = self._current(), self._by_item
+        if known is None or known[0] is not segments:
+            known = self._by_item = segments, ranking.pairs_by_item(segments)
+        return known[1]
 
     def _allowed(self, allowed) -> Segments:
         """Returns the segments, restricted to the items that are allowed."""
@@ -242,7 +256,7 @@ class BucketIndex:
                 return within.items_at_code(base, queries[rows], num_bits)
             return within.items_within(base, delta, queries[rows], num_bits, radius, by_lookup)
 
-        return concatenated(self._in_threads(run, len(queries), threads))
+        return concatenated(query_threads(run, len(queries), threads))
 
     def probe(
         self,
@@ -301,7 +315,7 @@ class BucketIndex:
                 for part in parts
             ]
 
-        batches = self._in_threads(run, len(queries), threads)
+        batches = query_threads(run, len(queries), threads)
         return ProbedItems(*joined([batch for run in batches for batch in run]))
 
     def visits(
@@ -461,11 +475,6 @@ class BucketIndex:
             sizes = (int(part.items.max(initial=0)) for part in segments)
             known = self._largest = segments, max(sizes)
         return known[1]
-
-    def _in_threads(self, run, num_queries: int, threads: int | None) -> list:
-        return in_threads(
-            run, num_queries, threads, slices_per_thread=4, min_slice=segment.QUERIES_PER_TASK
-        )
 
     def _exact(self, probed: UInt64[np.ndarray, " m"]) -> np.ndarray:
         """Returns the kernel's counts with 0 as 2^q, as int64 where they fit."""

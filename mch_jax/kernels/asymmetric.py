@@ -49,7 +49,7 @@ class Costed(NamedTuple):
 
 
 @leaf
-def _fill_tables(steps, tables):
+def fill_tables(steps, tables):
     """Fills the cost of every value of every byte of a flip mask.
 
     Args:
@@ -204,7 +204,7 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
         codes, nearest, enough, count = queries[m], item[m, :k], k + k // 2, ZERO
         unit = fill_steps(margins[m], steps)
         for t in range(num_codes):
-            _fill_tables(steps[t], tables[t])
+            fill_tables(steps[t], tables[t])
         reach[:] = -1
         while count < k and reach.min() < num_bits:  # near codes, for a bound
             used = ZERO

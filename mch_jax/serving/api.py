@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from absl import logging
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -48,6 +49,9 @@ _Choice = Annotated[
 ]
 _Budget = Annotated[int, Query(ge=1, le=256, description="number of buckets to look at")]
 _Limit = Annotated[int, Query(ge=0, le=50, description="photos to list for each bucket")]
+_Logits = Annotated[
+    bool, Query(description="order photos at equal distance by the logits of the photo, read anew")
+]
 _Compare = Annotated[bool, Query(description="also search by the base model's single codes")]
 
 
@@ -85,13 +89,8 @@ async def search(
     """Returns the photos of the database that are nearest to an uploaded photo."""
     body = await uploads.read(request)
     query = await asyncio.to_thread(service.uploaded, body)
-    choice = query_codes or service.query_codes
-    if choice == Choice.one:
-        code = await service.workers.encode(query.image)
-    else:
-        outputs = await service.workers.region_outputs(query.image)
-        code = service.query(outputs, choice).codes[0]
-    return await asyncio.to_thread(service.search, code, k, compare)
+    asked = await service.workers.query(query.image, query_codes or service.query_codes)
+    return await asyncio.to_thread(service.search, asked, k, compare)
 
 
 @router.get("/search", summary="Search by a photo of the database", responses=_refusals(404, 422))
@@ -101,15 +100,16 @@ async def search_item(
     k: _K = 24,
     compare: _Compare = False,
     query_codes: _Choice = None,
+    logits: _Logits = False,
 ) -> Found:
-    """Returns the photos of the database that are nearest to one of them, including that one."""
-    code = service.database.whole_code(service.existing(item))
-    choice = query_codes or service.query_codes
-    if choice != Choice.one:
+    """Returns the photos of the database that are nearest to one of them, that one first."""
+    asked, choice = service.stored_code(service.existing(item)), query_codes or service.query_codes
+    if logits or choice != Choice.one:
         query = await asyncio.to_thread(service.stored, item)
-        outputs = await service.workers.region_outputs(query.image)
-        code = service.query(outputs, choice).codes[0]
-    return await asyncio.to_thread(service.search, code, k, compare)
+        encoded = await service.workers.query(query.image, choice)
+        codes = np.concatenate([asked.codes, encoded.codes[:, 1:]], 1)
+        asked = encoded._replace(codes=codes)
+    return await asyncio.to_thread(service.search, asked, k, compare, item)
 
 
 @router.post(
@@ -128,8 +128,7 @@ async def probe(
     """Returns the first buckets by Hamming and by quantization distance, with their photos."""
     body = await uploads.read(request)
     query = await asyncio.to_thread(service.uploaded, body)
-    outputs = await service.workers.region_outputs(query.image)
-    asked = service.query(outputs, query_codes or service.query_codes)
+    asked = await service.workers.query(query.image, query_codes or service.query_codes)
     return await asyncio.to_thread(service.probe, asked, budget, limit)
 
 
@@ -147,8 +146,7 @@ async def probe_item(
 ) -> Probed:
     """Returns the first buckets by Hamming and by quantization distance, with their photos."""
     query = await asyncio.to_thread(service.stored, service.existing(item))
-    outputs = await service.workers.region_outputs(query.image)
-    asked = service.query(outputs, query_codes or service.query_codes)
+    asked = await service.workers.query(query.image, query_codes or service.query_codes)
     return await asyncio.to_thread(service.probe, asked, budget, limit)
 
 

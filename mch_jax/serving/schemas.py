@@ -51,7 +51,7 @@ class Hit(BaseModel):
 
 
 class Ranking(BaseModel):
-    """The nearest photos by ascending distance; equal distances are in the database's order."""
+    """The nearest photos by ascending distance, equal distances by the query's logits."""
 
     probed: int = Field(
         description="buckets that Algorithm 1 visits, including the empty ones; for several codes "

@@ -10,9 +10,9 @@ import numpy as np
 from mch_jax import codes, regions
 from mch_jax.data import photos, sources
 from mch_jax.database import Database, Neighbour, photo_reader
-from mch_jax.encoder import FILE, Encoder, RegionOutputs
+from mch_jax.encoder import FILE, Encoder
 from mch_jax.index import probed_buckets
-from mch_jax.query_codes import QueryRegions, nearest, unit_margins
+from mch_jax.query_codes import QueryRegions, unit_margins
 from mch_jax.serving import uploads
 from mch_jax.serving.counters import Counters
 from mch_jax.serving.gate import Gate, Limits, Refused
@@ -107,10 +107,9 @@ class Service:
         """Builds the indexes and compiles every program, so that no request waits for it."""
         self.workers.warm_up()
         if len(self.database):
-            code = self.database.whole_code(0)
-            self.search(code, 24, compare=True)
-            nearest(self.database.index, code[None], 24)
-            self._probing(code, unit_margins(code[None], self.database.num_bits)[0], 1, 1)
+            query = self.stored_code(0)
+            self.search(query, 24, compare=True)
+            self.probe(query, 1, 1)
 
     @property
     def pending(self) -> int:
@@ -161,37 +160,37 @@ class Service:
             keep_prob=float(self.database.keep_prob[row]),
         )
 
-    def search(self, query: np.ndarray, k: int, compare: bool) -> Found:
-        """Returns the photos that are nearest to a code.
+    def search(self, query: QueryRegions, k: int, compare: bool, item: int | None = None) -> Found:
+        """Returns the photos that are nearest to a query.
 
         Args:
-          query: The query's codes, uint8 [t bytes], the whole photo's first.
+          query: The codes and logits of one query, the whole photo's first.
           k: The number of photos.
           compare: Whether to search in the whole images' codes alone, too.
+          item: The photo of the database that the query is, if any.
         """
         return Found(
-            code=query[0].tobytes().hex(),
+            code=query.codes[0, 0].tobytes().hex(),
             num_bits=self.database.num_bits,
-            mch=self._ranking(query, k, is_base=False),
-            base=self._ranking(query, k, is_base=True) if compare else None,
+            mch=self._ranking(query, k, False, item),
+            base=self._ranking(query, k, True, item) if compare else None,
         )
 
-    def _ranking(self, query: np.ndarray, k: int, is_base: bool) -> Ranking:
-        neighbours, hits = self.database.search(query, k, is_base)
+    def _ranking(self, query: QueryRegions, k: int, is_base: bool, item: int | None) -> Ranking:
+        neighbours, hits = self.database.search(
+            query.codes[0], k, is_base, query.margins[0], first=item
+        )
         return Ranking(
             probed=int(hits.probed[0]),
             nonempty=int(hits.nonempty[0]),
             hits=[self._hit(neighbour) for neighbour in neighbours],
         )
 
-    def query(self, outputs: RegionOutputs, choice: str) -> QueryRegions:
-        """Returns the codes of one photo as a query.
-
-        Args:
-          outputs: What the encoder computes for the photo.
-          choice: Which codes the query has: `one`, `agent` or `all`.
-        """
-        return self.encoder.query_regions(outputs).chosen(choice)
+    def stored_code(self, item: int) -> QueryRegions:
+        """Returns the whole photo's code of an item as a query, without its logits."""
+        code = self.database.whole_code(item)[None]
+        every = np.ones((1, 1), bool)
+        return QueryRegions(code, every, np.zeros((1, 1, self.database.num_bits), np.float32))
 
     def probe(self, query: QueryRegions, budget: int, limit: int) -> Probed:
         """Returns the buckets that a search looks at, by Hamming and by quantization distance.

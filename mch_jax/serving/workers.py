@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt32
 
 from mch_jax.encoder import Encoder, RegionOutputs
+from mch_jax.query_codes import QueryRegions
 from mch_jax.serving.batcher import Batcher
 
 
@@ -19,9 +20,9 @@ class Workers:
     """
 
     def __init__(self, encoder: Encoder, on_batch: Callable[[str, int], Any]):
-        self._side = encoder.image_size
+        self._side, self._encoder = encoder.image_size, encoder
         self._whole = Batcher(
-            lambda images: (encoder.encode(images),), on_batch=lambda n: on_batch("whole", n)
+            lambda images: encoder.query(images), on_batch=lambda n: on_batch("whole", n)
         )
         self._regions = Batcher(
             encoder.region_outputs, (1, 4), on_batch=lambda n: on_batch("regions", n)
@@ -43,18 +44,21 @@ class Workers:
         await self._whole.stop()
         await self._regions.stop()
 
-    async def encode(self, image: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "1 bytes"]:
-        """Returns the code of a whole photo."""
-        (code,) = await self._whole.submit(image)
-        return code[None]
+    async def query(self, image: UInt8[np.ndarray, "s s 3"], choice: str) -> QueryRegions:
+        """Returns the codes and logits of one photo as a query.
+
+        Args:
+          image: The photo at the encoder's size.
+          choice: Which codes the query has: `one`, `agent` or `all`.
+        """
+        if choice == "one":
+            return QueryRegions(*(x[None] for x in await self._whole.submit(image)))
+        outputs = RegionOutputs(*(x[None] for x in await self._regions.submit(image)))
+        return self._encoder.query_regions(outputs).chosen(choice)
 
     async def encode_regions(
         self, image: UInt8[np.ndarray, "s s 3"]
     ) -> tuple[UInt32[np.ndarray, "6 w"], Float[np.ndarray, " 6"]]:
         """Returns the packed codes of a photo's regions and the probabilities of keeping them."""
-        outputs = await self.region_outputs(image)
-        return outputs.packed[0], outputs.keep_prob[0]
-
-    async def region_outputs(self, image: UInt8[np.ndarray, "s s 3"]) -> RegionOutputs:
-        """Returns codes, keep probabilities and logits of one photo's regions."""
-        return RegionOutputs(*(x[None] for x in await self._regions.submit(image)))
+        outputs = RegionOutputs(*await self._regions.submit(image))
+        return outputs.packed, outputs.keep_prob
