@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mch_jax.machine import cores as usable_cores
+
 RESULTS = Path(__file__).parent / "results"
 BENCHES = {
     "forward": "networks", "train": "networks", "cached_step": "networks", "reward": "agents",
@@ -39,7 +41,7 @@ FLOORS = {
 
 def child(name: str, threads: int, quick: bool, out: Path) -> None:
     """Runs one benchmark in this process and writes its rows."""
-    cores = sorted(os.sched_getaffinity(0))[:threads]
+    cores = usable_cores()[:threads]
     os.sched_setaffinity(0, cores)
     os.environ |= {x: str(threads) for x in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     module = importlib.import_module(f"bench.{BENCHES[name]}")
@@ -196,7 +198,7 @@ def main() -> int:
     if arguments.child:
         child(names[0], threads[0], arguments.quick, arguments.child)
         return 0
-    cores = len(os.sched_getaffinity(0))
+    cores = len(usable_cores())
     records = []
     for name in names:
         for count in [ONCE[name]] if name in ONCE else threads:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mch_jax import machine
+
 
 @dataclasses.dataclass
 class Row:
@@ -140,7 +142,7 @@ def row(
 
 def num_threads() -> int:
     """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(machine.cores())
 
 
 def resident(field: str = "VmRSS") -> float:

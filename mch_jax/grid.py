@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 from absl import flags, logging
 
-from mch_jax import command
+from mch_jax import command, config_files, machine
 from mch_jax.files import read_json, write_json
 
 
@@ -49,18 +50,15 @@ def cells(
       ValueError: A method is unknown or has no config for the data set.
     """
     for method in methods:
-        path = Path("configs") / f"{dataset}_{method}.py"
-        if not path.is_file():
-            names = sorted(x.stem.rpartition("_")[::2] for x in path.parent.glob("*_*.py"))
+        if f"{dataset}_{method}" not in config_files.names():
+            names = sorted(name.rpartition("_")[::2] for name in config_files.names())
             datasets = dict.fromkeys(name for name, _ in names)
             if dataset in datasets:
                 known = (name for data, name in names if data == dataset)
                 expected = f"a method of {', '.join(known)}"
-            elif datasets:
-                expected = f"a data set of {', '.join(datasets)}"
             else:
-                expected = "to be run in the folder that holds configs/"
-            raise ValueError(f"{path} does not exist; expected {expected}")
+                expected = f"a data set of {', '.join(datasets)}"
+            raise ValueError(f"{dataset}_{method}.py does not exist; expected {expected}")
     product = itertools.product(seeds, bits, methods)
     return [Cell(dataset, method, num_bits, seed) for seed, num_bits, method in product]
 
@@ -95,7 +93,7 @@ def run_command(cell: Cell, root: Path, changes: Sequence[str]) -> list[str]:
     return [
         sys.executable,
         *("-m", "mch_jax.main"),
-        f"--config=configs/{cell.dataset}_{cell.method}.py",
+        f"--config={cell.dataset}_{cell.method}",
         f"--workdir={root / cell.name}",
         f"--config.cache_dir={root / 'features'}",
         f"--config.num_bits={cell.num_bits}",
@@ -120,11 +118,16 @@ def resources(jobs: int, gpus: Sequence[str]) -> list[tuple[list[int], dict[str,
 
     The cores are divided among the jobs; each job gets one of the GPUs in turn.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = machine.cores()
     environments = [
         {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {} for job in range(jobs)
     ]
     return [(cores[job::jobs] or cores, environments[job]) for job in range(jobs)]
+
+
+def pinned(cores: Sequence[int]) -> list[str]:
+    """Returns the beginning of a command that keeps to some cores; empty without `taskset`."""
+    return ["taskset", "-c", ",".join(map(str, cores))] if shutil.which("taskset") else []
 
 
 def run_grid(
@@ -153,7 +156,7 @@ def run_grid(
         try:
             with open(root / f"{cell.name}.log", "a") as log:
                 status = subprocess.run(
-                    ["taskset", "-c", ",".join(map(str, cores)), *run_command(cell, root, changes)],
+                    [*pinned(cores), *run_command(cell, root, changes)],
                     stdout=log,
                     stderr=log,
                     env=os.environ | environment,

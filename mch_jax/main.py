@@ -1,7 +1,7 @@
 """Runs all stages: base model, agent, codes, measures, report. Rerun the same command to resume.
 
 python -m mch_jax.main --config=configs/scenes_dch.py --workdir=runs/mine
-python -m mch_jax.main --config=configs/coco_dch.py --config.num_bits=16 --config.seed=1
+python -m mch_jax.main --config=coco_dch --config.num_bits=16 --config.seed=1
 python -m mch_jax.main --config=configs/folder_dch.py --config.dataset.root=DIR
 python -m mch_jax.main --config=configs/scenes_dch.py --workdir=runs/mine --stage=report
 python -m mch_jax.main --verify=runs/mine
@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mch_jax import command
+from mch_jax import command, config_files
 from mch_jax.command import keep_compiled
 from mch_jax.pipeline import STAGES, run_stages, verify
 
@@ -24,7 +24,7 @@ from mch_jax.pipeline import STAGES, run_stages, verify
 def define_flags(values: flags.FlagValues, arguments: Sequence[str] = ()) -> None:
     """Defines the flags of the command; the config finds its fields in the arguments."""
     config_flags.DEFINE_config_file(
-        "config", None, "File of the config, such as configs/coco_dch.py.", values,
+        "config", None, "Name or path of the config, such as coco_dch.", values,
         sys_argv=["mch_jax", *arguments],
     )  # fmt: skip
     flags.DEFINE_string(
@@ -48,10 +48,11 @@ def define_flags(values: flags.FlagValues, arguments: Sequence[str] = ()) -> Non
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the stages, or verifies a finished run."""
+    arguments = config_files.resolved(arguments)
     define = functools.partial(define_flags, arguments=arguments)
     options = command.parse(arguments, define, __doc__)
     if not options.verify:
-        command.require(options, config="a file, such as --config=configs/scenes_dch.py")
+        command.require(options, config="a name or a file, such as --config=scenes_dch")
     keep_compiled()
     if options.verify:
         return verify(Path(options.verify))

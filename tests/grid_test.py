@@ -43,10 +43,9 @@ def test_a_cell_without_a_config_is_refused(dataset, method, expected):
         grid.cells(dataset, [method], [16], [0])
 
 
-def test_a_folder_without_configs_is_refused(tmp_path, monkeypatch):
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="coco18_dch.py does not exist; .* that holds configs/"):
-        grid.cells("coco18", ["dch"], [16], [0])
+    assert [cell.name for cell in grid.cells("coco18", ["dch"], [16], [0])] == ["coco18_dch_16_0"]
 
 
 def test_a_cell_is_a_run_of_main(tmp_path):
@@ -54,7 +53,7 @@ def test_a_cell_is_a_run_of_main(tmp_path):
     assert command[1:] == [
         "-m",
         "mch_jax.main",
-        "--config=configs/coco18_dch.py",
+        "--config=coco18_dch",
         f"--workdir={tmp_path}/coco18_dch_16_3",
         f"--config.cache_dir={tmp_path}/features",
         "--config.num_bits=16",
@@ -89,7 +88,7 @@ def test_a_grid_with_other_settings_is_refused(tmp_path):
 
 
 def test_jobs_divide_the_cores_and_take_the_gpus_in_turn(monkeypatch):
-    monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(grid.machine, "cores", lambda: [0, 1, 2, 3])
     first, second, third = grid.resources(3, ["0", "1"])
     assert (first[0], second[0], third[0]) == ([0, 3], [1], [2])
     assert [share[1]["CUDA_VISIBLE_DEVICES"] for share in (first, second, third)] == ["0", "1", "0"]

@@ -28,12 +28,13 @@ MAX_PARAMETERS = 12
 
 
 def modules(root):
-    """Returns the path of each module by its dotted name, without `mch_jax` itself."""
+    """Returns the path of each module by its dotted name, without those that start all commands."""
     found = {}
     for path in sorted((root / "mch_jax").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     del found["mch_jax"]
+    found.pop("mch_jax.__main__", None)  # starts the commands by their names
     return found
 
 

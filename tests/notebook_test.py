@@ -47,7 +47,7 @@ def test_no_outputs_and_sizes_in_the_first_code_cell(name):
     cells = code_cells(name)
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     first, *others = ["".join(cell["source"]) for cell in cells]
-    assert "REPOSITORY" in first
+    assert "SOURCE" in first
     assert not any("def " in source for source in others)
 
 

@@ -120,11 +120,9 @@ def read_span(path: str | os.PathLike[str], span: Span, name: str = "file") -> b
             f"'{name}' in '{path}' has {size:,} bytes, expected at most {MAX_MEMBER:,}"
         )
     try:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            data = os.pread(file, span.stored, span.offset)
-        finally:
-            os.close(file)
+        with open(path, "rb", buffering=0) as file:
+            file.seek(span.offset)
+            data = file.read(span.stored)
         if span.inflated:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, span.inflated)
     except (OSError, zlib.error) as error:

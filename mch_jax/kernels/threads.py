@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from mch_jax import machine
+
 
 @functools.cache
 def num_cores() -> int:
     """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(machine.cores())
 
 
 @functools.cache
@@ -20,7 +22,8 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix="kernel")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no threads but its own
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has only one thread
 
 
 def in_threads(

@@ -1,0 +1,19 @@
+# The command mch with everything that it needs.
+#
+# For the CPU:    docker build -t mch .
+# For CUDA:       docker build -t mch --build-arg EXTRAS=scenes,pretrained,serve,gpu .
+# A run:          docker run --rm -v "$PWD:/data" mch train --config=scenes_dch --workdir=runs/mine
+# With a GPU:     docker run --rm --gpus=all -v "$PWD:/data" mch train --config=scenes_dch
+#
+# JAX brings CUDA's libraries; the machine needs NVIDIA's driver and container toolkit.
+ARG PYTHON=3.12
+FROM python:${PYTHON}-slim
+ARG EXTRAS=scenes,pretrained,serve
+WORKDIR /src
+COPY setup.py setup.cfg pyproject.toml MANIFEST.in README.md LICENSE ./
+COPY configs configs
+COPY mch_jax mch_jax
+RUN pip install --no-cache-dir ".[${EXTRAS}]"
+WORKDIR /data
+ENTRYPOINT ["mch"]
+CMD ["--help"]
