@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import filelock
 import numpy as np
 import pytest
 
@@ -80,11 +79,3 @@ def test_one_module_knows_the_operating_systems():
     paths = [*(ROOT / "mch_jax").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
     found = {path.name for path in paths if known.search(path.read_text())}
     assert found == {"machine.py"}
-
-
-def test_a_lock_keeps_others_out_and_is_free_afterwards(tmp_path):
-    path = tmp_path / "lock"
-    with machine.locked(path), pytest.raises(filelock.Timeout), filelock.FileLock(path, timeout=0):
-        pass
-    with machine.locked(path):
-        pass
