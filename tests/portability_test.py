@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 
-from mch_jax import machine
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
 
