@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from mch_jax import __main__ as mch
+from mch_jax import config_files
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -154,7 +155,13 @@ def is_run(module, arguments):
 def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
     program, *arguments = words
     if program == "mch" and arguments:
-        program, arguments = "python", ["-m", mch.COMMANDS[arguments[0]], *arguments[1:]]
+        program, arguments = (
+            "python",
+            [
+                *("-m", mch.COMMANDS[arguments[0]]),
+                *config_files.resolved(arguments[1:]),
+            ],
+        )
     if program in ("python", ".venv/bin/python") and arguments[0] == "-m":
         module, *arguments = arguments[1:]
         if module.startswith("mch_jax."):
