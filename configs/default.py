@@ -59,6 +59,8 @@ def get_config() -> ConfigDict:
     config.agent = ConfigDict()
     config.agent.recipe = "paper"  # or cross_fit: learn from photos that the base has not seen
     config.agent.num_folds = 3  # number of base models that cross_fit trains
+    config.agent.select = "each"  # or set: one region after the other (cross_fit)
+    config.agent.calibrate = False  # choose the keep threshold on photos left out (cross_fit)
     config.agent.recall_weight = 0.2  # weight of recall at distance 0 in cross_fit's reward
     config.agent.num_steps = 100  # T (Sec. 5.2.2)
     config.agent.batch_size = 256  # Sec. 5.2.2

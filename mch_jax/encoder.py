@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
 from mch_jax import agent, codes, models, regions
-from mch_jax.agent import evidence
+from mch_jax.agent import evidence, sets
 from mch_jax.codes import AnyArray
 from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet, Policy
@@ -54,9 +54,11 @@ class Encoder:
       policy_variables: Parameters and batch statistics of the policy and, for an agent that was
         trained on evidence, under `evidence` what the evidence is computed from.
       crop_ratio: Side ratio of the regions, sigma in the paper.
-      keep_threshold: Smallest keep probability of a code that is kept, xi in the paper.
+      keep_threshold: Smallest keep probability of a code that is kept, xi in the paper. Above 1, no
+        region is kept.
       image_size: Side in pixels to which photos are resized before they are cropped.
       input_size: Side in pixels of the network's input.
+      select: `each` to decide on every region alone, `set` to choose one after the other.
     """
 
     model: AlexNet
@@ -67,6 +69,7 @@ class Encoder:
     keep_threshold: float
     image_size: int
     input_size: int
+    select: str = "each"
 
     @functools.cached_property
     def _encode(self):
@@ -77,12 +80,9 @@ class Encoder:
             packed = codes.pack(codes.sign(encoding.logits))
             keep_prob = jnp.ones(packed.shape[:2])
             if self.policy is not None and num_regions > 1:
-                state = region_states(packed, encoding, policy_variables)
-                logits: Any = self.policy.apply(
-                    {name: policy_variables[name] for name in ("params", "batch_stats")},
-                    state.reshape(-1, state.shape[-1]),
+                prob = keep_probabilities(
+                    self.policy, policy_variables, packed, encoding, self.select
                 )
-                prob = jax.nn.softmax(logits)[:, agent.KEEP].reshape(state.shape[:2])
                 keep_prob = keep_prob.at[:, 1:].set(prob)
             return RegionOutputs(packed, keep_prob, encoding.logits, encoding.label_logits)
 
@@ -183,6 +183,7 @@ class Encoder:
             "num_anchors": self.model.num_anchors,
             "num_classes": self.model.num_classes,
             "widths": list(self.policy.widths) if self.policy else None,
+            "select": self.select,
         } | {name: getattr(self, name) for name in _NUMBERS}
         variables = {"base": self.params, "policy": self.policy_variables}
         save_arrays(path, variables, settings)
@@ -196,13 +197,14 @@ class Encoder:
         """
         variables, settings = load_arrays(path)
         try:
-            widths = settings.pop("widths")
+            widths, select = settings.pop("widths"), settings.pop("select", "each")
             numbers = {name: settings.pop(name) for name in _NUMBERS}
             return cls(
                 model=AlexNet(**settings),
                 params=variables["base"],
                 policy=Policy(tuple(widths)) if widths else None,
                 policy_variables=variables.get("policy", {}),
+                select=select,
                 **numbers,
             )
         except (KeyError, TypeError) as error:
@@ -221,8 +223,42 @@ class Encoder:
         return cls.load(Path(workdir) / FILE)
 
 
+def keep_probabilities(
+    policy: Policy,
+    policy_variables: Mapping[str, Any],
+    packed: UInt32[Array, "b t w"],
+    encoding: codes.Encoding,
+    select: str,
+) -> Float[Array, "b regions"]:
+    """Returns the probability of keeping each region but the whole image.
+
+    Args:
+      policy: The agent's network.
+      policy_variables: Its variables and what its input is computed from.
+      packed: Packed codes, the whole image's first.
+      encoding: Features and logits [b t ...] of the same regions.
+      select: With `each`, every region is judged beside the whole image alone (Eq. 8). With `set`,
+        the most probable region is taken first, the others are judged anew beside it, and so on; a
+        region has the smallest probability up to its turn, so that the regions from a threshold on
+        are those of a choice that stops there.
+    """
+    variables = {name: policy_variables[name] for name in ("params", "batch_stats")}
+
+    def probabilities(kept: Array | None) -> Array:
+        state = region_states(packed, encoding, policy_variables, kept)
+        logits: Any = policy.apply(variables, state.reshape(-1, state.shape[-1]))
+        return jax.nn.softmax(logits)[:, agent.KEEP].reshape(state.shape[:2])
+
+    if select == "each":
+        return probabilities(None)
+    return sets.by_turns(probabilities, evidence.only_whole(packed)).score
+
+
 def region_states(
-    packed: UInt32[Array, "b t w"], encoding: codes.Encoding, policy_variables: Mapping[str, Any]
+    packed: UInt32[Array, "b t w"],
+    encoding: codes.Encoding,
+    policy_variables: Mapping[str, Any],
+    kept: Bool[Array, "b t"] | None = None,
 ) -> Float[Array, "b regions s"]:
     """Returns the policy's input for each region but the whole image.
 
@@ -233,12 +269,18 @@ def region_states(
       encoding: Features and logits [b t ...] of the same regions.
       policy_variables: Variables of the policy; the key `evidence` is present for an agent that
         was trained on evidence.
+      kept: Which codes each image has already, for evidence. Defaults to the whole image's alone.
     """
     made_from = policy_variables.get("evidence")
     if made_from is not None:
         reference = evidence.Reference(**made_from["reference"])
         states = evidence.states(
-            packed, encoding.logits, encoding.label_logits, made_from["calibration"], reference
+            packed,
+            encoding.logits,
+            encoding.label_logits,
+            made_from["calibration"],
+            reference,
+            kept,
         )
         flat = states.reshape(-1, states.shape[-1])
         return evidence.normalize(made_from["statistics"], flat).reshape(states.shape)

@@ -39,7 +39,7 @@ def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None
     """Runs one stage or all of them in a workdir that this process has claimed."""
     from mch_jax import evaluation, report
     from mch_jax.methods import OBJECTIVES
-    from mch_jax.training import base, cross_fit, encode, paper, parallel, run
+    from mch_jax.training import base, cross_fit, encode, paper, parallel, run, threshold
 
     this = run.open_run(config, workdir)
     chosen = STAGES if stage == "all" else (stage,)
@@ -54,7 +54,10 @@ def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None
     if not parallel.leave():
         return None
     if params is not None and "encode" in chosen:
-        encode.encode(this, encode.make_encoder(config, this.model, params, variables))
+        chosen_threshold = threshold.chosen(this) if variables else None
+        encode.encode(
+            this, encode.make_encoder(config, this.model, params, variables, chosen_threshold)
+        )
     elif stage in ("evaluate", "report"):
         encode.check(this)
     results = None

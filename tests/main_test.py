@@ -1,5 +1,6 @@
 """Whole runs on a few tiny scenes: every stage, interrupted and resumed, on several devices."""
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -149,11 +150,36 @@ def test_the_encoder_gives_the_keep_probabilities_of_the_cross_fitted_run(cross_
         np.testing.assert_array_equal(keep_prob, kept["keep_prob"][:16])
 
 
+def test_a_calibrated_run_of_sets(tmp_path):
+    config = cross_fit_config()
+    config.agent.update(select="set", calibrate=True, num_steps=4)
+    config.encode.keep_threshold = 0.3
+    results: Any = pipeline.run_stages(config, tmp_path)
+    record = results["calibration"]
+    assert record["photos"] == 40
+    tried = {row["keep_threshold"]: row for row in record["gains"]}
+    chosen = tried[record["keep_threshold"]]
+    assert min(chosen["map_lower"], chosen["p_at_h0_lower"]) >= 0
+    encoder = Encoder.from_run(tmp_path)
+    assert (encoder.select, encoder.keep_threshold) == ("set", record["keep_threshold"])
+    kept = read(tmp_path)[1]["database.npz/keep_prob"]
+    assert (kept >= record["keep_threshold"]).all() or record["keep_threshold"] > 1
+    assert pipeline.verify(tmp_path) == 0
+    this = run.open_run(config, tmp_path)
+    examples = cross_fit.agent_examples(this, cross_fit.leave_out(this))
+    np.testing.assert_array_equal(examples.is_open.sum(2), np.tile([[5, 4, 3]], (40, 1)))
+    regions = this.region_features[this.dataset.database[:16]]
+    # The most probable region is judged beside the whole image alone, as with `each`.
+    each = dataclasses.replace(encoder, select="each")
+    of_set, of_each = (x.encode_regions(regions)[1][:, 1:].max(1) for x in (encoder, each))
+    np.testing.assert_allclose(of_set, of_each, rtol=1e-5)
+
+
 def test_each_fold_leaves_its_images_out(cross_fitted):
     this = run.open_run(cross_fit_config(), cross_fitted)
     assert np.bincount(this.folds).tolist() == [20, 20]
-    examples = cross_fit.agent_examples(this)
-    assert examples.states.shape == (40, 5, len(evidence.NAMES))
+    examples = cross_fit.agent_examples(this, cross_fit.leave_out(this))
+    assert examples.states.shape == (40, 1, 5, len(evidence.NAMES))
     assert (examples.rewards > 0).any()
     assert (examples.rewards < 0).any()
 

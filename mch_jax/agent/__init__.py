@@ -4,6 +4,8 @@ state        what the paper's policy sees of a region (Eq. 3)
 reward       how much keeping a region's code lowers the base loss (Eqs. 5 and 6)
 policy_loss  the two actions, and the losses of the policy (Eq. 7)
 evidence     state and reward for photos whose labels are unknown
+sets         sets of codes chosen one after the other
+calibration  the keep threshold, by what the kept codes gain on photos left out
 step         one training step of the policy
 """
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, ScalarLike, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, ScalarLike, UInt8, UInt32
 
 from mch_jax import codes, histograms, pairs
 from mch_jax.codes import AnyArray
@@ -112,24 +112,37 @@ def reference(
     return Reference(packed, labels, np.asarray(values(histogram, recall_weight)))
 
 
+def only_whole(packed: UInt32[Array, "b t w"]) -> Bool[Array, "b t"]:
+    """Returns the mask of the codes that every photo has without an agent: the whole photo's."""
+    return jnp.broadcast_to(jnp.arange(packed.shape[1])[None] == 0, packed.shape[:2])
+
+
+def _nearest_kept(distance: Int[Array, "t n"], kept: Bool[Array, " t"]) -> Int[Array, "1 n"]:
+    """Returns the distance of the nearest kept code."""
+    far = jnp.iinfo(distance.dtype).max
+    return jnp.where(kept[:, None], distance, far).min(0, keepdims=True)
+
+
 def gains(
-    packed: UInt32[Array, "t w"], reference: Reference
+    packed: UInt32[Array, "t w"], kept: Bool[Array, " t"], reference: Reference
 ) -> tuple[Float[Array, "regions n"], Float[Array, "regions n"]]:
     """Returns what keeping each region of one photo adds to each reference photo's measure.
 
     Args:
       packed: Packed codes of the photo's regions, the whole photo first.
+      kept: Which codes the photo has already, the whole photo's among them.
       reference: Photos to measure against.
 
     Returns:
       The gains if the two photos are dissimilar, and the gains if they are similar.
     """
     distance = codes.hamming_distance(packed[:, None], jnp.asarray(reference.packed)[None])
-    nearer = jnp.minimum(distance[1:], distance[:1])
+    before = _nearest_kept(distance, kept)
+    nearer = jnp.minimum(distance[1:], before)
     tables = jnp.asarray(reference.values)
     first = jnp.arange(len(tables)) * tables.shape[2]
     dissimilar, similar = (
-        table.ravel()[first[None] + nearer] - table.ravel()[first[None] + distance[:1]]
+        table.ravel()[first[None] + nearer] - table.ravel()[first[None] + before]
         for table in (tables[:, 0], tables[:, 1])
     )
     return dissimilar, similar
@@ -137,21 +150,27 @@ def gains(
 
 @jax.jit
 def rewards(
-    packed: UInt32[Array, "b t w"], similarity: Float[Array, "b n"], reference: Reference
+    packed: UInt32[Array, "b t w"],
+    similarity: Float[Array, "b n"],
+    reference: Reference,
+    kept: Bool[Array, "b t"] | None = None,
 ) -> Float[Array, "b regions"]:
-    """Returns the mean gain over the reference photos of keeping each region alone.
+    """Returns the mean gain over the reference photos of keeping each region, without the others.
 
     Args:
       packed: Packed codes of the regions, the whole photo first.
       similarity: Similarity s_ij, or its probability for an expected reward.
       reference: Photos to measure against.
+      kept: Which codes each photo has already. Defaults to the whole photo's alone.
     """
+    kept = only_whole(packed) if kept is None else kept
 
     def one(photo):
-        dissimilar, similar = gains(photo[0], reference)
-        return (dissimilar @ (1 - photo[1]) + similar @ photo[1]) / similar.shape[1]
+        packed, similarity, kept = photo
+        dissimilar, similar = gains(packed, kept, reference)
+        return (dissimilar @ (1 - similarity) + similar @ similarity) / similar.shape[1]
 
-    return jax.lax.map(one, (packed, similarity), batch_size=_PHOTOS)
+    return jax.lax.map(one, (packed, similarity, kept), batch_size=_PHOTOS)
 
 
 def posterior_features(label_logits: Float[Array, "b t c"]) -> Float[Array, "b c features"]:
@@ -168,7 +187,7 @@ def posterior_features(label_logits: Float[Array, "b t c"]) -> Float[Array, "b c
 
 
 def posterior(
-    calibration: Mapping[str, Array], label_logits: Float[Array, "b t c"]
+    calibration: Mapping[str, AnyArray], label_logits: Float[Array, "b t c"]
 ) -> Float[Array, "b c"]:
     """Returns logits of the probability that a photo has each label.
 
@@ -248,6 +267,7 @@ def states(
     label_logits: Float[Array, "b t c"],
     calibration: Mapping[str, Array],
     reference: Reference,
+    kept: Bool[Array, "b t"] | None = None,
 ) -> Float[Array, "b regions state"]:
     """Returns the state of each region but the whole photo; its columns are `NAMES`.
 
@@ -255,7 +275,7 @@ def states(
                                from dissimilar photos.
     reward_whole, reward_sharp Expected reward under the whole photo's labels alone, and under a
                                sharpened posterior.
-    apart                      Bits in which the region's code differs from the whole photo's.
+    apart                      Bits in which the region's code differs from the nearest kept one.
 
     The others come twice, for the region and for the whole photo:
 
@@ -271,7 +291,9 @@ def states(
       label_logits: Logits of the label head.
       calibration: Result of `fit_posterior`.
       reference: Photos to measure expected rewards against.
+      kept: Which codes each photo has already. Defaults to the whole photo's alone.
     """
+    kept = only_whole(packed) if kept is None else kept
     probable = posterior(calibration, label_logits)
     similarity = jnp.stack(
         [
@@ -282,17 +304,18 @@ def states(
     )
 
     def one(photo):
-        packed, similarity = photo
-        dissimilar, similar = gains(packed, reference)
+        packed, similarity, kept = photo
+        dissimilar, similar = gains(packed, kept, reference)
         num = similar.shape[1]
         benefit, cost = similar @ similarity / num, dissimilar @ (1 - similarity) / num
         distance = codes.hamming_distance(packed[:, None], jnp.asarray(reference.packed)[None])
         share = [jnp.log((distance <= radius).mean(-1) + 1e-4) for radius in (0, 2)]
         nearest = distance.min(-1).astype(jnp.float32)
-        apart = codes.hamming_distance(packed[1:], packed[:1]).astype(jnp.float32)
+        between = codes.hamming_distance(packed[:, None], packed[None])
+        apart = _nearest_kept(between, kept)[0, 1:].astype(jnp.float32)
         return benefit, cost, apart, jnp.stack([*share, nearest], -1)
 
-    benefit, cost, apart, around = jax.lax.map(one, (packed, similarity), batch_size=_PHOTOS)
+    benefit, cost, apart, around = jax.lax.map(one, (packed, similarity, kept), batch_size=_PHOTOS)
     total = benefit + cost
     margin = jnp.log(jnp.sort(jnp.abs(logits), -1)[..., :4].mean(-1) + 1e-3)
     prob = jax.nn.sigmoid(label_logits)

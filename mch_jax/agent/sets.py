@@ -4,9 +4,12 @@ The reward of Eq. 6 judges every region alone. Two crops that show the same obje
 same gain twice. A greedy set takes the best region first, and the others for what is left to gain.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mch_jax import codes
 from mch_jax.agent.evidence import Reference
@@ -33,15 +36,53 @@ def look_up(table: Float[Array, "n distances"], distance: Int[Array, "r n"]) -> 
     return table.ravel()[first[None] + distance]
 
 
-@jax.jit
-def greedy_gains(
-    packed: UInt32[Array, "b t w"], similarity: Float[Array, "b n"], reference: Reference
-) -> Float[Array, "b regions"]:
-    """Returns what each region adds to the set of the regions that a greedy choice takes before it.
+class Greedy(NamedTuple):
+    """A greedy choice among the regions of photos, which goes on until all of them are taken.
 
-    The choice takes the region with the largest mean gain over the reference photos, then the best
-    of the others beside it, and so on. A region's result is the smallest gain up to its turn, so
-    that the regions with a result above a threshold are the set of a choice that stops there.
+    Attributes:
+      score: The smallest score up to each region's turn. The regions with a score above a threshold
+        are the set of a choice that stops below it.
+      turn: Number of regions that are taken before each region.
+    """
+
+    score: Float[Array, "b regions"]
+    turn: Int[Array, "b regions"]
+
+
+def by_turns(
+    scores: Callable[[Bool[Array, "b t"]], Float[Array, "b regions"]],
+    kept: Bool[Array, "b t"],
+) -> Greedy:
+    """Returns the greedy choice by scores that depend on the codes that a photo has already.
+
+    Args:
+      scores: Maps a mask of kept codes to the score of each region.
+      kept: Mask of the codes that each photo has before the first turn, the whole photo's alone.
+    """
+    num_photos, num_regions = kept.shape[0], kept.shape[1] - 1
+    each = jnp.arange(num_photos)
+
+    def one(state, turn):
+        kept, lowest, greedy = state
+        score = jnp.where(kept[:, 1:], -jnp.inf, scores(kept))
+        best = jnp.argmax(score, -1)
+        lowest = jnp.minimum(lowest, score[each, best])
+        greedy = Greedy(
+            greedy.score.at[each, best].set(lowest), greedy.turn.at[each, best].set(turn)
+        )
+        return (kept.at[each, best + 1].set(True), lowest, greedy), None
+
+    empty = jnp.zeros((num_photos, num_regions))
+    start = (kept, jnp.full(num_photos, jnp.inf), Greedy(empty, empty.astype(jnp.int32)))
+    (_, _, greedy), _ = jax.lax.scan(one, start, jnp.arange(num_regions))
+    return greedy
+
+
+@jax.jit
+def by_gain(
+    packed: UInt32[Array, "b t w"], similarity: Float[Array, "b n"], reference: Reference
+) -> Greedy:
+    """Returns the greedy choice by the mean gain over the reference photos.
 
     Args:
       packed: Packed codes of the regions, the whole photo first. Its code is always in the set.
@@ -55,17 +96,12 @@ def greedy_gains(
         distance = codes.hamming_distance(packed[:, None], reference_packed[None])
         table = value_table(similarity, values)
 
-        def turn(state, _):
-            nearest, lowest, result = state
-            nearer = jnp.minimum(distance[1:], nearest[None])
-            gain = (look_up(table, nearer) - look_up(table, nearest[None])).mean(-1)
-            best = jnp.argmax(jnp.where(jnp.isnan(result), gain, -jnp.inf))
-            lowest = jnp.minimum(lowest, gain[best])
-            return (nearer[best], lowest, result.at[best].set(lowest)), None
+        def scores(kept):
+            nearest = jnp.where(kept[0, :, None], distance, table.shape[1]).min(0, keepdims=True)
+            nearer = jnp.minimum(distance[1:], nearest)
+            return (look_up(table, nearer) - look_up(table, nearest)).mean(-1)[None]
 
-        num_regions = len(packed) - 1
-        start = (distance[0], jnp.float32(jnp.inf), jnp.full(num_regions, jnp.nan))
-        (_, _, result), _ = jax.lax.scan(turn, start, None, num_regions)
-        return result
+        greedy = by_turns(scores, jnp.arange(len(packed))[None] == 0)
+        return Greedy(*(x[0] for x in greedy))
 
     return jax.lax.map(one, (packed, similarity), batch_size=_PHOTOS)

@@ -87,8 +87,8 @@ def average_precision_kept(
     for start in range(0, len(packed), _BLOCK):
         block = slice(start, start + _BLOCK)
         similar = pairs.similarity(labels[block], labels[is_train])
-        gains = sets.greedy_gains(packed[block], similar.astype(jnp.float32), reference)
-        kept[block, 1:] = np.asarray(gains) > 0
+        greedy = sets.by_gain(packed[block], similar.astype(jnp.float32), reference)
+        kept[block, 1:] = np.asarray(greedy.score) > 0
     return kept
 
 

@@ -12,7 +12,7 @@ from mch_jax.files import code_sets, codes_file, read_json, read_npz, write_json
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.methods import OBJECTIVES
 from mch_jax.query_codes import QueryRegions
-from mch_jax.training import encode, run
+from mch_jax.training import encode, run, threshold
 
 FILE = "results.json"
 
@@ -67,6 +67,9 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         results["oracle_share"] = {
             name: measures.oracle_gain_share(results, name) for name in measures.ORACLES
         }
+    calibrated = workdir / threshold.FILE
+    if calibrated.exists():
+        results["calibration"] = read_json(calibrated, "run the agent stage again")
     if of_queries is not None:
         results["several_query_codes"] = {
             choice: evaluate.measure_several(

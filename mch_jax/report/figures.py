@@ -173,8 +173,9 @@ def keep_probabilities(
             share = np.histogram(values, bins)[0] / len(keep_prob)
             axes.stairs(share, bins, fill=True, color=color, alpha=0.18)
             axes.stairs(share, bins, color=color, linewidth=1.6, linestyle=dash, label=label)
-        axes.axvline(threshold, color=scheme.ink, linewidth=0.9)
-        axes.set(xlabel=f"keep probability (kept from {threshold:g} on)", ylabel="share of regions")
+        axes.axvline(min(threshold, 1), color=scheme.ink, linewidth=0.9)
+        begins = f"kept from {threshold:g} on" if threshold <= 1 else "none is kept"
+        axes.set(xlabel=f"keep probability ({begins})", ylabel="share of regions")
         axes.margins(x=0.01)
         axes.set_ylim(0, 1.28 * axes.get_ylim()[1])
         legend(axes, loc="upper center", ncols=2, columnspacing=1.5)

@@ -151,6 +151,8 @@ def _results(results: Mapping[str, Any]) -> str:
     ]
     if shares:
         note += f" The agent’s gain in mAP over the base is {words(shares)}."
+    if "calibration" in results:
+        note += _calibrated(results["calibration"])
     return (
         f"<section><h2>Results</h2>{_tiles(results)}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of results"><table>'
@@ -160,13 +162,25 @@ def _results(results: Mapping[str, Any]) -> str:
     )
 
 
+def _calibrated(record: Mapping[str, Any]) -> str:
+    """Returns a sentence on the calibrated keep threshold and its estimated gain."""
+    value, photos = record["keep_threshold"], f"{record['photos']:,} training photos left out"
+    if value > 1:
+        return f" On {photos}, no threshold gains for certain, so that the agent keeps no region."
+    row = next(row for row in record["gains"] if row["keep_threshold"] == value)
+    return (
+        f" The keep threshold {value:g} was chosen on {photos}, where MCH gains {row['map']:+.4f} "
+        f"in mAP (at least {row['map_lower']:+.4f}) and {row['p_at_h0']:+.4f} in P@H=0."
+    )
+
+
 def _decisions(files: RunFiles) -> list[Plot]:
     if not files.has_agent:
         return []
     keep_prob, reward = (files.regions[name][:, 1:].ravel() for name in ("keep_prob", "reward"))
     return [
         figures.rewards(reward),
-        figures.keep_probabilities(keep_prob, reward, files.config["encode"]["keep_threshold"]),
+        figures.keep_probabilities(keep_prob, reward, files.keep_threshold),
         figures.codes_per_photo(files.database),
     ]
 

@@ -40,6 +40,12 @@ class RunFiles(NamedTuple):
         """True for a method with an agent, whose results have controls."""
         return "controls" in self.results
 
+    @property
+    def keep_threshold(self) -> float:
+        """Smallest keep probability of a code that is kept: calibrated, or the config's."""
+        found = self.results.get("calibration", self.config["encode"])
+        return found["keep_threshold"]
+
 
 def read(workdir: Path) -> RunFiles:
     """Returns what the report shows of a finished run.

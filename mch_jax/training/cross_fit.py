@@ -9,33 +9,56 @@ each other as queries. For new photos the same evidence is computed under the de
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Key, UInt8, UInt32
 
 from mch_jax import pairs, regions
-from mch_jax.agent import AgentTrainState, evidence
-from mch_jax.training import base, encodings, features, loop, parallel, policy
+from mch_jax.agent import AgentTrainState, evidence, sets
+from mch_jax.training import base, encodings, features, loop, parallel, policy, threshold
 from mch_jax.training.run import Run
 from mch_jax.training.streams import Stream, generator
+
+SET_TURNS = 3  # turns of a greedy choice that the agent learns from
+
+
+class LeftOut(NamedTuple):
+    """The photos of one fold, under the base model that was fitted without them.
+
+    Attributes:
+      out: Which training photos they are.
+      encoded: Encodings of all their regions.
+      fitted: The photos that the base model was fitted to, which states are measured against.
+      others: The photos left out, which rewards are measured against: like new queries, the base
+        model has not seen them.
+      model: Digest of the base model.
+    """
+
+    out: Bool[np.ndarray, " n"]
+    encoded: encodings.RegionEncodings
+    fitted: evidence.Reference
+    others: evidence.Reference
+    model: str
 
 
 class AgentExamples(NamedTuple):
     """What the agent learns from: regions of photos that their base model had not seen.
 
     Attributes:
-      states: Evidence of each region.
-      rewards: Reward of keeping each region.
+      states: Evidence of each region. With `agent.select = "each"` there is one turn.
+      rewards: Reward of keeping each region beside those that were taken in earlier turns.
+      is_open: Which regions were not taken in an earlier turn.
       calibration: Calibration of the label posterior (`evidence.fit_posterior`).
       models: Digest of the base models.
     """
 
-    states: Float[np.ndarray, "n regions s"]
-    rewards: Float[np.ndarray, "n regions"]
+    states: Float[np.ndarray, "n turns regions s"]
+    rewards: Float[np.ndarray, "n turns regions"]
+    is_open: Bool[np.ndarray, "n turns regions"]
     calibration: Mapping[str, np.ndarray]
     models: str
 
@@ -50,50 +73,111 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
       The policy's variables and, under `evidence`, what the states of new photos are computed from.
     """
-    examples = agent_examples(run)
-    statistics = evidence.normalizer(examples.states)
-    flat = examples.states.reshape(-1, len(evidence.NAMES))
-    states = np.asarray(evidence.normalize(statistics, flat))
-    variables = train_policy(run, states, examples.rewards.reshape(-1), examples.models)
+    folds = leave_out(run)
+    examples = agent_examples(run, folds)
+    every = np.ones(len(run.dataset.train), bool)
+    variables = learn(run, policy.STAGE, examples, every)
+    if run.config.agent.calibrate:
+        of_folds = []
+        for number, fold in enumerate(folds):
+            own = learn(run, f"{policy.STAGE}_fold{number}", examples, ~fold.out)
+            own["evidence"]["reference"] = fold.fitted._asdict()
+            of_folds.append(own)
+        threshold.calibrate(run, [(fold.out, fold.encoded) for fold in folds], of_folds)
     rows = run.dataset.train
     packed = encodings.of_regions(run, base_params, rows, 1).packed[:, 0]
     reference = reward_reference(run, packed, run.dataset.labels[rows])
-    return {
-        **variables,
-        "evidence": {
-            "calibration": dict(examples.calibration),
-            "statistics": statistics,
-            "reference": reference._asdict(),
-        },
-    }
+    variables["evidence"]["reference"] = reference._asdict()
+    return variables
 
 
-def agent_examples(run: Run) -> AgentExamples:
-    """Returns states and rewards of all training photos, each under a base model without it."""
+def learn(
+    run: Run, stage: str, examples: AgentExamples, chosen: Bool[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """Returns the variables of a policy that learned from the regions of some training photos.
+
+    Args:
+      run: The run.
+      stage: Name of the checkpoints and of the scalars in the log.
+      examples: States and rewards of all training photos.
+      chosen: Which photos to learn from.
+    """
+    is_open = examples.is_open[chosen]
+    states, rewards = examples.states[chosen][is_open], examples.rewards[chosen][is_open]
+    statistics = evidence.normalizer(states)
+    normal = np.asarray(evidence.normalize(statistics, states))
+    variables = train_policy(run, stage, normal, rewards, examples.models)
+    made_from = {"calibration": dict(examples.calibration), "statistics": statistics}
+    return {**variables, "evidence": made_from}
+
+
+def leave_out(run: Run) -> list[LeftOut]:
+    """Returns the training photos fold by fold, each under a base model without it."""
     rows, labels = run.dataset.train, run.dataset.labels[run.dataset.train]
-    left_out = [run.folds == fold for fold in range(run.config.agent.num_folds)]
-    encoded, references, models = [], [], []
-    for fold, out in enumerate(left_out):
+    found = []
+    for fold in range(run.config.agent.num_folds):
+        out = run.folds == fold
         params = base.train(run, fold)
-        models.append(features.fingerprint(params))
-        encoded.append(encodings.of_regions(run, params, rows[out]))
+        encoded = encodings.of_regions(run, params, rows[out])
         fitted = encodings.of_regions(run, params, rows[~out], 1).packed[:, 0]
-        references.append(reward_reference(run, fitted, labels[~out]))
-    label_logits = np.zeros((len(rows), *encoded[0].label_logits.shape[1:]), np.float32)
-    for out, own in zip(left_out, encoded, strict=True):
-        label_logits[out] = own.label_logits
+        found.append(
+            LeftOut(
+                out,
+                encoded,
+                reward_reference(run, fitted, labels[~out]),
+                reward_reference(run, encoded.packed[:, 0], labels[out]),
+                features.fingerprint(params),
+            )
+        )
+    return found
+
+
+def agent_examples(run: Run, folds: Sequence[LeftOut]) -> AgentExamples:
+    """Returns states and rewards of all training photos, each under a base model without it."""
+    labels = run.dataset.labels[run.dataset.train]
+    label_logits = np.zeros((len(labels), *folds[0].encoded.label_logits.shape[1:]), np.float32)
+    for fold in folds:
+        label_logits[fold.out] = fold.encoded.label_logits
     calibration = jax.device_get(evidence.fit_posterior(label_logits, labels))
-    rewards = np.zeros((len(rows), regions.NUM_REGIONS - 1), np.float32)
-    states = np.zeros((*rewards.shape, len(evidence.NAMES)), np.float32)
-    for out, own, reference in zip(left_out, encoded, references, strict=True):
-        states[out] = evidence.states(*own, calibration, reference)
-        # Rewards are measured against the other photos left out, which are like new queries. A
-        # photo's own code is at distance 0 from itself, so that it adds nothing to its reward.
-        others = reward_reference(run, own.packed[:, 0], labels[out])
-        packed_labels = run.train_labels[out]
-        similar = pairs.similarity(packed_labels, packed_labels)
-        rewards[out] = evidence.rewards(own.packed, similar.astype(jnp.float32), others)
-    return AgentExamples(states, rewards, calibration, " ".join(models))
+    num_turns = 1 if run.config.agent.select == "each" else SET_TURNS
+    shape = (len(labels), num_turns, regions.NUM_REGIONS - 1)
+    rewards, is_open = np.zeros(shape, np.float32), np.ones(shape, bool)
+    states = np.zeros((*shape, len(evidence.NAMES)), np.float32)
+    for fold in folds:
+        packed_labels = run.train_labels[fold.out]
+        # A photo's own code is at distance 0 from itself, so that it adds nothing to its reward.
+        similar = pairs.similarity(packed_labels, packed_labels).astype(jnp.float32)
+        taken = taken_by_turn(fold, calibration, num_turns)
+        for turn, kept in enumerate(taken):
+            states[fold.out, turn] = evidence.states(*fold.encoded, calibration, fold.fitted, kept)
+            rewards[fold.out, turn] = evidence.rewards(
+                fold.encoded.packed, similar, fold.others, kept
+            )
+            is_open[fold.out, turn] = ~kept[:, 1:]
+    models = " ".join(fold.model for fold in folds)
+    return AgentExamples(states, rewards, is_open, calibration, models)
+
+
+def taken_by_turn(
+    fold: LeftOut, calibration: Mapping[str, np.ndarray], num_turns: int
+) -> list[Bool[np.ndarray, "b t"]]:
+    """Returns the codes that photos have before each turn of a greedy choice by expected reward.
+
+    Args:
+      fold: The photos.
+      calibration: Calibration of the label posterior.
+      num_turns: Number of turns.
+    """
+    packed, label_logits = fold.encoded.packed, fold.encoded.label_logits
+    before = np.zeros(packed.shape[:2], int)
+    if num_turns > 1:
+        similarity = evidence.similarity_probability(
+            evidence.posterior(calibration, jnp.asarray(label_logits)), fold.fitted.labels
+        )
+        before[:, 1:] = sets.by_gain(packed, similarity, fold.fitted).turn + 1
+    else:
+        before[:, 1:] = 1
+    return [before <= turn for turn in range(num_turns)]
 
 
 def reward_reference(
@@ -110,12 +194,17 @@ def reward_reference(
 
 
 def train_policy(
-    run: Run, states: Float[np.ndarray, "m s"], rewards: Float[np.ndarray, " m"], models: str
+    run: Run,
+    stage: str,
+    states: Float[np.ndarray, "m s"],
+    rewards: Float[np.ndarray, " m"],
+    models: str,
 ) -> dict[str, Any]:
     """Returns the variables of a policy trained on normalized states and their rewards.
 
     Args:
       run: The run.
+      stage: Name of the checkpoints and of the scalars in the log.
       states: Normalized states of regions.
       rewards: Reward of keeping each region.
       models: Digest of the base models that the states come from.
@@ -136,9 +225,9 @@ def train_policy(
             yield {"state": states[chosen], "reward": rewards[chosen]}
 
     result = loop.train(
-        run.checkpoints(policy.STAGE, base_models_of_the_folds=models),
+        run.checkpoints(stage, base_models_of_the_folds=models),
         run.log,
-        policy.STAGE,
+        stage,
         policy.initial_state(config, states.shape[1], tx),
         num_steps,
         lambda state, batch: step(state, parallel.split_batch(batch, num_devices), key),

@@ -24,7 +24,11 @@ BLOCK = 2048  # number of photos after which their codes are saved, the most a k
 
 
 def make_encoder(
-    config: Any, model: AlexNet, params: Mapping[str, Any], policy_variables: Mapping[str, Any]
+    config: Any,
+    model: AlexNet,
+    params: Mapping[str, Any],
+    policy_variables: Mapping[str, Any],
+    keep_threshold: float | None = None,
 ) -> Encoder:
     """Returns the encoder of trained models, with the settings of a config.
 
@@ -33,6 +37,7 @@ def make_encoder(
       model: The base hashing model's network.
       params: Parameters of the base hashing model.
       policy_variables: Variables of the policy. Without any, every code is kept.
+      keep_threshold: Smallest keep probability of a code that is kept. Defaults to the config's.
     """
     return Encoder(
         model=model,
@@ -40,9 +45,10 @@ def make_encoder(
         policy=Policy(tuple(config.agent.widths)) if policy_variables else None,
         policy_variables=policy_variables,
         crop_ratio=config.encode.crop_ratio,
-        keep_threshold=config.encode.keep_threshold,
+        keep_threshold=config.encode.keep_threshold if keep_threshold is None else keep_threshold,
         image_size=config.dataset.image_size,
         input_size=config.model.input_size,
+        select=config.agent.get("select", "each"),
     )
 
 

@@ -97,6 +97,8 @@ RULES: Mapping[str, Rule] = {
     "base.num_views": _whole(0),
     "agent.recipe": _one_of("paper", "cross_fit"),
     "agent.num_folds": _whole(2),
+    "agent.select": _one_of("each", "set"),
+    "agent.calibrate": _BOOLEAN,
     "agent.recall_weight": _FROM_0,
     "agent.optimizer": _one_of("sgd", "adam"),
     "agent.dropout": _MOMENTUM,
@@ -132,6 +134,16 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "base.train_conv",
         lambda c: not c.model.features or not c.base.train_conv,
         "False where model.features is given: its features stand in for the convolutions",
+    ),
+    (
+        "agent.select",
+        lambda c: c.agent.select == "each" or c.agent.recipe == "cross_fit",
+        "each where agent.recipe is paper: its agent judges every region alone",
+    ),
+    (
+        "agent.calibrate",
+        lambda c: not c.agent.calibrate or c.agent.recipe == "cross_fit",
+        "False where agent.recipe is paper: its agent leaves no photos out to calibrate on",
     ),
     (
         "agent.reward",
