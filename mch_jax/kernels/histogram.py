@@ -5,13 +5,33 @@ the query x database matrix never exists in memory. XOR, popcount, minimum and t
 loops that LLVM turns into vector instructions. One scalar increment per item remains.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+from jaxtyping import Shaped, UInt16, UInt32
 
 from mch_jax.kernels.bits import popcount
 from mch_jax.kernels.jit import kernel
 
 BLOCK = 8192  # items compared with every query before the next block; 384 KiB of six codes each
 PIECE = 1024  # items whose distances and bins fit into the first-level cache; a multiple of 4
+
+
+class Buffers(NamedTuple):
+    """Arrays that counting overwrites.
+
+    Attributes:
+      near: Distance of each item of a piece.
+      distance: Distance to one of its codes.
+      bins: Bin of each item.
+      tables: Four tables of counts.
+    """
+
+    near: Shaped[np.ndarray, " piece"]
+    distance: Shaped[np.ndarray, " piece"]
+    bins: UInt16[np.ndarray, " piece"]
+    tables: UInt32[np.ndarray, "4 bins"]
+
 
 _LANE, _MASK = np.uint64(16), np.uint64(0xFFFF)  # a word holds four bins
 
@@ -121,6 +141,37 @@ def add_tables(tables, counts):
 
 
 @kernel
+def new_buffers(codes, num_bins):
+    """Returns the buffers that counting the items of a block for a query takes."""
+    return Buffers(
+        np.empty(PIECE, codes.dtype),
+        np.empty(PIECE, codes.dtype),
+        np.zeros(PIECE, np.uint16),
+        np.zeros((4, num_bins), np.uint32),
+    )
+
+
+@kernel
+def count_block(query, codes, relevant, buffers, counts):
+    """Counts the items of each bin, 2 * distance + relevance, in a block for one query.
+
+    Args:
+      query: [w], words of the query's code.
+      codes: [t, w, block], words of the items' codes, of the same dtype.
+      relevant: uint8 [block], 1 where an item is relevant.
+      buffers: Overwritten; its tables are zero before and after.
+      counts: int64 [2 (q + 1)]; the counts are added to it.
+    """
+    for first in range(0, relevant.size, PIECE):
+        last = min(first + PIECE, relevant.size)
+        near, bins = buffers.near[: last - first], buffers.bins[: last - first]
+        fill_nearest(codes[:, :, first:last], query, near, buffers.distance[: last - first])
+        fill_bins(near, relevant[first:last], bins)
+        count_piece(bins, buffers.tables)
+    add_tables(buffers.tables, counts)
+
+
+@kernel
 def label_histogram(queries, codes, query_labels, labels, counts):
     """Counts the items of each bin, 2 * distance + relevance, for each query.
 
@@ -132,25 +183,17 @@ def label_histogram(queries, codes, query_labels, labels, counts):
       counts: int64 [m, 2 (q + 1)]; the counts are added to it.
     """
     num_items = codes.shape[2]
-    near_all, distance_all = np.empty(PIECE, codes.dtype), np.empty(PIECE, codes.dtype)
-    shared_all, bins = np.zeros(PIECE, np.uint8), np.zeros(PIECE, np.uint16)
-    tables = np.zeros((4, counts.shape[1]), np.uint32)
+    buffers, shared = new_buffers(codes, counts.shape[1]), np.zeros(BLOCK, np.uint8)
     for start in range(0, num_items, BLOCK):
         end = min(start + BLOCK, num_items)
+        relevant = shared[: end - start]
         for m in range(queries.shape[0]):
-            for first in range(start, end, PIECE):
-                last = min(first + PIECE, end)
-                size = last - first
-                near, shared = near_all[:size], shared_all[:size]
-                fill_nearest(codes[:, :, first:last], queries[m], near, distance_all[:size])
-                for w in range(labels.shape[0]):
-                    if w == 0:
-                        fill_shared(labels[w, first:last], query_labels[m, w], shared)
-                    else:
-                        add_shared(labels[w, first:last], query_labels[m, w], shared)
-                fill_bins(near, shared, bins[:size])
-                count_piece(bins[:size], tables)
-            add_tables(tables, counts[m])
+            for w in range(labels.shape[0]):
+                if w == 0:
+                    fill_shared(labels[w, start:end], query_labels[m, w], relevant)
+                else:
+                    add_shared(labels[w, start:end], query_labels[m, w], relevant)
+            count_block(queries[m], codes[:, :, start:end], relevant, buffers, counts[m])
 
 
 @kernel
@@ -172,21 +215,12 @@ def relevance_histogram(queries, codes, relevant, columns, counts):
       counts: int64 [m, 2 (q + 1)]; the counts are added to it.
     """
     num_items = codes.shape[2]
-    near_all, distance_all = np.empty(PIECE, codes.dtype), np.empty(PIECE, codes.dtype)
-    gathered, bins = np.zeros(PIECE, np.uint8), np.zeros(PIECE, np.uint16)
-    tables = np.zeros((4, counts.shape[1]), np.uint32)
+    buffers, gathered = new_buffers(codes, counts.shape[1]), np.zeros(BLOCK, np.uint8)
     for start in range(0, num_items, BLOCK):
         end = min(start + BLOCK, num_items)
         for m in range(queries.shape[0]):
-            for first in range(start, end, PIECE):
-                last = min(first + PIECE, end)
-                size = last - first
-                near = near_all[:size]
-                fill_nearest(codes[:, :, first:last], queries[m], near, distance_all[:size])
-                if columns.size:
-                    gather(relevant[m], columns[first:last], gathered[:size])
-                    fill_bins(near, gathered[:size], bins[:size])
-                else:
-                    fill_bins(near, relevant[m, first:last], bins[:size])
-                count_piece(bins[:size], tables)
-            add_tables(tables, counts[m])
+            row = relevant[m, start:end]
+            if columns.size:
+                row = gathered[: end - start]
+                gather(relevant[m], columns[start:end], row)
+            count_block(queries[m], codes[:, :, start:end], row, buffers, counts[m])
