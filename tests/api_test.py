@@ -140,6 +140,12 @@ def test_probing_equals_the_index(client, service, choice):
             assert {hit["code"] for hit in bucket["hits"]} <= {bucket["code"]}
     few = client.get(f"/probe?item=3&budget=2&limit=0&query_codes={choice}").json()
     assert few["gqr"]["probed"] == 2
+    database = service.database
+    (asked,) = database.labels[3:4]
+    stored = service.encoder.query(service.stored(3).image[None], choice)
+    found = index.probe(stored.codes, stored.margins, 2).item
+    assert few["gqr"]["relevant"] == (database.labels[found] & asked).any(1).sum() > 0
+    assert answer["gqr"]["relevant"] is None
     assert few["gqr"]["buckets"][0]["new"] > 0
     assert few["gqr"]["buckets"][0]["hits"] == []
     assert few["gqr"]["buckets"][0]["cost"] == 0

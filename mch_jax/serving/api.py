@@ -147,7 +147,7 @@ async def probe_item(
     """Returns the first buckets by Hamming and by quantization distance, with their photos."""
     query = await asyncio.to_thread(service.stored, service.existing(item))
     asked = await service.workers.query(query.image, query_codes or service.query_codes)
-    return await asyncio.to_thread(service.probe, asked, budget, limit)
+    return await asyncio.to_thread(service.probe, asked, budget, limit, item)
 
 
 @router.post(

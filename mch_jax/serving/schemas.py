@@ -92,6 +92,10 @@ class Probing(BaseModel):
     nonempty: int = Field(description="of these, buckets that are not empty")
     candidates: int = Field(description="codes read, repeated photos included")
     photos: int = Field(description="photos found")
+    relevant: int | None = Field(
+        description="of these, photos that share a label with the query; null for a query that is "
+        "not in the database"
+    )
     buckets: list[Bucket]
 
 

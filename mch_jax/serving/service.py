@@ -192,13 +192,16 @@ class Service:
         every = np.ones((1, 1), bool)
         return QueryRegions(code, every, np.zeros((1, 1, self.database.num_bits), np.float32))
 
-    def probe(self, query: QueryRegions, budget: int, limit: int) -> Probed:
+    def probe(
+        self, query: QueryRegions, budget: int, limit: int, item: int | None = None
+    ) -> Probed:
         """Returns the buckets that a search looks at, by Hamming and by quantization distance.
 
         Args:
           query: The codes and logits of one query.
           budget: The number of buckets.
           limit: The number of photos that are listed for each bucket.
+          item: The photo of the database that the query is, if any; its labels are compared.
         """
         # Equal codes of different regions have different margins, and both count.
         query_codes, margins = query.codes[0], query.margins[0]
@@ -206,12 +209,17 @@ class Service:
         return Probed(
             num_bits=self.database.num_bits,
             codes=len(np.unique(query_codes, axis=0)),
-            hamming=self._probing(query_codes, bits, budget, limit),
-            gqr=self._probing(query_codes, margins, budget, limit),
+            hamming=self._probing(query_codes, bits, budget, limit, item),
+            gqr=self._probing(query_codes, margins, budget, limit, item),
         )
 
     def _probing(
-        self, query_codes: np.ndarray, margins: np.ndarray, budget: int, limit: int
+        self,
+        query_codes: np.ndarray,
+        margins: np.ndarray,
+        budget: int,
+        limit: int,
+        item: int | None,
     ) -> Probing:
         traced = probed_buckets(self.database.index, query_codes, margins, budget)
         buckets, seen = [], set()
@@ -241,8 +249,16 @@ class Service:
             nonempty=int((np.diff(traced.offsets) > 0).sum()),
             candidates=len(traced.item),
             photos=len(seen),
+            relevant=self._num_relevant(sorted(seen), item),
             buckets=buckets,
         )
+
+    def _num_relevant(self, items: list[int], item: int | None) -> int | None:
+        """Returns how many items share a label with another; None if labels are not known."""
+        if item is None or not self.database.classes:
+            return None
+        labels = self.database.labels
+        return int((labels[items] & labels[item]).any(1).sum())
 
     def _hit(self, neighbour: Neighbour) -> Hit:
         item, distance, row = neighbour
