@@ -211,8 +211,11 @@ def codes_per_photo(database: CodeFile) -> Plot:
     return Plot("codes-per-image", "Codes per photo", alt + ".", caption, draw)
 
 
+_NAMES = {"base": "base", "mch": "MCH", "hamming": "Hamming", "gqr": "GQR"}
+
+
 def f1_at_equal_cost(results: Mapping[str, Any]) -> list[Plot]:
-    """Returns F1 against buckets looked at and against codes read, for both orders of the buckets.
+    """Returns F1 against buckets looked at, codes read, and bytes per photo.
 
     Args:
       results: What results.json holds; results of an earlier version give no figure.
@@ -226,12 +229,11 @@ def f1_at_equal_cost(results: Mapping[str, Any]) -> list[Plot]:
         if order in results[kind]["probe"]
     ]
     budgets = results["base"]["probe"]["budget"]
-    size = {kind: f"{results[kind]['bytes_per_image']:.1f} bytes" for kind in ("base", "mch")}
-    names = {"base": "base", "mch": "MCH", "hamming": "Hamming", "gqr": "GQR"}
+    has_both = any(order == "gqr" for _, order, _ in curves)
     caption = (
-        f"After {', '.join(map(str, budgets))} buckets, by Hamming distance or by quantization "
-        f"distance (GQR). A photo takes {size['base']} in the base model’s index and {size['mch']} "
-        "in MCH’s."
+        f"Each point is one budget: {', '.join(map(str, budgets))} buckets, by Hamming distance"
+        f"{' or by quantization distance (GQR)' if has_both else ''}. Higher and further left is "
+        "better."
     )
     plots = []
     for key, label in (("buckets", "buckets looked at"), ("candidates", "codes read")):
@@ -239,29 +241,83 @@ def f1_at_equal_cost(results: Mapping[str, Any]) -> list[Plot]:
             (kind, order, budgets if key == "buckets" else curve[key], curve["f1"])
             for kind, order, curve in curves
         ]
+        costs = [cost for _, _, x, _ in lines for cost in x]
+        ticks = budgets if key == "buckets" else _ticks(float(min(costs)), float(max(costs)))
 
-        def draw(axes: Axes, scheme: Scheme, lines=lines, label=label) -> None:
+        def draw(axes: Axes, scheme: Scheme, lines=lines, label=label, ticks=ticks) -> None:
             for kind, order, x, y in lines:
                 axes.plot(
                     x, y, "-" if order == "gqr" else "--", linewidth=1.7, markersize=4,
                     color=scheme.base if kind == "base" else scheme.mch,
                     marker="s" if kind == "base" else "o",
-                    label=f"{names[kind]}, {names[order]}",
+                    label=f"{_NAMES[kind]}, {_NAMES[order]}",
                 )  # fmt: skip
-            axes.set_xscale("symlog", linthresh=1)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            if ticks:
+                axes.set_xscale("symlog", linthresh=1)
+                axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
+                axes.minorticks_off()
+            else:
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set(xlabel=label, ylabel="F1")
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
             legend(axes, loc="lower right")
 
         points = (
-            f"{names[kind]} by {names[order]}, "
+            f"{_NAMES[kind]} by {_NAMES[order]}, "
             + ", ".join(f"{f1:.3f} at {cost:,.0f}" for f1, cost in zip(y, x, strict=True))
             for kind, order, x, y in lines
         )
         alt = f"Line chart of F1 against {label}: {'; '.join(points)}."
         plots.append(Plot(f"equal-{key}", f"F1 at equal {label}", alt, caption, draw, width=4.2))
-    return plots
+    return [*plots, _f1_by_bytes(results, budgets, "gqr" if has_both else "hamming")]
+
+
+def _f1_by_bytes(results: Mapping[str, Any], budgets: Sequence[int], order: str) -> Plot:
+    """Returns F1 after each budget against the bytes that a photo takes in the index."""
+    size = {kind: results[kind]["bytes_per_image"] for kind in ("base", "mch")}
+    f1 = {kind: results[kind]["probe"][order]["f1"] for kind in ("base", "mch")}
+
+    def draw(axes: Axes, scheme: Scheme) -> None:
+        for i, budget in enumerate(budgets):
+            x, y = list(size.values()), [f1["base"][i], f1["mch"][i]]
+            axes.plot(x, y, color=scheme.grid, linewidth=1.7, zorder=1)
+            axes.annotate(
+                f"{budget} bucket{'' if budget == 1 else 's'}", (x[1], y[1]), (7, 0),
+                textcoords="offset points", va="center", fontsize=8, color=scheme.soft,
+            )  # fmt: skip
+        for kind, marker, color in (("base", "s", scheme.base), ("mch", "o", scheme.mch)):
+            x = [size[kind]] * len(budgets)
+            axes.plot(x, f1[kind], marker, markersize=5, color=color, label=_NAMES[kind])
+        axes.set_xlim(0, 1.35 * max(size.values()))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set(xlabel="bytes per photo in the index", ylabel="F1")
+        _from_zero(axes)
+        legend(axes, loc="lower left")
+
+    points = (
+        f"{_NAMES[kind]} with {size[kind]:.1f} bytes, "
+        + ", ".join(f"{y:.3f} at {x}" for x, y in zip(budgets, f1[kind], strict=True))
+        for kind in ("base", "mch")
+    )
+    alt = f"Chart of F1 against bytes per photo, by number of buckets: {'; '.join(points)}."
+    caption = (
+        f"A photo takes {size['base']:.1f} bytes in the base model’s index and {size['mch']:.1f} "
+        f"in MCH’s. Buckets are in the order of {'GQR' if order == 'gqr' else 'Hamming distance'}."
+    )
+    return Plot("equal-bytes", "F1 by bytes per photo", alt, caption, draw, width=4.2)
+
+
+def _from_zero(axes: Axes) -> None:
+    """Lets the vertical axis begin at zero and end above the highest point."""
+    axes.set_ylim(0, 1.08 * max(axes.dataLim.ymax, 0.01))
+
+
+def _ticks(low: float, high: float) -> list[int]:
+    """Returns the ticks of a logarithmic axis, or none if a linear one shows the range better."""
+    ticks = [x * 10**power for power in range(12) for x in (1, 2, 5)]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside if len(inside) > 3 else []
 
 
 def f1_by_cost(results: Mapping[str, Any]) -> list[Plot]:

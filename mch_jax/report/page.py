@@ -279,7 +279,7 @@ def _equal_cost(folder: Path, results: Mapping[str, Any]) -> list[str]:
         return []
     text = (
         "The base model can look into buckets in a better order too, by the query’s real values. "
-        "This is the fair comparison: the same number of buckets, or the same number of codes read."
+        "This is the fair comparison: at the same number of buckets, of codes read, or of bytes."
     )
     return [section("At equal cost", text, _drawn(folder, plots))]
 
