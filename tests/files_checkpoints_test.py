@@ -1,3 +1,7 @@
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +123,42 @@ def test_restored_states_have_the_same_types(tmp_path):
     assert jax.tree.structure(after) == jax.tree.structure(before)
     jax.tree.map(np.testing.assert_array_equal, after, before)
     checkpoints.close()
+
+
+FILL = """
+import sys
+import numpy as np
+from mch_jax import command
+from mch_jax.files import Checkpoints
+
+def main(arguments):
+    checkpoints = Checkpoints(arguments[0])
+    checkpoints.save(1, {"x": np.zeros(10)})
+    checkpoints.save(2, {"x": np.random.default_rng(0).random(10**6)})
+
+command.run(main, sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB, which only the superuser of a Linux machine can make."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_gets_one_line_and_leaves_nothing(small_disk):
+    directory = small_disk / "base"
+    result = subprocess.run(
+        [sys.executable, "-c", FILL, directory], capture_output=True, text=True, timeout=120
+    )
+    expected = f"error: {directory}: No space left on device; free some space and start again"
+    assert result.stderr.startswith(expected)
+    assert result.stderr.count("\n") == 1
+    assert result.returncode == 2
+    assert [path.name for path in directory.iterdir()] == ["1"]

@@ -1,6 +1,7 @@
 import itertools
 import tempfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -379,3 +380,32 @@ def test_all_pairs_of_short_codes():
         pairs = list(zip(codes, (0, 1, 1), strict=True))
         index = BucketIndex.build(pack(codes, 2), np.array([0, 1, 1]), 2)
         check(index, pairs, range(4), ks=(1, 2, 3), radii=(0, 1, 2))
+
+
+def test_removing_a_large_item_takes_little_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**32, 3000)
+    item = np.sort(rng.choice(2**32, 3000, replace=False)).astype(np.int64)
+    index = BucketIndex.build(pack(words, 32), item, 32)
+    index.add(pack([5, 6], 32), np.array([2**32 - 1, 2**32 - 2]))
+    gone = np.array([item[0], item[1500], item[-1], 2**32 - 1, 7])
+    tracemalloc.start()
+    index.remove(gone)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**20  # one bit per possible item would take 512 MiB
+    pairs = [*zip(words.tolist(), item.tolist(), strict=True), (5, 2**32 - 1), (6, 2**32 - 2)]
+    pairs = [(code, one) for code, one in pairs if one not in set(gone.tolist())]
+    index.save(tmp_path)
+    for searched in (index, BucketIndex.open(tmp_path)):
+        assert len(searched) == len(pairs)
+        for query in (5, int(words[0]), int(words[1500])):
+            found = searched.search(pack([query], 32), 10)
+            expected = exhaustive(pairs, query)[:10]
+            assert list(zip(found.distance[0], found.item[0], strict=True)) == expected
+    tracemalloc.start()
+    found = index.search(pack([5], 32), 3, allowed=np.sort(item[5:9]))
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    tracemalloc.stop()
+    allowed = [pair for pair in pairs if pair[1] in item[5:9]]
+    assert found.item[0].tolist() == [one for _, one in exhaustive(allowed, 5)[:3]]

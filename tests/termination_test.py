@@ -71,3 +71,30 @@ def test_a_signal_in_a_destructor_ends_the_program_without_a_traceback():
     )
     assert result.returncode == 143
     assert result.stderr == ""
+
+
+WHILE_IMPORTING = """
+import os, pathlib, signal, sys
+from mch_jax.training import termination
+
+termination.install()
+pathlib.Path(sys.argv[1], "half.py").write_text(
+    "import os, signal\\n"
+    "try:\\n"
+    "    os.kill(os.getpid(), signal.SIGTERM)\\n"
+    "    for _ in range(10**6): pass\\n"
+    "except BaseException as error:\\n"
+    "    raise ImportError('a library wraps what it catches') from error\\n"
+)
+sys.path.insert(0, sys.argv[1])
+import half
+"""
+
+
+def test_a_signal_in_an_import_ends_the_program_without_a_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WHILE_IMPORTING, tmp_path],
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert result.returncode == 143
+    assert result.stderr == ""

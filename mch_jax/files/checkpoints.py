@@ -1,8 +1,10 @@
 """Orbax checkpoints with a hash of their numbers."""
 
+import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from absl import logging
 
 from mch_jax.files import made_from as records
 from mch_jax.files import processes
-from mch_jax.files.whole import first_line
+from mch_jax.files.whole import first_line, remove_temporary
 
 
 class Checkpoints:
@@ -70,6 +72,7 @@ class Checkpoints:
 
         Raises:
           ValueError: A number of the state is not finite. Earlier checkpoints are kept.
+          OSError: The disk is full. Earlier checkpoints are kept.
         """
         import jax
 
@@ -84,7 +87,15 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             args = self._args.StandardSave(state)
             found = {"sha256": digest, "made_from": self._made_from}
-            self._manager.save(step, args=args, custom_metadata=found)
+            try:
+                with _quiet_orbax():
+                    self._manager.save(step, args=args, custom_metadata=found)
+            except Exception as error:
+                remove_temporary(self._manager.directory)  # it would keep a full disk full
+                if "No space left" not in str(error):
+                    raise
+                name = os.strerror(errno.ENOSPC)
+                raise OSError(errno.ENOSPC, name, str(self._manager.directory)) from error
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """Returns the newest undamaged state and its step, or None if there is no checkpoint.
@@ -123,7 +134,8 @@ class Checkpoints:
             saved, expected = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
             state = None
             if saved == expected:
-                state = self._manager.restore(step, args=self._args.StandardRestore(like))
+                with _quiet_orbax():
+                    state = self._manager.restore(step, args=self._args.StandardRestore(like))
                 digest = (self._manager.metadata(step).custom_metadata or {}).get("sha256")
                 if digest not in (None, _digest(state, name)):
                     return None, f"{name} is damaged: its hash differs"
@@ -158,6 +170,24 @@ class Checkpoints:
         """Ends the threads of Orbax."""
         if self._manager:
             self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps what Orbax logs out of the log: errors in its threads, with tracebacks.
+
+    The errors are raised as well.
+    """
+
+    def is_other(record: Any) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:

@@ -45,7 +45,7 @@ from mch_jax.index.words import (
     words_from_bytes,
 )
 from mch_jax.kernels import build, probe, search, visits, within
-from mch_jax.kernels.segment import NO_LIMIT, Segments, set_bits
+from mch_jax.kernels.segment import NO_LIMIT, Segments
 
 Allowed = Int[np.ndarray, " a"] | Bool[np.ndarray, " n"]
 
@@ -368,14 +368,12 @@ class BucketIndex:
             base, delta = self._current()
             if self._changes is not None:
                 self._changes.append((None, item))
-            num_words = int(base.items.max()) // 64 + 1 if len(base.items) else 0
-            dead = base.dead.copy() if len(base.dead) else np.zeros(num_words, np.uint64)
-            set_bits(item[item < 64 * num_words], dead)
+            base = segment.without_items(base, item, self.num_bits)
             words, items = segment.all_pairs(delta)
             keep = ~np.isin(items, item)
             if not keep.all():
                 delta = segment.build_segment(words[keep], items[keep], self.num_bits)
-            self._segments = Segments(base._replace(dead=dead), delta)
+            self._segments = Segments(base, delta)
 
     def merge(self) -> None:
         """Rewrites base, additions and removals as one base, which makes searches fastest.

@@ -4,6 +4,7 @@
 """
 
 import functools
+from collections.abc import Iterable
 from math import comb
 
 import numpy as np
@@ -17,6 +18,7 @@ CANDIDATE_FLOOR = 1024  # pivots are chosen among at least this many of the full
 CODES_PER_PIVOT = 64  # with fewer codes per pivot, comparing pivots would cost more than reading
 QUERIES_PER_TASK = 64
 REBUILD_SHARE = 8  # fewer allowed items than one in this many are searched on their own
+MAX_DEAD_BYTES, DEAD_BYTES_PER_PAIR = 2**20, 16  # larger arrays of removed items are not made
 
 # Measured (docs/search.md): one lookup costs as much as reading LOOKUP_COST codes, and the rings
 # around a query hold about RING_SHARE of all codes. The C(q, 2) lookups of radius 2 never paid.
@@ -86,6 +88,35 @@ def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c"], UInt32[np.nd
     return words[keep], items[keep]
 
 
+def without_items(segment: Segment, item: Int[np.ndarray, " n"], num_bits: int) -> Segment:
+    """Returns the segment of the base without some items.
+
+    Removed items are marked in an array of one bit per possible item, up to the largest. Where the
+    items are so sparse that this array would be larger than MAX_DEAD_BYTES and than
+    DEAD_BYTES_PER_PAIR bytes per pair, the segment is built again without them instead.
+
+    Args:
+      segment: The segment.
+      item: The items. Those that the segment does not have are ignored.
+      num_bits: Code length q.
+    """
+    num_words = int(segment.items.max()) // 64 + 1 if len(segment.items) else 0
+    if _is_sparse(num_words, len(segment.items)):
+        words, items = live_pairs(segment)
+        keep = ~np.isin(items, item)
+        if keep.all() and not len(segment.dead):
+            return segment
+        return build_segment(words[keep], items[keep], num_bits)
+    dead = segment.dead.copy() if len(segment.dead) else np.zeros(num_words, np.uint64)
+    set_bits(item[item < 64 * num_words], dead)
+    return segment._replace(dead=dead)
+
+
+def _is_sparse(num_words: int, num_pairs: int) -> bool:
+    """Returns True if a bitmap of all possible items is large for the number of pairs."""
+    return 8 * num_words > max(MAX_DEAD_BYTES, DEAD_BYTES_PER_PAIR * num_pairs)
+
+
 def reading_order(
     segment: Segment, queries: UInt64[np.ndarray, " m"], num_bits: int
 ) -> Int[np.ndarray, " m"]:
@@ -104,6 +135,11 @@ def lookup_radius(segment: Segment, num_bits: int) -> int:
     return radius
 
 
+def _pairs(parts: Iterable[Segment]) -> list[np.ndarray]:
+    """Returns the codes and the items of all pairs of segments that were not removed."""
+    return [np.concatenate(arrays) for arrays in zip(*map(live_pairs, parts), strict=True)]
+
+
 def restricted(segments: Segments, allowed: UInt32[np.ndarray, " a"], num_bits: int) -> Segments:
     """Returns segments in which only the allowed items are found.
 
@@ -112,6 +148,10 @@ def restricted(segments: Segments, allowed: UInt32[np.ndarray, " a"], num_bits: 
     """
     largest = max((int(part.items.max()) for part in segments if len(part.items)), default=-1)
     allowed = allowed[allowed <= largest]
+    if _is_sparse(largest // 64 + 1, sum(len(part.items) for part in segments)):
+        words, items = _pairs(segments)
+        keep = np.isin(items, allowed)
+        return Segments(build_segment(words[keep], items[keep], num_bits), empty_segment(num_bits))
     is_other = np.full(largest // 64 + 1, ~np.uint64(0))
     bits = np.zeros_like(is_other)
     set_bits(allowed, bits)
@@ -122,8 +162,6 @@ def restricted(segments: Segments, allowed: UInt32[np.ndarray, " a"], num_bits: 
         dead[: len(part.dead)] |= part.dead
         parts.append(part._replace(dead=dead))
     if REBUILD_SHARE * len(allowed) <= largest + 1:
-        words, items = (
-            np.concatenate(arrays) for arrays in zip(*map(live_pairs, parts), strict=True)
-        )
+        words, items = _pairs(parts)
         return Segments(build_segment(words, items, num_bits), empty_segment(num_bits))
     return Segments(*parts)

@@ -3,9 +3,13 @@
 During training the signal sets a flag, and the loop saves a checkpoint after the current step.
 Everywhere else the signal ends the program at once. Files are always written whole, so that the
 same command resumes from them.
+
+Code that imports modules may catch the exception that ends the program, or print it with a
+traceback. There the process ends without an exception, as it does when it is killed.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -34,12 +38,23 @@ def install() -> None:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
+    del signum
     if _received.is_set() and _loops:
         return
     _received.set()
     if not _loops:
+        if _imports(frame):
+            os._exit(STATUS)
         raise Terminated(STATUS)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Returns True if the code of a frame was called by an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _try_again(unraisable: "sys.UnraisableHookArgs") -> None:
