@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
 
     config.agent = ConfigDict()
     config.agent.recipe = "paper"  # or cross_fit: learn from photos that the base has not seen
+    config.agent.evidence_features = ""  # file of features that labels are told from (cross_fit)
     config.agent.num_folds = 3  # number of base models that cross_fit trains
     config.agent.select = "each"  # or set: one region after the other (cross_fit)
     config.agent.calibrate = False  # choose the keep threshold on photos left out (cross_fit)

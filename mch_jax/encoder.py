@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
 from mch_jax import agent, codes, models, regions
-from mch_jax.agent import evidence, sets
+from mch_jax.agent import evidence, label_head, sets
 from mch_jax.codes import AnyArray
 from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet, Policy
@@ -76,7 +76,14 @@ class Encoder:
         @functools.partial(jax.jit, static_argnames="num_regions")
         def encode(params, policy_variables, inputs, num_regions):
             boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
-            encoding = models.encode_regions(self.model, params, inputs, boxes, self.input_size)
+            head = policy_variables.get("evidence", {}).get("label_head")
+            own, width = inputs, len(head["mean"]) if head and inputs.ndim == 3 else 0
+            if width:
+                own = inputs[..., :-width]
+            encoding = models.encode_regions(self.model, params, own, boxes, self.input_size)
+            if width:
+                found = label_head.logits(head, inputs[..., -width:])
+                encoding = encoding._replace(label_logits=found)
             packed = codes.pack(codes.sign(encoding.logits))
             keep_prob = jnp.ones(packed.shape[:2])
             if self.policy is not None and num_regions > 1:
@@ -88,7 +95,14 @@ class Encoder:
 
         return encode
 
-    def _check(self, inputs: Shaped[AnyArray, "..."]) -> None:
+    def _check(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> None:
+        reads_file = "label_head" in self.policy_variables.get("evidence", {})
+        if inputs.ndim == 4 and num_regions > 1 and reads_file:
+            raise ValueError(
+                "this run's agent reads labels from a features file "
+                "(config.agent.evidence_features), so its encoder cannot choose codes of images; "
+                "pass their features, those of the base model first, to encode_regions"
+            )
         if inputs.ndim == 4 and "conv1" not in self.params:
             raise ValueError(
                 "this run's features came from a file (config.model.features), so its encoder "
@@ -103,10 +117,11 @@ class Encoder:
         The keep probability of the whole photo, region 0, is 1.
 
         Args:
-          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k].
+          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k],
+            followed by the evidence's features where the agent has some.
 
         Raises:
-          ValueError: Images are given, and the encoder was trained on features from a file.
+          ValueError: Images are given, and the base model or the agent reads features from a file.
         """
         outputs = self.region_outputs(inputs)
         return outputs.packed, outputs.keep_prob
@@ -115,15 +130,16 @@ class Encoder:
         """Returns codes, keep probabilities and logits of all six regions, on the host.
 
         Args:
-          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k].
+          inputs: Images [b s s 3] at `image_size`, or convolutional features [b t k],
+            followed by the evidence's features where the agent has some.
 
         Raises:
-          ValueError: Images are given, and the encoder was trained on features from a file.
+          ValueError: Images are given, and the base model or the agent reads features from a file.
         """
         return self._outputs(inputs, regions.NUM_REGIONS)
 
     def _outputs(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> RegionOutputs:
-        self._check(inputs)
+        self._check(inputs, regions.NUM_REGIONS)
         outputs = self._encode(self.params, self.policy_variables, inputs, num_regions)
         return RegionOutputs(*map(np.asarray, outputs))
 
@@ -154,7 +170,7 @@ class Encoder:
         Raises:
           ValueError: The encoder was trained on features from a file.
         """
-        self._check(images)
+        self._check(images, 1)
         packed = self._encode(self.params, self.policy_variables, images, 1).packed
         return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
 

@@ -142,3 +142,30 @@ def test_given_features_are_not_trained(path, tmp_path):
     config = tiny(model__features=str(path), base__train_conv=True)
     with pytest.raises(ValueError, match="train_conv is True, expected False where model.features"):
         pipeline.run_stages(config, tmp_path)
+
+
+def test_the_agent_tells_labels_from_given_features(path, tmp_path):
+    config = tiny(agent__recipe="cross_fit", agent__num_folds=2, agent__num_steps=2)
+    config.agent.evidence_features = str(path)
+    results = pipeline.run_stages(config, tmp_path)
+    assert results["mch"]["anhc"] >= 1
+    encoder, this = Encoder.from_run(tmp_path), run.open_run(config, tmp_path)
+    rows = this.dataset.query
+    (both,) = this.encoder_batches(rows, len(rows))
+    width = this.evidence_features.regions.shape[-1]
+    assert both.shape[-1] == this.region_features.shape[-1] + width
+    outputs = encoder.region_outputs(both)
+    with np.load(tmp_path / "codes" / "query_regions.npz", allow_pickle=False) as saved:
+        np.testing.assert_array_equal(codes.to_bytes(outputs.packed, 12), saved["codes"])
+        np.testing.assert_allclose(outputs.keep_prob, saved["keep_prob"], rtol=1e-5)
+        assert saved["label_logits"].shape == (len(rows), 6, len(this.dataset.classes))
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    assert encoder.encode(image).shape == (1, 2)
+    with pytest.raises(ValueError, match="agent.evidence_features"):
+        encoder.encode_regions(image)
+
+
+def test_evidence_features_need_the_recipe_that_reads_them(path, tmp_path):
+    config = tiny(agent__evidence_features=str(path))
+    with pytest.raises(ValueError, match="expected empty where agent.recipe is paper"):
+        pipeline.run_stages(config, tmp_path)

@@ -4,7 +4,7 @@ The base model's own label head shares its features, which are made for hashing.
 another network are at hand, a linear head on them tells the labels of a region more surely.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from mch_jax.codes import AnyArray
 DROPOUT = 0.5  # of the inputs; features of one network often say the same thing
 BATCH = 256
 EPOCHS = 60
+MIN_STEPS = 300
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 
@@ -35,6 +36,21 @@ def logits(head: Mapping[str, AnyArray], features: Float[AnyArray, "*b d"]) -> F
     return (found + head["bias"][None]).reshape(*features.shape[:-1], -1)
 
 
+def mean(heads: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the head whose logits are the mean of those of several heads.
+
+    Args:
+      heads: Results of `fit`, such as one for each fold.
+    """
+    kernel = np.mean([head["kernel"] / head["std"][:, None] for head in heads], 0)
+    bias = np.mean(
+        [head["bias"] - (head["mean"] / head["std"]) @ head["kernel"] for head in heads], 0
+    )
+    width = len(kernel)
+    zeros, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
+    return {"kernel": kernel, "bias": bias, "mean": zeros, "std": ones}
+
+
 def fit(
     views: Float[np.ndarray, "n v d"], labels: UInt8[np.ndarray, "n c"], seed: int
 ) -> dict[str, np.ndarray]:
@@ -49,7 +65,7 @@ def fit(
     """
     flat = np.asarray(views, np.float32).reshape(-1, views.shape[-1])
     mean, std = flat.mean(0), flat.std(0) + 1e-3
-    num_steps = max(EPOCHS * len(views) // BATCH, 1)
+    num_steps = max(EPOCHS * len(views) // BATCH, MIN_STEPS)
     width, num_classes = flat.shape[1], labels.shape[1]
     params = {"kernel": jnp.zeros((width, num_classes)), "bias": jnp.zeros(num_classes)}
     rng = np.random.default_rng(seed)

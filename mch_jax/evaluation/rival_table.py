@@ -126,7 +126,7 @@ def read_material(workdir: Path) -> Material:
     size = this.config.encode.batch_size
 
     def outputs(rows: np.ndarray, title: str) -> RegionOutputs:
-        batches = this.region_batches(rows, size)
+        batches = this.encoder_batches(rows, size)
         batches = logs.progress(batches, math.ceil(len(rows) / size), title)
         return batched.apply_all(encoder.region_outputs, batches, size)
 

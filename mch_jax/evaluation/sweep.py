@@ -44,7 +44,7 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
         rows = this.dataset.database
         packed, keep_prob = encode.encode_rows(
             encoder.encode_regions,
-            other.region_batches,
+            other.encoder_batches,
             rows,
             batch_size=config.encode.batch_size,
             directory=this.workdir / "parts",

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt8, UInt32
 
 from mch_jax import pairs, regions
-from mch_jax.agent import AgentTrainState, evidence, sets
+from mch_jax.agent import AgentTrainState, evidence, label_head, sets
 from mch_jax.training import base, encodings, features, loop, parallel, policy, threshold
 from mch_jax.training.run import Run
 from mch_jax.training.streams import Stream, generator
@@ -36,6 +36,8 @@ class LeftOut(NamedTuple):
       others: The photos left out, which rewards are measured against: like new queries, the base
         model has not seen them.
       model: Digest of the base model.
+      label_head: Label head on the evidence's features, fitted without the photos; None where the
+        config names no such features.
     """
 
     out: Bool[np.ndarray, " n"]
@@ -43,6 +45,7 @@ class LeftOut(NamedTuple):
     fitted: evidence.Reference
     others: evidence.Reference
     model: str
+    label_head: Mapping[str, np.ndarray] | None
 
 
 class AgentExamples(NamedTuple):
@@ -88,6 +91,9 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
     packed = encodings.of_regions(run, base_params, rows, 1).packed[:, 0]
     reference = reward_reference(run, packed, run.dataset.labels[rows])
     variables["evidence"]["reference"] = reference._asdict()
+    heads = [fold.label_head for fold in folds if fold.label_head is not None]
+    if heads:
+        variables["evidence"]["label_head"] = label_head.mean(heads)
     return variables
 
 
@@ -119,6 +125,12 @@ def leave_out(run: Run) -> list[LeftOut]:
         out = run.folds == fold
         params = base.train(run, fold)
         encoded = encodings.of_regions(run, params, rows[out])
+        head = None
+        if run.evidence_features is not None:
+            own = run.evidence_features
+            head = label_head.fit(own.views[~out], labels[~out], run.config.seed)
+            own_logits = np.asarray(label_head.logits(head, own.regions[rows[out]]))
+            encoded = encoded._replace(label_logits=own_logits)
         fitted = encodings.of_regions(run, params, rows[~out], 1).packed[:, 0]
         found.append(
             LeftOut(
@@ -127,6 +139,7 @@ def leave_out(run: Run) -> list[LeftOut]:
                 reward_reference(run, fitted, labels[~out]),
                 reward_reference(run, encoded.packed[:, 0], labels[out]),
                 features.fingerprint(params),
+                head,
             )
         )
     return found

@@ -70,7 +70,7 @@ def encode_rows(
     Args:
       encode: A method of the encoder, `encode_regions` or `region_outputs`.
       region_batches: Maps rows and a batch size to the encoder's inputs for these rows, as
-        `Run.region_batches` does.
+        `Run.encoder_batches` does.
       rows: The photos' rows in the data set.
       batch_size: Number of photos that the network is called with.
       directory: Directory of the temporary files.
@@ -163,7 +163,7 @@ def _encode_rows(
 ) -> tuple[np.ndarray, ...]:
     return encode_rows(
         encode,
-        run.region_batches,
+        run.encoder_batches,
         rows,
         batch_size=run.config.encode.batch_size,
         directory=run.workdir / "parts",

@@ -129,9 +129,7 @@ class Run:
         }
         if config.model.weights:
             found["initial weights"] = features.fingerprint(self.initial_params)
-        if config.model.features:
-            found["features file"] = made_from.digest_file(config.model.features)
-        return found
+        return found | self._features_digests
 
     @functools.cached_property
     def encoding_inputs(self) -> dict[str, str]:
@@ -145,9 +143,17 @@ class Run:
                 *dataset.classes, dataset.labels[dataset.query], dataset.labels[dataset.database]
             ),
         }
-        if self.config.model.features:
-            found["features file"] = made_from.digest_file(self.config.model.features)
-        return found
+        return found | self._features_digests
+
+    @functools.cached_property
+    def _features_digests(self) -> dict[str, str]:
+        """Digests of the features files that the config names."""
+        config = self.config
+        files = {
+            "features file": config.model.features,
+            "evidence's features file": config.agent.get("evidence_features", ""),  # old runs
+        }
+        return {name: made_from.digest_file(path) for name, path in files.items() if path}
 
     def _photos_digest(self, rows: np.ndarray) -> str:
         """Returns a digest of the names, places in the data set and contents of photos."""
@@ -190,6 +196,27 @@ class Run:
         """The features of a file that stand in for those of the convolutions."""
         config = self.config
         return features_file.load(config.model.features, self.dataset, config.encode.crop_ratio)
+
+    @functools.cached_property
+    def evidence_features(self) -> features_file.Features | None:
+        """The features of a file that the agent tells labels from; None if the config has none."""
+        config = self.config
+        path = config.agent.get("evidence_features", "")  # missing in configs of old runs
+        return features_file.load(path, self.dataset, config.encode.crop_ratio) if path else None
+
+    def encoder_batches(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Yields what the run's encoder takes: `region_batches`, with evidence's features behind.
+
+        Args:
+          rows: Rows of the photos in the data set.
+          size: Number of photos in a batch; the last batch may have fewer.
+        """
+        batches = self.region_batches(rows, size)
+        if self.evidence_features is None:
+            yield from batches
+            return
+        for part, batch in zip(batched.split(rows, size), batches, strict=True):
+            yield np.concatenate([batch, self.evidence_features.regions[part]], -1)
 
     @functools.cached_property
     def train_views(self) -> np.ndarray:

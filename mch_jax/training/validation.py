@@ -97,6 +97,7 @@ RULES: Mapping[str, Rule] = {
     "base.num_views": _whole(0),
     "agent.recipe": _one_of("paper", "cross_fit"),
     "agent.num_folds": _whole(2),
+    "agent.evidence_features": _TEXT,
     "agent.select": _one_of("each", "set"),
     "agent.calibrate": _BOOLEAN,
     "agent.recall_weight": _FROM_0,
@@ -134,6 +135,15 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "base.train_conv",
         lambda c: not c.model.features or not c.base.train_conv,
         "False where model.features is given: its features stand in for the convolutions",
+    ),
+    (
+        "agent.evidence_features",
+        lambda c: (
+            not c.agent.evidence_features
+            or (c.agent.recipe == "cross_fit" and not c.base.train_conv)
+        ),
+        "empty where agent.recipe is paper or base.train_conv is True: cross_fit reads them beside "
+        "the features of fixed convolutions",
     ),
     (
         "agent.select",

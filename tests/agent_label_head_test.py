@@ -1,0 +1,42 @@
+"""The label head on features that the base model does not have."""
+
+import numpy as np
+
+from mch_jax.agent import label_head
+
+
+def photos(count, seed):
+    """Returns features of three views of photos, of which some columns show the labels."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((count, 3)) < 0.4).astype(np.uint8)
+    views = rng.normal(size=(count, 3, 8)).astype(np.float32)
+    views[:, :, :3] += 3 * labels[:, None]
+    return 5 * views + 2, labels
+
+
+def test_the_head_tells_labels_of_photos_that_it_has_not_seen():
+    views, labels = photos(300, 0)
+    head = label_head.fit(views.astype(np.float16), labels, 0)
+    unseen, truth = photos(200, 1)
+    logits = np.asarray(label_head.logits(head, unseen))
+    assert logits.shape == (200, 3, 3)
+    for label in range(3):  # a photo with the label ranks before one without it
+        with_it, without = (logits[truth[:, label] == x, :, label].ravel() for x in (1, 0))
+        assert (with_it[:, None] > without[None]).mean() > 0.85
+
+
+def test_the_mean_head_has_the_mean_of_the_logits():
+    rng = np.random.default_rng(2)
+    heads = [
+        {
+            "kernel": rng.normal(size=(5, 3)).astype(np.float32),
+            "bias": rng.normal(size=3).astype(np.float32),
+            "mean": rng.normal(size=5).astype(np.float32),
+            "std": rng.uniform(0.5, 2, 5).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+    features = rng.normal(size=(7, 5)).astype(np.float32)
+    expected = np.mean([label_head.logits(head, features) for head in heads], 0)
+    result = label_head.logits(label_head.mean(heads), features)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
