@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from mch_jax.files.text import printable
+
 PACKAGE = Path(__file__).parent
 _HELP = {"--help", "-help", "-h"}
 _FREE_SPACE = "free some space and start again; files that were complete are kept"
@@ -53,7 +55,7 @@ def parse(
     values = flags.FlagValues()
     define_flags(values)
     if _HELP & set(arguments):
-        print(help_text(doc, values))  # noqa: T201
+        show(help_text(doc, values))
         sys.exit(0)
     try:
         _, *positional = values(["mch_jax", *arguments])
@@ -111,7 +113,9 @@ def run(
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(is_shown)
+    handler = logging.get_absl_handler()
+    handler.addFilter(is_shown)
+    handler.setFormatter(_Formatter())
     app.run(guarded, argv=sys.argv[:1])  # absl's own flags are not flags of the command
     raise AssertionError("app.run does not return")
 
@@ -154,6 +158,20 @@ def is_shown(record: Any) -> bool:
     return record.levelno > 20 or Path(record.pathname).is_relative_to(PACKAGE)
 
 
+def show(*lines: Any) -> None:
+    """Prints lines on standard output, without characters that would control a terminal."""
+    text = printable("\n".join(map(str, lines)), "\n")
+    coding = sys.stdout.encoding or "utf-8"
+    print(text.encode(coding, "backslashreplace").decode(coding), flush=True)  # noqa: T201
+
+
+class _Formatter(logging.PythonFormatter):
+    """The format of absl's log, without characters that would control a terminal."""
+
+    def format(self, record: Any) -> str:
+        return printable(super().format(record), "\n")
+
+
 def fail(error: Exception) -> NoReturn:
     """Prints an error in one line and exits with status 2."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -164,9 +182,7 @@ def fail(error: Exception) -> NoReturn:
         text = f"{text[:300]}; {_FREE_SPACE}"
     elif "RESOURCE_EXHAUSTED" in text:
         text = f"out of memory on the device ({text[:200]}); lower the batch sizes"
-    # The text may quote a file's content, whose control characters would rewrite the terminal.
-    text = "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
-    print(f"error: {text}", file=sys.stderr)  # noqa: T201
+    print(f"error: {printable(text)}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     if is_file:
         bulk.merge(plan, out)
         shutil.rmtree(directory)
-    print(  # noqa: T201
+    command.show(
         f"{len(found) - len(damaged):,} photos encoded, {len(damaged):,} damaged, "
         f"{time.monotonic() - begin:.0f} s: {out}"
     )

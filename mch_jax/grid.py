@@ -237,9 +237,9 @@ def main(arguments: Sequence[str]) -> int:
     root = Path(options.root or Path("runs") / options.dataset)
     claim(root, {"dataset": options.dataset, "set": sorted(options.set)})
     failed = run_grid(grid, root, options.set, options.jobs, options.gpus)
-    print(f"{len(grid) - len(failed)} of {len(grid)} runs of {root} are done")  # noqa: T201
+    command.show(f"{len(grid) - len(failed)} of {len(grid)} runs of {root} are done")
     if failed:
-        print("failed; rerun the same command to try them again:", *failed, sep="\n")  # noqa: T201
+        command.show("failed; rerun the same command to try them again:", *failed)
     return 1 if failed else 0
 
 

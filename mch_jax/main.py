@@ -68,9 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     workdir = Path(options.workdir or run.default_workdir(options.config))
     results = run_stages(options.config, workdir, options.stage)
     if results:
-        print(evaluation.text_table(results))  # noqa: T201
+        command.show(evaluation.text_table(results))
     if options.stage in ("all", "report") and options.process == 0:
-        print(f"report: {workdir / 'report' / 'index.html'}")  # noqa: T201
+        command.show(f"report: {workdir / 'report' / 'index.html'}")
     return 0
 
 

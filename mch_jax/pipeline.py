@@ -9,6 +9,8 @@ from typing import Any
 
 from absl import logging
 
+from mch_jax.files.text import printable
+
 STAGES = ("base", "agent", "encode", "evaluate", "report")
 
 
@@ -82,9 +84,9 @@ def verify(workdir: Path) -> int:
 
     lines = evaluation.verify(workdir)
     for line in lines:
-        print(line)  # noqa: T201
+        print(printable(line))  # noqa: T201
     results = evaluation.read_results(workdir)
     total = provenance.num_values({k: v for k, v in results.items() if k != "provenance"})
     verdict = f"DIFFERS in {len(lines)} values" if lines else f"agrees in {total} values"
-    print(f"{workdir / 'results.json'} {verdict} with the run's codes")  # noqa: T201
+    print(printable(f"{workdir / 'results.json'} {verdict} with the run's codes"))  # noqa: T201
     return 1 if lines else 0

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         dataset = data.load(name, location)
     for note in dataset.notes:
         logging.info("%s", note)
-    print(  # noqa: T201
+    command.show(
         f"{name}: {len(dataset.ids):,} photos, {len(dataset.query):,} queries, "
         f"{len(dataset.database):,} in the database, {len(dataset.train):,} for training\n"
         f"next: python -m mch_jax.main --config=configs/{name}_dch.py "

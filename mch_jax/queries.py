@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from mch_jax.database import Database
 from mch_jax.files import codes_file
+from mch_jax.files.text import printable
 from mch_jax.index import CheapestItems, NearestItems, ProbedItems
 from mch_jax.query_codes import QueryRegions
 
@@ -112,10 +113,10 @@ def _costs(items: np.ndarray, costs: np.ndarray, ids: np.ndarray) -> list[dict[s
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Returns the hits as a table in plain text."""
+    """Returns the hits as a table in plain text, without control characters of names."""
     lines = []
     for query in found:
-        lines += [f"{query['query']}  ({_said(query)})", _table(query["hits"])]
+        lines += [f"{printable(query['query'])}  ({_said(query)})", _table(query["hits"])]
         lines.append("")
     return "\n".join(lines[:-1])
 
@@ -138,5 +139,5 @@ def _table(hits: Sequence[dict[str, Any]]) -> str:
         head, values = f"{'bits':>5}", [f"{hit['distance']:>5}" for hit in hits]
     lines = [f"{'rank':>6} {head}  photo"]
     for rank, (hit, value) in enumerate(zip(hits, values, strict=True), 1):
-        lines.append(f"{rank:>6} {value}  {hit['id']}")
+        lines.append(f"{rank:>6} {value}  {printable(hit['id'])}")
     return "\n".join(lines)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     long = Path(options.long) if options.long else None
     result = rival_table.compare(Path(options.run), long, options.classes)
     text = rival_table.as_json(result) if options.json else rival_table.text_table(result)
-    print(text)  # noqa: T201
+    command.show(text)
 
 
 if __name__ == "__main__":

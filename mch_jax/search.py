@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     from mch_jax import queries
 
     found = _found(options)
-    print(json.dumps(found) if options.json else queries.table(found))  # noqa: T201
+    command.show(json.dumps(found) if options.json else queries.table(found))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     service.warm_up()
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"{len(service.database):,} photos at http://{host}:{port}", flush=True)  # noqa: T201
+    command.show(f"{len(service.database):,} photos at http://{host}:{port}")
     config = uvicorn.Config(
         api.create_app(service), log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=30, timeout_graceful_shutdown=60,

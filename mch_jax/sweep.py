@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("--ratios and --thresholds take numbers, such as 0.3,0.5") from None
     from mch_jax.evaluation import sweep
 
-    print(sweep.table(sweep.sweep(Path(options.run), ratios, thresholds)))  # noqa: T201
+    command.show(sweep.table(sweep.sweep(Path(options.run), ratios, thresholds)))
 
 
 if __name__ == "__main__":

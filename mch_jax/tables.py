@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
     root = Path(options.root)
     written = paper_tables.write(root, Path(options.out) if options.out else root / "tables")
-    print(written[0].read_text("utf-8"), *written, sep="\n")  # noqa: T201
+    command.show(written[0].read_text("utf-8"), *written)
 
 
 if __name__ == "__main__":

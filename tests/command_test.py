@@ -234,3 +234,24 @@ def test_the_line_about_a_download_is_shown(tmp_path):
     assert pathlib.Path(fetch.__file__).name in line
     assert url in line
     assert (tmp_path / "out" / "a.bin").read_bytes() == b"abc"
+
+
+CONTROLS = "a\x1b[2Jb\x07\r\x85\u202e\ud800.jpg"
+ESCAPED = r"a\x1b[2Jb\x07\r\x85\u202e\ud800.jpg"
+
+
+def test_control_characters_reach_no_terminal(capsys):
+    script = (
+        "import logging; from mch_jax import command\n"
+        "def main(arguments):\n"
+        f"    command.show({CONTROLS!r}, 'ä 漢')\n"
+        f"    command.logging.warning('%s', {CONTROLS!r})\n"
+        f"    raise ValueError({CONTROLS!r})\n"
+        "command.run(main, [])"
+    )
+    result = run_script(script)
+    assert result.returncode == 2
+    assert result.stdout.splitlines() == [ESCAPED, "ä 漢"]
+    *_, log, error = result.stderr.splitlines()
+    assert log.endswith(ESCAPED)
+    assert error == f"error: {ESCAPED.replace(chr(92) + 'r' + chr(92) + 'x85', ' ')}"

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from mch_jax import queries
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
 
@@ -72,6 +73,15 @@ def test_table_with_fewer_photos_than_k(run):
         "     2     1  c.jpg",
         "     3     3  a.jpg",
     ]
+
+
+def test_control_characters_of_names_are_escaped():
+    name = "a\x1b[31m\n     1     0  b.jpg"
+    found = [{"query": name, "probed": 1, "nonempty": 1, "hits": [{"distance": 0, "id": name}]}]
+    lines = queries.table(found).splitlines()
+    escaped = r"a\x1b[31m\n     1     0  b.jpg"
+    assert lines[0] == f"{escaped}  (1 buckets probed, 1 not empty)"
+    assert lines[2] == f"     1     0  {escaped}"
 
 
 def test_probing_by_hamming_distance(run):

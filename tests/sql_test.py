@@ -106,3 +106,39 @@ def test_postgresql_gives_the_answers_of_the_index(file, psql, tmp_path):
         assert [tuple(map(int, row.split("|"))) for row in rows] == list(expected)
     assert psql("-c", "SELECT id FROM mch_images WHERE image = 3").rstrip("\n") == file.ids[3]
     assert len(psql("-c", "SELECT * FROM mch_nearest(0, 999)").split()) == 300
+
+
+NAMES = [
+    "a\rb",
+    "c\nd",
+    "e\r\nf",
+    "\r",
+    "\\r",
+    "\\.",
+    "\\N",
+    "g\x0bh",
+    "i\x85j",
+    "k\u2028l",
+    "\x1b[2J",
+]
+
+
+def test_names_come_back_byte_for_byte(file, psql, tmp_path):
+    """psql and Python read line ends in several ways; the names are therefore compared in hex."""
+    few = file._replace(
+        codes=file.codes[: len(NAMES)], item=np.arange(len(NAMES)), ids=np.array(NAMES)
+    )
+    sql.export(few, tmp_path / "names.sql")
+    for _ in range(2):  # also over an earlier export
+        psql("-f", "-", input=(tmp_path / "names.sql").read_bytes().decode())
+        query = "SELECT encode(convert_to(id, 'UTF8'), 'hex') FROM mch_images ORDER BY image"
+        found = [bytes.fromhex(line).decode() for line in psql("-c", query).split()]
+        assert found == NAMES
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+def test_names_that_postgresql_cannot_store_are_refused(file, tmp_path, name):
+    few = file._replace(codes=file.codes[:1], item=np.arange(1), ids=np.array([name]))
+    with pytest.raises(ValueError, match="PostgreSQL cannot store"):
+        sql.export(few, tmp_path / "names.sql")
+    assert not (tmp_path / "names.sql").exists()

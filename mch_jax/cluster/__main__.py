@@ -40,11 +40,11 @@ def main(arguments: Sequence[str]) -> None:
         shards = cluster.Shards.build(
             file.codes, file.item, file.num_bits, options.index, options.shards
         )
-        print(f"{len(file.codes):,} codes in {shards.num_shards} shards")  # noqa: T201
+        command.show(f"{len(file.codes):,} codes in {shards.num_shards} shards")
         return
     index = cluster.connect(options.index, options.replicas, options.address)
     index.wait()
-    print(f"{len(index):,} items, {index.num_codes:,} codes served")  # noqa: T201
+    command.show(f"{len(index):,} items, {index.num_codes:,} codes served")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
   unpickler: Arrays from .npz, .safetensors, .pth and pickles, without running code from them.
   locks: Locks on files and directories.
   processes: Which of several processes writes files.
+  text: Text for terminals.
 
 Importing this package does not import JAX; only `code_sets` does.
 """

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     file = codes_file.load(options.codes)
     sql.export(file, Path(options.out))
     codes, images = len(file.codes), len(file.ids)
-    print(f"{codes:,} codes of {images:,} images: psql DATABASE -f {options.out}")  # noqa: T201
+    command.show(f"{codes:,} codes of {images:,} images: psql DATABASE -f {options.out}")
 
 
 if __name__ == "__main__":

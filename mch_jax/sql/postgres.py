@@ -90,7 +90,16 @@ def _copy(table: str, rows) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Returns a text with the characters escaped that have a meaning in the COPY format."""
+    """Returns a text with the characters escaped that have a meaning in the COPY format.
+
+    Raises:
+      ValueError: PostgreSQL cannot store the text.
+    """
+    if "\0" in text or any("\ud800" <= x <= "\udfff" for x in text):
+        raise ValueError(
+            f"the name {text[:80]!r} holds a zero byte or half a character, which PostgreSQL "
+            "cannot store; rename the photo and encode it again"
+        )
     for character, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(character, escape)
     return text
@@ -104,9 +113,12 @@ def export(file: CodeFile, path: Path) -> None:
       path: Path of the SQL file.
 
     Raises:
-      ValueError: The codes have more than 64 bits.
+      ValueError: The codes have more than 64 bits, or PostgreSQL cannot store a name.
     """
-    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+    with (
+        whole_file(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="\n") as stream,
+    ):
         parts = statements(file)
         while chunk := "".join(itertools.islice(parts, 10_000)):
             stream.write(chunk)
