@@ -46,9 +46,11 @@ def encode_image(
     from mch_jax.encoder import FILE, Encoder  # imports JAX, which --codes does not need
 
     try:
-        photo = photos.decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ValueError(f"--image={path}: {error.strerror}; expected a photo") from None
+        data = photos.read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--image={path}: {reason}; expected a photo") from None
+    photo = photos.decode(data, str(path))
     encoder = Encoder.from_run(run)
     database.check_num_bits(encoder.model.num_bits, run / FILE)
     return encoder.query(photos.resize(photo, encoder.image_size)[None], query_codes)

@@ -138,9 +138,11 @@ def pixels(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         try:
-            return photos.decode(path.read_bytes(), str(path))
-        except OSError as error:
-            raise ValueError(f"'{path}' does not open: {error.strerror}") from None
+            data = photos.read_bytes(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"'{path}' does not open: {reason}") from None
+        return photos.decode(data, str(path))
     if isinstance(image, Image.Image):
         return photos.upright(image)
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mch_jax.data.label_files import relative_name
+from mch_jax.files.regular import Refused, open_regular, read_bounded
 
 # A member that claims to be longer, text or photo, is refused before it is inflated.
 MAX_MEMBER = 2**31 - 1
@@ -26,7 +27,7 @@ class Span(NamedTuple):
     Attributes:
       archive: Index of the archive in a list of archives, or -1 for a file on disk.
       offset: Position of the first byte in the archive.
-      stored: Number of bytes in the archive.
+      stored: Number of bytes in the archive, or -1 for a file that the archive holds in pieces.
       inflated: Number of bytes after inflating, or 0 if the bytes are not compressed.
     """
 
@@ -37,6 +38,7 @@ class Span(NamedTuple):
 
 
 ON_DISK = Span(-1, 0, 0, 0)
+_SPARSE = -1
 
 
 def tar_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
@@ -52,10 +54,15 @@ def tar_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
       ValueError: The tar is damaged or compressed.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
-            return {m.name: Span(archive, m.offset_data, m.size, 0) for m in tar if m.isfile()}
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"'{path}' is not a whole, uncompressed tar: {error}") from error
+        with open_regular(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            return {
+                m.name: Span(archive, m.offset_data, _SPARSE if m.issparse() else m.size, 0)
+                for m in tar
+                if m.isfile()
+            }
+    except Exception as error:  # noqa: BLE001 - the headers of a damaged tar can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"'{path}' is not a whole, uncompressed tar: {reason}") from error
 
 
 def zip_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
@@ -73,7 +80,7 @@ def zip_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
     """
     members = {}
     try:
-        with zipfile.ZipFile(path) as content, open(path, "rb") as file:
+        with open_regular(path) as file, zipfile.ZipFile(file) as content:
             for info in content.infolist():
                 is_plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
                 is_link = stat.S_ISLNK(info.external_attr >> 16)
@@ -96,36 +103,41 @@ def zip_members(path: pathlib.Path, archive: int = 0) -> dict[str, Span]:
                     info.compress_size if info.file_size else 0,
                     0 if is_stored else info.file_size,
                 )
-    except (zipfile.BadZipFile, struct.error, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, struct.error, OSError, Refused, NotImplementedError) as error:
         raise ValueError(
             f"'{path}' is not a whole zip: {error}; fetch it again and compare its checksum"
         ) from error
     return members
 
 
-def read_span(path: str | os.PathLike[str], span: Span, name: str = "file") -> bytes:
+def read_span(
+    path: str | os.PathLike[str], span: Span, name: str = "file", most: int = MAX_MEMBER
+) -> bytes:
     """Returns the bytes of a file inside an archive. Safe to call from several threads.
 
     Args:
       path: Path of the archive.
       span: The bytes to read.
       name: Name of the file for error messages.
+      most: Largest number of bytes that are read.
 
     Raises:
       ValueError: The archive does not open, or the span is too long, cut off or does not inflate.
     """
     size = max(span.stored, span.inflated)
-    if size > MAX_MEMBER:
-        raise ValueError(
-            f"'{name}' in '{path}' has {size:,} bytes, expected at most {MAX_MEMBER:,}"
-        )
+    if span.stored == _SPARSE:
+        raise ValueError(f"'{name}' in '{path}' is stored in pieces; pack it without --sparse")
+    if size > most:
+        raise ValueError(f"'{name}' in '{path}' has {size:,} bytes, expected at most {most:,}")
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
+            # The archive may be shorter than it claims, so that no memory is set aside for it.
+            left = max(0, os.fstat(file.fileno()).st_size - span.offset)
             file.seek(span.offset)
-            data = file.read(span.stored)
+            data = file.read(min(span.stored, left))
         if span.inflated:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, span.inflated)
-    except (OSError, zlib.error) as error:
+    except (OSError, Refused, zlib.error) as error:
         raise ValueError(f"'{name}' in '{path}' does not open: {error}") from error
     if len(data) != (span.inflated or span.stored):
         raise ValueError(f"'{name}' in '{path}' is cut off; fetch the archive again")
@@ -197,6 +209,7 @@ class Files:
         if span.archive >= 0:
             return read_span(self.archives[span.archive], span, name)
         try:
-            return (self.root / path).read_bytes()
-        except OSError as error:
-            raise ValueError(f"'{self.root / path}' does not open: {error.strerror}") from error
+            return read_bounded(self.root / path, MAX_MEMBER)
+        except (OSError, Refused) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"'{self.root / path}' does not open: {reason}") from error

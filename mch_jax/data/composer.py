@@ -35,6 +35,7 @@ class Photo(NamedTuple):
 
 
 _IMAGE, _LEARN = "skimage/data/", "sklearn/datasets/images/"
+MAX_SIZE = 4096  # pixels of a side
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 PHOTOS = {
     "astronaut": Photo(_IMAGE + "astronaut.png", (0.0, 0.0, 0.9, 0.85)),

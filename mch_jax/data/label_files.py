@@ -11,10 +11,28 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mch_jax.data.dataset import SPLITS
+from mch_jax.files.regular import Refused, read_bounded
 
 # Columns of labels.csv that are neither names, splits nor classes.
 _EXTRA_COLUMNS = ("width", "height", "caption")
 _LISTS = (("query.txt", "test.txt"), ("database.txt",), ("train.txt",))
+
+
+MAX_TEXT = 2**30  # bytes of a label file
+MAX_NAME, MAX_DEPTH = 1024, 100  # characters of a name, folders in it
+
+
+def is_too_long(name: str) -> bool:
+    """Returns True for a name with more than MAX_NAME characters or MAX_DEPTH folders."""
+    return len(name) > MAX_NAME or name.count("/") > MAX_DEPTH
+
+
+def _check_length(name: str, source: str) -> None:
+    if is_too_long(name):
+        raise ValueError(
+            f"{source}: the name {name[:40]!r}... has {len(name):,} characters in "
+            f"{name.count('/'):,} folders, expected at most {MAX_NAME:,} and {MAX_DEPTH}"
+        )
 
 
 def relative_name(name: str, source: str) -> str:
@@ -25,8 +43,9 @@ def relative_name(name: str, source: str) -> str:
       source: Where the name comes from, for error messages.
 
     Raises:
-      ValueError: The name leads outside its folder or holds a control character.
+      ValueError: The name is too long, leads outside its folder or holds a control character.
     """
+    _check_length(name, source)
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         raise ValueError(f"{source}: the name {name!r} holds a control character; rename the file")
     path = pathlib.PurePosixPath(name)
@@ -45,11 +64,13 @@ def read_text(path: pathlib.Path) -> str:
       ValueError: The file does not open or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = read_bounded(path, MAX_TEXT)
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is not UTF-8 text: {error}; save it as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"'{path}' does not open: {error.strerror}") from error
+    except (OSError, Refused) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"'{path}' does not open: {reason}") from error
 
 
 def multi_hot(values: list[list[str]], source: str, first_line: int) -> UInt8[np.ndarray, "n c"]:
@@ -128,12 +149,19 @@ def below_root(root: pathlib.Path) -> Callable[[str, str], str]:
     """
 
     @functools.cache
+    def is_folder(part: str) -> bool:
+        return (root / part).is_dir()
+
+    @functools.cache
     def folder(parent: pathlib.PurePosixPath) -> pathlib.PurePosixPath:
         parts = parent.parts[1:] if parent.is_absolute() else parent.parts
-        ends = (pathlib.PurePosixPath(*parts[start:]) for start in range(len(parts) + 1))
-        return next(end for end in ends if (root / end).is_dir())
+        for start, part in enumerate(parts):
+            if is_folder(part) and (root / (end := pathlib.PurePosixPath(*parts[start:]))).is_dir():
+                return end
+        return pathlib.PurePosixPath()
 
     def name(written: str, source: str) -> str:
+        _check_length(written, source)
         path = pathlib.PurePosixPath(written)
         if path.is_absolute() and path.is_relative_to(root.resolve()):
             path = path.relative_to(root.resolve())

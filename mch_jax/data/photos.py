@@ -1,6 +1,7 @@
 """Decoding of photos to RGB, from a file on disk or from a span of an archive."""
 
 import io
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -10,9 +11,12 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mch_jax.data.archives import Span, read_span
+from mch_jax.files.regular import open_regular
 
 # A photo with more pixels is refused before it is decoded: a small file can hold a huge image.
 MAX_PIXELS = 80_000_000
+MAX_FILE = 2**29  # bytes of a photo's file
+_LONG = 2**24  # bytes; of longer files the header is read first
 # Pillow supports further formats, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
 # A scan of a progressive JPEG can take a few bytes and is decoded into the whole image: a small
@@ -97,6 +101,31 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(f"'{name}' does not decode: {reason}") from error
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns the bytes of a photo's file.
+
+    Only the header of a long file is read at first, so that holes and other data of many gigabytes
+    do not fill the memory.
+
+    Raises:
+      OSError: The file does not open.
+      ValueError: The file is a pipe or a device, is too long, or a long one of another kind.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_FILE:
+            raise ValueError(f"it has {size:,} bytes, expected at most {MAX_FILE:,}")
+        if size > _LONG:
+            try:
+                Image.open(stream, formats=FORMATS)
+            except Exception:  # noqa: BLE001 - a damaged photo can raise anything in Pillow
+                raise ValueError(
+                    f"it has {size:,} bytes and is none of {', '.join(FORMATS)}"
+                ) from None
+            stream.seek(0)
+        return stream.read(size)
+
+
 def file_bytes(root: pathlib.Path, names: np.ndarray, row: int) -> bytes:
     """Returns the bytes of the photo whose path below `root` is `names[row]`.
 
@@ -105,7 +134,7 @@ def file_bytes(root: pathlib.Path, names: np.ndarray, row: int) -> bytes:
     """
     name = str(names[row])
     try:
-        return (root / name).read_bytes()
+        return read_bytes(root / name)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"'{name}' does not open: {reason}") from error
@@ -142,7 +171,7 @@ def found_bytes(
     span = Span(*spans[row].tolist())
     if span.archive < 0:
         return file_bytes(root, paths, row)
-    return read_span(archives[span.archive], span, str(paths[row]))
+    return read_span(archives[span.archive], span, str(paths[row]), MAX_FILE)
 
 
 def read_found(

@@ -43,8 +43,10 @@ def scenes(
     counts = {"num_train": num_train, "num_database": num_database, "num_query": num_query}
     for name, value in {"seed": seed, "size": size, **counts}.items():
         least = {"seed": 0, "size": 32, "num_database": 0}.get(name, 1)
-        if value < least:
-            raise ValueError(f"{name} is {value}, expected at least {least}")
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}, expected at least {least}")
+    if size > composer.MAX_SIZE:
+        raise ValueError(f"size is {size}, expected at most {composer.MAX_SIZE} pixels")
     ends = np.cumsum([num_train, num_database, num_query])
     scene = composer.Composer(seed=seed, size=size, num_train=num_train)
     names = ("train", "database", "query")

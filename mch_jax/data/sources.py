@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import UInt8
 
 from mch_jax.data import archives, label_files, photos
@@ -79,16 +80,38 @@ def _is_photo(name: str) -> bool:
 
 
 def _in_folder(root: pathlib.Path) -> Iterator[Photo]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            path = pathlib.Path(folder, file)
-            name = path.relative_to(root).as_posix()
-            if _is_photo(name):
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        if label_files.is_too_long(folder):
+            logging.warning("left out: the folder '%s...' is nested too deeply", folder[:80])
+            continue
+        try:
+            with os.scandir(root / folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            logging.warning("left out: the folder '%s': %s", folder[:200], error.strerror)
+            continue
+        folders = []
+        for entry in entries:
+            name = f"{folder}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):  # links to folders are not followed, as they can form loops
+                folders += [] if entry.is_symlink() else [f"{name}/"]
+            elif _is_photo(name):
                 yield Photo(name, str(root))
-            elif path.suffix == ".tar" and not file.startswith("."):
-                for photo in _in_tar(path):
+            elif name.endswith(".tar"):
+                for photo in _in_tar(root / name):
                     yield photo._replace(id=f"{name}/{photo.id}")
+        waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
 def _in_tar(path: pathlib.Path) -> Iterator[Photo]:
@@ -126,9 +149,15 @@ def content(photo: Photo) -> bytes:
     if photo.offset >= 0:
         label_files.relative_name(photo.id, f"'{photo.root}'")
         span = archives.Span(0, photo.offset, photo.length, 0)
-        return archives.read_span(photo.root, span, photo.id)
+        return archives.read_span(photo.root, span, photo.id, photos.MAX_FILE)
+    if label_files.is_too_long(photo.id):
+        raise ValueError(f"the name '{photo.id[:80]}...' has {len(photo.id):,} characters")
     root = pathlib.Path(photo.root)
-    if not (root / photo.id).resolve().is_relative_to(root):
+    try:
+        target = (root / photo.id).resolve()
+    except (OSError, RuntimeError):  # which of them depends on the version of Python
+        raise ValueError(f"'{photo.id}' is a loop of links; remove it") from None
+    if not target.is_relative_to(root):
         raise ValueError(f"'{photo.id}' is a link that leads outside '{root}'; copy the file there")
     return photos.file_bytes(root, np.array([photo.id]), 0)
 

@@ -7,21 +7,18 @@ refused before an array is read, and ranges and finiteness are checked afterward
 
 import math
 import os
-import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from mch_jax.files.regular import Refused, open_regular
 
 SMALL = 2**28  # bytes of arrays that a file of any size may hold
 RATIO = 256  # bytes of arrays per byte that a larger file may hold; Deflate reaches 1,032
 _MAX_HEADER = 10_000  # bytes of the header of one array
-
-
-class Refused(ValueError):
-    """The reason why a file is refused, without the file's name."""
 
 
 class Field(NamedTuple):
@@ -42,34 +39,6 @@ class Field(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     is_optional: bool = False
-
-
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Opens a file for reading, without waiting for the other end of a pipe.
-
-    Raises:
-      OSError: The file does not open.
-      ValueError: It is a pipe, a device or a folder.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Refused("it is not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
-    """Returns the content of a regular file of at most `most` bytes.
-
-    Raises:
-      OSError: The file does not open.
-      ValueError: It is not a regular file, or is longer.
-    """
-    with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > most:
-            raise Refused(f"it has {size:,} bytes, expected at most {most:,}")
-        return stream.read(size)
 
 
 def most_bytes(size: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mch_jax.files import npz
+from mch_jax.files.regular import read_bounded
 
 # torch's names of storages, and the dtypes of their numbers. NumPy has no bfloat16.
 BFLOAT16 = "bfloat16"
@@ -397,7 +398,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".npz":
             return npz.read(path)
-        content = npz.read_bounded(path, MAX_FILE)
+        content = read_bounded(path, MAX_FILE)
         if path.suffix == ".safetensors":
             return _read_safetensors(content)
         if zipfile.is_zipfile(io.BytesIO(content)):
