@@ -3,6 +3,7 @@ import struct
 import zlib
 
 import numpy as np
+import photo_fuzz
 import pytest
 from labelled_folder import encoded, picture
 from PIL import Image
@@ -121,3 +122,12 @@ def test_modes_of_several_bytes_have_fewer_pixels(monkeypatch):
     with pytest.raises(ValueError, match="1,200 pixels of the mode I, at most 300 of it"):
         data.decode(encoded(grey, "TIFF"))
     assert data.decode(encoded(grey.crop((0, 0, 20, 15)), "TIFF")).shape == (15, 20, 3)
+
+
+@pytest.mark.parametrize("kind", photos.FORMATS)
+def test_damaged_photos_and_exif_data_are_read_or_refused(kind):
+    found = photo_fuzz.run(kind, 60)
+    assert not found.failures
+    assert found.read >= 5
+    assert sum(found.reasons.values()) >= 5
+    assert found.slowest < 10
