@@ -22,7 +22,16 @@ from absl import logging
 from mch_jax import batched
 from mch_jax.data import contents, photos, sources
 from mch_jax.encoder import FILE, Encoder
-from mch_jax.files import code_sets, codes_file, made_from, read_json, whole_file, write_json
+from mch_jax.files import (
+    code_sets,
+    codes_file,
+    made_from,
+    read_json,
+    read_json_lines,
+    schemas,
+    whole_file,
+    write_json,
+)
 from mch_jax.training import logs
 
 FORMAT = "mch-export/1"
@@ -100,7 +109,7 @@ def make_plan(
     }
     path = directory / "plan.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path, f"remove {directory}", schemas.PLAN)
         differing = [name for name in depends if before.get(name) != depends[name]]
         if differing:
             raise ValueError(
@@ -278,8 +287,12 @@ def _write_damaged(path: Path, damaged: list[dict[str, str]]) -> None:
 def read_damaged(plan: Plan) -> list[dict[str, str]]:
     """Returns `id` and `reason` of the damaged photos of all shards."""
     paths = [plan.damaged_path(number) for number in range(len(plan.shards))]
-    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    return [
+        entry
+        for path in paths
+        if path.exists()
+        for entry in read_json_lines(path, f"remove {plan.directory}", schemas.DAMAGED)
+    ]
 
 
 def merge(plan: Plan, path: Path) -> None:

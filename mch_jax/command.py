@@ -103,6 +103,8 @@ def run(
             return main(arguments)
         except (ValueError, OSError) as error:
             fail(error)
+        except MemoryError as error:
+            fail(ValueError(f"out of memory ({error}); lower the sizes of the model or batches"))
         except RuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
-from mch_jax import agent, codes, models, regions
+from mch_jax import agent, codes, models, regions, variables
 from mch_jax.agent import evidence, label_head, sets
 from mch_jax.codes import AnyArray
-from mch_jax.files import load_arrays, save_arrays
+from mch_jax.files import json_values, load_arrays, save_arrays, schemas
+from mch_jax.files.whole import first_line
 from mch_jax.models import AlexNet, Policy
 from mch_jax.query_codes import QueryRegions
 
@@ -201,8 +202,7 @@ class Encoder:
             "widths": list(self.policy.widths) if self.policy else None,
             "select": self.select,
         } | {name: getattr(self, name) for name in _NUMBERS}
-        variables = {"base": self.params, "policy": self.policy_variables}
-        save_arrays(path, variables, settings)
+        save_arrays(path, {"base": self.params, "policy": self.policy_variables}, settings)
 
     @classmethod
     def load(cls, path: Path) -> "Encoder":
@@ -211,23 +211,29 @@ class Encoder:
         Raises:
           ValueError: The file is missing, damaged, or was written by another version.
         """
-        variables, settings = load_arrays(path)
+        tree, settings = load_arrays(path)
         try:
             widths, select = settings.pop("widths"), settings.pop("select", "each")
             numbers = {name: settings.pop(name) for name in _NUMBERS}
-            return cls(
-                model=AlexNet(**settings),
-                params=variables["base"],
-                policy=Policy(tuple(widths)) if widths else None,
-                policy_variables=variables.get("policy", {}),
-                select=select,
-                **numbers,
-            )
+            model = AlexNet(**settings)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} was written by another version of mch_jax ({error}); run the encode stage "
                 "again"
             ) from None
+        try:
+            json_values.check(settings | numbers, schemas.ENCODER)
+            json_values.check({"widths": widths or []}, {"widths": [schemas.WIDTH]})
+            if select not in ("each", "set"):
+                raise ValueError(f"select is {select!r}, expected each or set")
+            policy = Policy(tuple(widths)) if widths else None
+            params, policy_variables = tree.get("base", {}), tree.get("policy", {})
+            variables.check(model, params, policy, policy_variables, numbers["input_size"])
+        except Exception as error:  # noqa: BLE001 - Flax refuses wrong settings in several ways
+            raise ValueError(
+                f"{path} is damaged ({first_line(error)}); delete it and run the encode stage again"
+            ) from None
+        return cls(model, params, policy, policy_variables, select=select, **numbers)
 
     @classmethod
     def from_run(cls, workdir: str | os.PathLike[str]) -> "Encoder":

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 
 from mch_jax import command, config_files, machine
-from mch_jax.files import read_json, write_json
+from mch_jax.files import read_json, schemas, write_json
 
 
 class Cell(NamedTuple):
@@ -78,7 +78,7 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
     """
     path = root / "grid.json"
     if path.exists():
-        before = read_json(path, "choose another --root")
+        before = read_json(path, "choose another --root", schemas.GRID)
         if before != settings:
             raise ValueError(
                 f"--root={root} holds a grid with {json.dumps(before)}, this one has "
@@ -170,7 +170,8 @@ def run_grid(
             line = f"{cell.name}: exit status {status}: {lines[-1]}"
             logging.error("%s", line)
             return line
-        found = summary(read_json(root / cell.name / "results.json", "run it again"))
+        path = root / cell.name / "results.json"
+        found = summary(read_json(path, "run it again", schemas.RESULTS))
         logging.info(
             "%d of %d, %s: %s, %.1f min", next(done), len(waiting), cell.name, found, minutes
         )

@@ -180,11 +180,11 @@ def test_a_change_that_fails_leaves_the_files_as_they_were(shards):
 def test_wrong_directories_are_named(tmp_path, shards):
     with pytest.raises(ValueError, match="holds shards already"):
         Shards.build(pack([1], 8), np.array([1]), 8, shards.directory, 2)
-    with pytest.raises(ValueError, match=r"shards.json: No such file"):
+    with pytest.raises(ValueError, match=r"shards.json does not exist"):
         Shards(tmp_path / "absent")
     for text in ("", "[]", '{"format": "other", "num_bits": 8, "shards": 1}'):
         (tmp_path / "shards.json").write_text(text)
-        with pytest.raises(ValueError, match=r"shards.json is damaged or not of format"):
+        with pytest.raises(ValueError, match=r"shards.json (is|holds) "):
             Shards(tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_too_few_nodes_are_refused(shards, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [([], "--index is missing"), (["--index=absent"], "shards.json: No such file")],
+    [([], "--index is missing"), (["--index=absent"], "shards.json does not exist")],
 )
 def test_wrong_arguments_get_one_line(arguments, reason):
     result = subprocess.run(

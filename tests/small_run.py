@@ -1,7 +1,6 @@
 """A run that took no training: a folder of photos, an encoder of random weights, and its codes."""
 
 import contextlib
-import json
 import socket
 import threading
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from configs import default
 from mch_jax import data
 from mch_jax.data import photos
 from mch_jax.encoder import FILE, Encoder
@@ -50,10 +50,10 @@ def make(workdir, count=24):
         split = "query" if seed < 2 else "train"
         rows.append(",".join([name, split, *(str(int(seed % 3 == c)) for c in range(3))]))
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    config = {"name": "folder", "root": str(folder), "settings": {}, "on_damaged": "refuse"}
-    (workdir / "config.json").write_text(
-        json.dumps({"dataset": config, "seed": 0, "method": "dch"})
-    )
+    config = default.get_config()
+    config.method, config.num_bits = "dch", NUM_BITS
+    config.dataset.update(name="folder", root=str(folder), settings={})
+    (workdir / "config.json").write_text(config.to_json_best_effort())
     this = encoder()
     this.save(workdir / FILE)
     dataset = data.load("folder", folder)

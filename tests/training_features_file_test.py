@@ -99,9 +99,9 @@ def test_make_resumes_after_an_interruption(scenes, path, tmp_path):
     [
         ({"format": np.str_("other/1")}, "is not of the format mch-features/1"),
         ({"regions": None}, r"not of the format .*regions"),
-        ({"regions": np.zeros((72, 5, 51), np.float16)}, "another type or shape"),
-        ({"regions": np.full((72, 6, 51), np.nan)}, "another type or shape"),
-        ({"views": np.zeros((40, 4, 50), np.float16)}, "another type or shape"),
+        ({"regions": np.zeros((72, 5, 51), np.float16)}, r"expected \[72, 6, width\]"),
+        ({"regions": np.full((72, 6, 51), np.nan)}, "not finite"),
+        ({"views": np.zeros((40, 4, 50), np.float16)}, r"expected \[40, views, 51\]"),
         ({"ids": np.array([f"x{i}" for i in range(72)])}, "lacks 72 of 72 photos"),
         ({"crop_ratio": np.float64(0.7)}, "crop_ratio 0.7, the run has encode.crop_ratio 0.5"),
     ],

@@ -1,6 +1,5 @@
 """The files of a sharded index."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mch_jax.files import locks, write_json
+from mch_jax.files import locks, read_json, schemas, write_json
 from mch_jax.index import BucketIndex
 
 FORMAT = "mch-shards/1"
@@ -39,18 +38,13 @@ class Shards:
         """
         self.directory = Path(directory).absolute()
         path = self.directory / "shards.json"
-        try:
-            meta = json.loads(path.read_text())
-            self.num_bits, self.num_shards = int(meta["num_bits"]), int(meta["shards"])
-            is_valid = meta["format"] == FORMAT and self.num_shards > 0
-        except OSError as error:
+        meta = read_json(path, "make the shards with --codes=FILE", schemas.SHARDS)
+        if meta["format"] != FORMAT:
             raise ValueError(
-                f"{path}: {error.strerror}; expected the shards that --codes=FILE makes"
-            ) from None
-        except (ValueError, TypeError, LookupError):
-            is_valid = False
-        if not is_valid:
-            raise ValueError(f"{path} is damaged or not of format {FORMAT}; make the shards again")
+                f"{path} is of format {meta['format']!r}, expected {FORMAT!r}; make the "
+                "shards again"
+            )
+        self.num_bits, self.num_shards = meta["num_bits"], meta["shards"]
         self._indexes: dict[int, BucketIndex] = {}  # as they were after this object's last change
 
     @classmethod

@@ -8,7 +8,7 @@ import numpy as np
 
 from mch_jax import codes, metrics
 from mch_jax.evaluation import controls, evaluate, measures, provenance
-from mch_jax.files import code_sets, codes_file, read_json, read_npz, write_json
+from mch_jax.files import code_sets, codes_file, read_json, read_npz, schemas, write_json
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.methods import OBJECTIVES
 from mch_jax.query_codes import QueryRegions
@@ -58,7 +58,7 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "mch": evaluate.measure(query, database, ks, logits=logits),
     }
     if config["method"] in OBJECTIVES:
-        regions = read_npz(directory / "regions.npz", "run the encode stage again")
+        regions = read_regions(directory, database)
         is_train = np.isin(database.ids, train.ids)
         chosen = controls.controls(database, regions, is_train, config["seed"])
         results["controls"] = {"never": results["base"]} | {
@@ -83,6 +83,27 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return results | {"provenance": provenance.provenance(config, files, made_from)}
 
 
+def read_regions(directory: Path, database: CodeFile) -> dict[str, np.ndarray]:
+    """Returns what regions.npz of a run holds: all regions of the database, kept or not.
+
+    Args:
+      directory: Directory of the run's codes.
+      database: Codes file of the database.
+
+    Raises:
+      ValueError: The file is missing or damaged, or its codes are not those of `database`.
+    """
+    path = directory / "regions.npz"
+    arrays = read_npz(path, "run the encode stage again", schemas.REGIONS)
+    _, first = np.unique(database.item, return_index=True)
+    if not np.array_equal(arrays["codes"][:, :1], database.codes[first][:, None]):
+        raise ValueError(
+            f"{path} does not hold the regions of the photos in database.npz; delete it and run "
+            "the encode stage again"
+        )
+    return arrays
+
+
 def read_query_regions(directory: Path, query: CodeFile) -> QueryRegions | None:
     """Returns codes and logits of the queries' regions, None for a run of an earlier version.
 
@@ -96,15 +117,12 @@ def read_query_regions(directory: Path, query: CodeFile) -> QueryRegions | None:
     path = directory / encode.QUERY_REGIONS
     if not path.exists():
         return None
-    arrays = read_npz(path, "run the encode stage again")
-    try:
-        found = QueryRegions(*(arrays[name] for name in QueryRegions._fields))
-        sound = np.array_equal(found.codes[:, 0], query.codes) and np.array_equal(
-            np.packbits(found.logits >= 0, axis=-1, bitorder="little"), found.codes
-        )
-    except (KeyError, IndexError, TypeError):
-        sound = False
-    if not sound:
+    arrays = read_npz(path, "run the encode stage again", schemas.QUERY_REGIONS)
+    found = QueryRegions(*(arrays[name] for name in QueryRegions._fields))
+    signs = np.packbits(found.logits >= 0, axis=-1, bitorder="little")
+    if not np.array_equal(found.codes[:, :1], query.codes[:, None]) or not np.array_equal(
+        signs, found.codes
+    ):
         raise ValueError(
             f"{path} does not hold the regions of the queries in query.npz; delete it and run the "
             "encode stage again"
@@ -150,7 +168,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: The file does not exist or is damaged.
     """
-    return read_json(workdir / FILE, "run the evaluate stage")
+    return read_json(workdir / FILE, "run the evaluate stage", schemas.RESULTS)
 
 
 def verify(workdir: Path) -> list[str]:

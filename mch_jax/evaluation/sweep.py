@@ -17,7 +17,15 @@ from ml_collections import ConfigDict
 from mch_jax import codes
 from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate, results
-from mch_jax.files import codes_file, made_from, read_json, read_npz, whole_file, write_json
+from mch_jax.files import (
+    codes_file,
+    made_from,
+    read_json,
+    read_npz,
+    schemas,
+    whole_file,
+    write_json,
+)
 from mch_jax.training import encode, run
 
 FILE = "sweep.json"
@@ -56,7 +64,7 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
             packed_bytes = codes.to_bytes(packed, encoder.model.num_bits)
             np.savez_compressed(temporary, codes=packed_bytes, keep_prob=keep_prob, box=box)
         shutil.rmtree(this.workdir / "parts")
-    return read_npz(path, "remove it and start again")
+    return read_npz(path, "start again", schemas.SWEPT_REGIONS)
 
 
 def sweep(
@@ -119,7 +127,9 @@ def read_rows(workdir: Path) -> list[dict[str, Any]]:
       ValueError: The file is damaged.
     """
     path = workdir / FILE
-    return read_json(path, "run mch_jax.sweep again")["rows"] if path.exists() else []
+    if not path.exists():
+        return []
+    return read_json(path, "run mch_jax.sweep again", schemas.SWEEP)["rows"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

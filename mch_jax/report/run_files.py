@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mch_jax.files import codes_file, read_json, read_npz
+from mch_jax.evaluation import results
+from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.training import logs
+from mch_jax.training import logs, run
 
 
 class RunFiles(NamedTuple):
@@ -54,11 +55,12 @@ def read(workdir: Path) -> RunFiles:
       ValueError: A stage has not run yet, or a file is damaged.
     """
     directory = workdir / "codes"
+    database = codes_file.load(directory / "database.npz")
     return RunFiles(
-        regions=read_npz(directory / "regions.npz", "run the encode stage first"),
-        config=read_json(workdir / "config.json", "run the base stage first"),
-        results=read_json(workdir / "results.json", "run the evaluate stage first"),
+        regions=results.read_regions(directory, database),
+        config=run.read_config(workdir),
+        results=results.read_results(workdir),
         metrics=logs.read_metrics(workdir / "metrics.jsonl"),
         query=codes_file.load(directory / "query.npz"),
-        database=codes_file.load(directory / "database.npz"),
+        database=database,
     )

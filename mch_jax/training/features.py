@@ -17,7 +17,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
 from mch_jax import batched, data, regions
-from mch_jax.files import locks, read_json, write_json
+from mch_jax.files import locks, read_json, schemas, write_json
 from mch_jax.models import AlexNet
 from mch_jax.training import logs
 
@@ -189,7 +189,7 @@ def _write(
     part, done_file = path.with_suffix(".part"), path.with_suffix(".json")
     done = 0
     if part.exists() and done_file.exists():
-        done = read_json(done_file, "start again")["done"]
+        done = read_json(done_file, "start again", schemas.PROGRESS)["done"]
     mode = "r+" if done else "w+"
     shape = (num_photos, num_views, width)
     features = np.lib.format.open_memmap(part, mode, np.dtype(np.float16), shape)

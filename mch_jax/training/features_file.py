@@ -26,10 +26,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mch_jax import data, regions
-from mch_jax.files import whole_file
+from mch_jax.files import npz, schemas, whole_file
 from mch_jax.training import features
 
 FORMAT = "mch-features/1"
+_NONE = np.zeros((0, 3, 0), np.float32)
 Network = Callable[[UInt8[np.ndarray, "b s s 3"]], Float[np.ndarray, "b d"]]
 
 
@@ -91,9 +92,10 @@ def load(path: str | os.PathLike[str], dataset: data.Dataset, crop_ratio: float)
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        reason = "" if _is_sound(arrays) else "an array has another type or shape"
+        arrays = npz.read(path, schemas.FEATURES)
+        reason = "" if str(arrays["format"]) == FORMAT else f"its format is {arrays['format']}"
+        if ("views" in arrays) != ("view_ids" in arrays) or arrays.get("views", _NONE).shape[1] < 3:
+            reason = reason or "views has fewer than 3 views, or there is no view_ids"
     except FileNotFoundError:
         raise ValueError(
             f"features file {path} does not exist; see docs/backbones.md for how to make one"
@@ -106,32 +108,6 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "docs/backbones.md for the format"
         )
     return arrays
-
-
-def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
-    """Returns True if the arrays have the types and shapes of the format and finite values."""
-    ids, own = arrays["ids"], arrays["regions"]
-    sound = (
-        str(arrays["format"]) == FORMAT
-        and arrays["crop_ratio"].shape == ()
-        and ids.dtype.kind == "U"
-        and own.dtype.kind == "f"
-        and own.shape[:2] == (len(ids), regions.NUM_REGIONS)
-        and own.ndim == 3
-        and bool(np.isfinite(own).all())
-    )
-    if sound and "views" in arrays:
-        ids, views = arrays["view_ids"], arrays["views"]
-        sound = (
-            ids.dtype.kind == "U"
-            and views.dtype.kind == "f"
-            and views.ndim == 3
-            and views.shape[0] == len(ids)
-            and views.shape[1] >= 3
-            and views.shape[2] == own.shape[2]
-            and bool(np.isfinite(views).all())
-        )
-    return sound
 
 
 def _rows(path: str | os.PathLike[str], found: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -13,7 +13,9 @@ from absl import logging
 from jaxtyping import ScalarLike
 from tqdm import tqdm
 
-from mch_jax.files import processes, whole_file
+from mch_jax.files import json_values, processes, read_json_lines, schemas, whole_file
+from mch_jax.files.regular import read_bounded
+from mch_jax.files.whole import MAX_JSON
 from mch_jax.training.events import Events
 
 T = TypeVar("T")
@@ -37,10 +39,11 @@ class MetricsLog:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text().splitlines():
+        for line in read_bounded(self._path, MAX_JSON).decode("utf-8", "replace").splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the incomplete last line of a killed run
+                row = json_values.parse(line)
+                json_values.check(row, schemas.METRICS)
+            except (ValueError, RecursionError):  # as the incomplete last line of a killed run
                 continue
             if row["stage"] != stage or row["step"] <= step:
                 kept.append(line + "\n")
@@ -60,9 +63,13 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl as dictionaries; an empty list if there is no file."""
+    """Returns the lines of metrics.jsonl as dictionaries; an empty list if there is no file.
+
+    Raises:
+      ValueError: A line is damaged.
+    """
     path = Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(path, "start the run again", schemas.METRICS) if path.exists() else []
 
 
 def progress(steps: Iterable[T], total: int, title: str, start: int = 0) -> Iterator[T]:

@@ -24,7 +24,7 @@ from mch_jax.files import (
 )
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
-from mch_jax.training import events, features, features_file, logs, network
+from mch_jax.training import events, features, features_file, logs, network, validation
 from mch_jax.training.streams import Stream, generator
 
 # Fields of a config that change no result: paths, additional logs, and what the digests of photos,
@@ -330,9 +330,15 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """Returns config.json of a run.
 
     Raises:
-      ValueError: The file is missing or damaged.
+      ValueError: The file is missing or damaged, or a field has a value that no run can have.
     """
-    return read_json(workdir / "config.json", "start the run again")
+    path = workdir / "config.json"
+    config = read_json(path, "start the run again")
+    try:
+        validation.check_saved(config)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it, or start a new run") from None
+    return config
 
 
 def _resolved(config: Any) -> dict[str, Any]:

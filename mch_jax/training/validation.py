@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mch_jax import data, methods
+from mch_jax.files.schemas import MAX_SIDE, MAX_WIDTH
 from mch_jax.index import MAX_BITS
 
 SMALLEST_INPUT = 63  # the output of AlexNet's last pooling layer is empty for smaller images
@@ -58,6 +59,8 @@ _FROM_0 = Rule(lambda x: _is_number(x) and x >= 0, "a number of at least 0")
 _FRACTION = Rule(lambda x: _is_number(x) and 0 <= x <= 1, "a number from 0 to 1")
 _RATIO = Rule(lambda x: _is_number(x) and 0 < x <= 1, "a number above 0, at most 1")
 _MOMENTUM = Rule(lambda x: _is_number(x) and 0 <= x < 1, "a number from 0 to below 1")
+_WIDTH = Rule(lambda x: _is_number(x) and 0 < x <= 1024, "a number above 0, at most 1024")
+_MAPPING = Rule(lambda x: hasattr(x, "keys"), "settings of the data set by name")
 _TEXT = Rule(lambda x: isinstance(x, str), "text")
 _BOOLEAN = Rule(lambda x: isinstance(x, bool), "True or False")
 
@@ -74,14 +77,15 @@ RULES: Mapping[str, Rule] = {
     "tensorboard": _BOOLEAN,
     "dataset.name": _one_of(*data.READERS),
     "dataset.root": _TEXT,
-    "dataset.image_size": _whole(1),
+    "dataset.image_size": _whole(1, MAX_SIDE),
+    "dataset.settings": _MAPPING,
     "dataset.on_damaged": _one_of("refuse", "skip"),
     "model.weights": _TEXT,
     "model.features": _TEXT,
-    "model.input_size": _whole(SMALLEST_INPUT),
-    "model.width": _ABOVE_0,
-    "model.hidden": _whole(0),
-    "model.num_anchors": _whole(1),
+    "model.input_size": _whole(SMALLEST_INPUT, MAX_SIDE),
+    "model.width": _WIDTH,
+    "model.hidden": _whole(0, MAX_WIDTH),
+    "model.num_anchors": _whole(1, MAX_WIDTH),
     "base.train_conv": _BOOLEAN,
     "base.num_epochs": _whole(1),
     "base.batch_size": _whole(2),
@@ -108,7 +112,7 @@ RULES: Mapping[str, Rule] = {
     "agent.learning_rate": _ABOVE_0,
     "agent.momentum": _MOMENTUM,
     "agent.weight_decay": _FROM_0,
-    "agent.widths": _several(_whole(1)),
+    "agent.widths": _several(_whole(1, MAX_WIDTH)),
     "agent.gradient": _one_of("sampled", "exact"),
     "agent.entropy_weight": _FROM_0,
     "agent.reward": _one_of("", *methods.OBJECTIVES),
@@ -118,6 +122,11 @@ RULES: Mapping[str, Rule] = {
     "encode.batch_size": _whole(1),
     "evaluate.bucket_k": _several(_whole(1)),
 }
+
+_EVERY_VERSION_HAS = (
+    "seed", "method", "num_bits", "dataset.name", "dataset.root", "dataset.settings",
+    "dataset.image_size", "encode.crop_ratio", "encode.keep_threshold", "evaluate.bucket_k",
+)  # fmt: skip
 
 # Each entry: the field that the error names, the condition on the config, and what is expected.
 COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -188,10 +197,27 @@ def check(config: Any) -> None:
         )
 
 
+def check_saved(config: Mapping[str, Any]) -> None:
+    """Checks the fields of a config.json. Those that earlier versions lacked may be missing.
+
+    Raises:
+      ValueError: A value is not allowed, or a field is missing that every version has.
+    """
+    for name, rule in RULES.items():
+        try:
+            value = _field(config, name)
+        except ValueError:
+            if name in _EVERY_VERSION_HAS:
+                raise ValueError(f"it has no field {name}") from None
+            continue
+        if not rule.holds(value):
+            raise ValueError(f"{name} is {str(value)[:80]}, expected {rule.expected}")
+
+
 def _field(config: Any, name: str) -> Any:
     value = config
     for part in name.split("."):
-        if part not in value:
+        if not hasattr(value, "keys") or part not in value:
             raise ValueError(f"the config has no field {name}; expected all of configs/default.py")
         value = value[part]
     return value
