@@ -228,7 +228,7 @@ REGIONS = [
         ("query_regions", "fewer regions", arrays(kept=lambda x: x[:, 1:]), "has the shape"),
         ("query_regions", "no logits", arrays(logits=None), "no array 'logits'"),
         ("query_regions", "other logits", arrays(logits=lambda x: -x), "does not hold the regions"),
-        ("query", "other bits", arrays(num_bits=np.int64(11)), "bits set after the first 11"),
+        ("query", "other bits", arrays(num_bits=np.int64(11)), "has codes of 11 bits"),
         ("train", "cut short", cut, "not a sound codes file"),
     ]
 ]
@@ -332,14 +332,34 @@ def test_an_unchanged_run_is_read(complete, tmp_path):
     Retriever(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["encoder.npz", "codes/query.npz", "audit.npz"])
-def test_a_missing_file_of_a_finished_run_is_made_again(finished, tmp_path, name):
+def zeros(file: pathlib.Path) -> None:
+    np.save(file, np.zeros((3, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("encoder.npz", os.unlink),
+        ("encoder.npz", cut),
+        ("codes/query.npz", os.unlink),
+        ("audit.npz", os.unlink),
+        ("audit.npz", arrays(sizes=lambda x: x.astype(complex))),
+        ("codes/made_from.json", text("{")),
+        ("features/scenes-regions-*.npy", zeros),
+        ("features/scenes-regions-*.npy", cut),
+    ],
+)
+def test_what_can_be_made_again_is_made_again(finished, tmp_path, name, change):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     expected = read(workdir)
-    os.unlink(workdir / name)
+    (path,) = workdir.glob(name)
+    change(path)
+    if name.startswith("features"):
+        (workdir / "codes" / "database.npz").unlink()  # otherwise no features are needed
     pipeline.run_stages(tiny(), workdir)
-    assert (workdir / name).exists()
+    assert path.exists()
+    Encoder.from_run(workdir)
     results, codes = read(workdir)
     assert results == expected[0]
     for key, array in codes.items():

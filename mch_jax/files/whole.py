@@ -130,8 +130,9 @@ def read_json_lines(
     try:
         for line in read_bounded(path, MAX_JSON).decode().split("\n"):
             if line:
-                rows.append(json_values.parse(line))
-                json_values.check(rows[-1], expected)
+                row = json_values.parse(line)
+                json_values.check(row, expected)
+                rows.append(row)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged (line {len(rows) + 1}: {first_line(error)}); delete it and {remedy}"

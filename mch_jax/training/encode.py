@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mch_jax import agent, batched, codes, methods
 from mch_jax.encoder import FILE, Encoder, RegionOutputs
-from mch_jax.files import code_sets, codes_file, made_from, read_json, whole_file, write_json
+from mch_jax.files import code_sets, codes_file, made_from, npz, read_json, whole_file, write_json
 from mch_jax.methods import base as losses
 from mch_jax.models import AlexNet, Policy
 from mch_jax.training import logs
@@ -81,14 +81,27 @@ def encode_rows(
     starts = range(0, len(rows), BLOCK)
     for start in logs.progress(starts, len(starts), f"codes of the {title}"):
         path = directory / f"{title}-{start}-{made_from}.npz"
-        if not path.exists():
+        block = _read_block(path, len(rows[start : start + BLOCK]))
+        if block is None:
             batches = region_batches(rows[start : start + BLOCK], batch_size)
             outputs = batched.apply_all(encode, batches, batch_size)
             with whole_file(path) as temporary:
                 np.savez(temporary, *outputs)
-        with np.load(path, allow_pickle=False) as block:
-            blocks.append([block[name] for name in block.files])
+            block = list(npz.read(path).values())
+        blocks.append(block)
     return tuple(np.concatenate(x) for x in zip(*blocks, strict=True))
+
+
+def _read_block(path: Path, count: int) -> list[np.ndarray] | None:
+    """Returns the arrays of a temporary file, or None if it is missing or damaged."""
+    try:
+        arrays = list(npz.read(path).values())
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001 - a damaged archive can raise anything
+        logging.warning("%s is damaged (%s); encoding these photos again", path, error)
+        return None
+    return arrays if arrays and all(len(x) == count for x in arrays) else None
 
 
 def true_rewards(
@@ -242,7 +255,8 @@ def is_done(run: Run) -> bool:
 
     database.npz is the last file that the stage writes.
     """
-    if not (run.workdir / "codes" / "database.npz").exists():
+    titles = ("query", "train", "regions", "database")
+    if not all((run.workdir / "codes" / f"{title}.npz").exists() for title in titles):
         return False
     names = _stale(run)
     if names:

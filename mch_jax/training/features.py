@@ -151,9 +151,10 @@ def extracted(
       image_size: Side in pixels to which photos are resized before they are cropped.
       batch_size: Number of photos that `extract` is called with.
     """
+    shape = (*views.flips.shape, width)
     if path.exists():
         try:
-            return np.load(path, mmap_mode="r")
+            return _mapped(path, shape)
         except (ValueError, EOFError) as error:
             logging.warning("%s is damaged (%s); computing it again", path, error)
             path.unlink(missing_ok=True)
@@ -168,7 +169,15 @@ def extracted(
                     yield batch["image"]
 
             _write(path, batches, views, extract, width, title, batch_size)
-    return np.load(path, mmap_mode="r")
+    return _mapped(path, shape)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the features in a file, mapped into memory; raises ValueError for other arrays."""
+    features = np.load(path, mmap_mode="r")
+    if features.shape != shape or features.dtype != np.float16:
+        raise ValueError(f"it holds {features.dtype} {features.shape}, expected float16 {shape}")
+    return features
 
 
 def _write(
