@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def make(workdir, count=24):
         split = "query" if seed < 2 else "train"
         rows.append(",".join([name, split, *(str(int(seed % 3 == c)) for c in range(3))]))
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    config = default.get_config()
+    config: Any = default.get_config()
     config.method, config.num_bits = "dch", NUM_BITS
     config.dataset.update(name="folder", root=str(folder), settings={})
     (workdir / "config.json").write_text(config.to_json_best_effort())
