@@ -162,3 +162,14 @@ def test_a_full_disk_gets_one_line_and_leaves_nothing(small_disk):
     assert result.stderr.count("\n") == 1
     assert result.returncode == 2
     assert [path.name for path in directory.iterdir()] == ["1"]
+
+
+def test_numbers_that_are_not_finite_are_damage_without_a_hash_too(tmp_path, monkeypatch):
+    """Checkpoints of other programs, and those that were tampered with, may lack the hash."""
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("mch_jax.files.checkpoints._digest", lambda state: None)
+        checkpoints.save(1, state(value=float("nan")) | {"step": jnp.int32(1)})
+    with pytest.raises(ValueError, match=r"/1 cannot be read \(params.hash.kernel is not finite"):
+        checkpoints.restore(state())
+    checkpoints.close()

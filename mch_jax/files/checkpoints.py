@@ -78,7 +78,12 @@ class Checkpoints:
 
         state = jax.device_get(state) if self._is_shared else state
         directory = self._manager.directory if self._manager else "checkpoint"
-        digest = _digest(state, f"{directory}/{step}")
+        try:
+            digest = _digest(state)
+        except ValueError as error:
+            raise ValueError(
+                f"{directory}/{step}: {error} and is not saved; lower the learning rate"
+            ) from None
         if not self._manager:
             return
         if step in self._damaged:
@@ -137,7 +142,7 @@ class Checkpoints:
                 with _quiet_orbax():
                     state = self._manager.restore(step, args=self._args.StandardRestore(like))
                 digest = (self._manager.metadata(step).custom_metadata or {}).get("sha256")
-                if digest not in (None, _digest(state, name)):
+                if _digest(state) != digest and digest is not None:
                     return None, f"{name} is damaged: its hash differs"
         except Exception as error:  # noqa: BLE001 - a damaged checkpoint can raise anything
             return None, f"{name} cannot be read ({first_line(error)})"
@@ -201,11 +206,11 @@ def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _digest(state: Any, name: str) -> str:
+def _digest(state: Any) -> str:
     """Returns a hash of all numbers of a state.
 
     Raises:
-      ValueError: A number is not finite. The error names its path after `name`.
+      ValueError: A number is not finite. The error names its path.
     """
     import jax
 
@@ -214,8 +219,6 @@ def _digest(state: Any, name: str) -> str:
         array = np.ascontiguousarray(leaf)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             leaf_name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(
-                f"{name}: {leaf_name} is not finite and is not saved; lower the learning rate"
-            )
+            raise ValueError(f"{leaf_name} is not finite")
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
