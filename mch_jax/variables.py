@@ -1,15 +1,12 @@
 """The variables of an encoder as a file should hold them: names, shapes, types and ranges."""
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mch_jax.agent import evidence, state
-from mch_jax.models import AlexNet, Policy
+from mch_jax.models import CONV_LAYERS, AlexNet, Policy
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
@@ -63,33 +60,47 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np
             yield f"{prefix}{name}", np.asarray(value)
 
 
-def _shapes(tree: Mapping[str, Any], prefix: str) -> Shapes:
-    def leaves(node, name):
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                yield from leaves(value, f"{name}.{key}")
-            else:
-                yield f"{name}.{key}", (tuple(value.shape), "f4")
+def _dense(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
+    kernel: Shapes = {f"{name}.kernel": ((inputs, outputs), "f4")}
+    return kernel | ({f"{name}.bias": ((outputs,), "f4")} if bias else {})
 
-    return dict(leaves(tree, prefix))
+
+def _convolutions(width: float, side: int) -> tuple[Shapes, int]:
+    """Returns the shapes of the convolutions' parameters, and the width of their features."""
+    expected, inputs = {}, 3
+    for name, channels, window, stride, padding, pooled in CONV_LAYERS:
+        outputs = max(1, round(channels * width))
+        expected[f"base.{name}.kernel"] = ((window, window, inputs, outputs), "f4")
+        expected[f"base.{name}.bias"] = ((outputs,), "f4")
+        side = (side + 2 * padding - window) // stride + 1
+        side = (side - 3) // 2 + 1 if pooled else side
+        inputs = outputs
+    return expected, min(side, 6) ** 2 * inputs
 
 
 def _base(model: AlexNet, found: Mapping[str, np.ndarray], input_size: int) -> tuple[Shapes, int]:
     """Returns what the base model's parameters should be, and the width of its features."""
     if "conv1.kernel" in found:
-        inputs, init = (1, input_size, input_size, 3), model.init
+        expected, width = _convolutions(model.width, input_size)
     else:
         first = "fc6.kernel" if model.hidden else "hash.kernel"
         first = "hash.anchors" if model.num_anchors and not model.hidden else first
         if first not in found or found[first].ndim != 2:
             raise ValueError(f"no array base.{first} of two axes")
-        inputs = (1, found[first].shape[first == "hash.anchors"])
-        init = functools.partial(model.init, method="head")
-    images = jax.ShapeDtypeStruct(inputs, jnp.float32)
-    variables: Any = jax.eval_shape(init, jax.random.key(0), images)
-    expected = _shapes(variables["params"], "base")
-    name, axis = ("base.hash.anchors", 1) if model.num_anchors else ("base.hash.kernel", 0)
-    return expected, expected[name][0][axis]
+        expected, width = {}, found[first].shape[first == "hash.anchors"]
+    if model.hidden:
+        expected |= _dense("base.fc6", width, model.hidden)
+        expected |= _dense("base.fc7", model.hidden, model.hidden)
+        width = model.hidden
+    if model.num_anchors:
+        num, bits = model.num_anchors, model.num_bits
+        shapes = {"anchors": (num, width), "scale": (), "mean": (num,), "projection": (num, bits)}
+        expected |= {f"base.hash.{name}": (shape, "f4") for name, shape in shapes.items()}
+    else:
+        expected |= _dense("base.hash", width, model.num_bits)
+    if model.num_classes:
+        expected |= _dense("base.labels", width, model.num_classes)
+    return expected, width
 
 
 def _policy(
@@ -102,9 +113,17 @@ def _policy(
     if made_from is not None:
         width = len(evidence.NAMES)
         expected = _evidence(dict(_leaves({"evidence": made_from}, "policy.")), model)
-    inputs = jax.ShapeDtypeStruct((1, width), jnp.float32)
-    shapes: Any = jax.eval_shape(policy.init, jax.random.key(0), inputs)
-    return expected | _shapes(shapes, "policy")
+    for number, outputs in enumerate(policy.widths):
+        expected |= _dense(f"policy.params.Dense_{number}", width, outputs, bias=False)
+        for name in (
+            "params.{}.scale",
+            "params.{}.bias",
+            "batch_stats.{}.mean",
+            "batch_stats.{}.var",
+        ):
+            expected[f"policy.{name.format(f'BatchNorm_{number}')}"] = ((outputs,), "f4")
+        width = outputs
+    return expected | _dense(f"policy.params.Dense_{len(policy.widths)}", width, 2)
 
 
 def _evidence(found: Mapping[str, np.ndarray], model: AlexNet) -> Shapes:
