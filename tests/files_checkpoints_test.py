@@ -169,7 +169,10 @@ def test_numbers_that_are_not_finite_are_damage_without_a_hash_too(tmp_path, mon
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("mch_jax.files.checkpoints._digest", lambda state: None)
-        checkpoints.save(1, state(value=float("nan")) | {"step": jnp.int32(1)})
+        wrong = {"params": {"hash": {"kernel": jnp.full((3, 4), jnp.nan)}}}
+        checkpoints.save(1, state() | wrong)
+    with pytest.raises(ValueError, match="params.hash.kernel holds numbers of another type"):
+        checkpoints.restore(state())  # whole numbers
     with pytest.raises(ValueError, match=r"/1 cannot be read \(params.hash.kernel is not finite"):
-        checkpoints.restore(state())
+        checkpoints.restore(state(value=0.0))
     checkpoints.close()

@@ -136,9 +136,14 @@ class Checkpoints:
         """Returns the state of one step, and what is damaged or None."""
         name = f"checkpoint {self._manager.directory}/{step}"
         try:
-            saved, expected = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
+            tree = self._manager.item_metadata(step).tree
+            saved, expected = _shapes(tree), _shapes(like)
             state = None
             if saved == expected:
+                kinds, expected_kinds = _kinds(tree), _kinds(like)
+                for leaf in kinds.keys() & expected_kinds.keys():  # reading would convert them
+                    if kinds[leaf] != expected_kinds[leaf]:
+                        return None, f"{name} is damaged: {leaf} holds numbers of another type"
                 with _quiet_orbax():
                     state = self._manager.restore(step, args=self._args.StandardRestore(like))
                 digest = (self._manager.metadata(step).custom_metadata or {}).get("sha256")
@@ -203,6 +208,17 @@ def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
         for path, leaf in leaves
+    }
+
+
+def _kinds(state: Any) -> dict[str, str]:
+    """Returns the kinds of numbers of all leaves that are arrays, by their path in the tree."""
+    import jax
+
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.dtype(leaf.dtype).kind
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if getattr(leaf, "dtype", None) is not None
     }
 
 
