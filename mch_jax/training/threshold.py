@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from mch_jax import batched, encoder
 from mch_jax.agent import calibration
 from mch_jax.codes import Encoding
-from mch_jax.files import read_json, write_json
+from mch_jax.files import read_json, schemas, write_json
 from mch_jax.training import policy
 from mch_jax.training.encodings import RegionEncodings
 from mch_jax.training.run import Run
@@ -98,4 +98,5 @@ def chosen(run: Run) -> float | None:
     """Returns the calibrated keep threshold, or None for a run whose agent is not calibrated."""
     if not run.config.agent.get("calibrate", False):  # missing in configs of old runs
         return None
-    return read_json(run.workdir / FILE, "run the agent stage")["keep_threshold"]
+    path = run.workdir / FILE
+    return read_json(path, "run the agent stage", schemas.CALIBRATION)["keep_threshold"]
