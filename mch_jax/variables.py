@@ -143,4 +143,13 @@ def _evidence(found: Mapping[str, np.ndarray], model: AlexNet) -> Shapes:
         "statistics.mean": ((len(evidence.NAMES),), "f4"),
         "statistics.std": ((len(evidence.NAMES),), "f4"),
     }
+    head = "policy.evidence.label_head.mean"
+    if head in found:  # of an agent that reads labels from a features file
+        features = found[head].size
+        shapes |= {
+            "label_head.kernel": ((features, classes), "f4"),
+            "label_head.bias": ((classes,), "f4"),
+            "label_head.mean": ((features,), "f4"),
+            "label_head.std": ((features,), "f4"),
+        }
     return {f"policy.evidence.{name}": value for name, value in shapes.items()}
