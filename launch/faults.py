@@ -3,13 +3,14 @@
 python launch/faults.py --trials=100 --out=faults.json      # as root, since it mounts a tmpfs
 
 A trial starts the main job, waits for a random moment of a random stage, and causes one of these
-faults: SIGKILL, SIGTERM, a full disk, a read-only disk. It then repairs the disk and runs the same
-command again. The runs are DCH with the paper's agent, DCH with a cross-fitted agent, and ADSH,
-which has a training loop of its own.
+faults: SIGKILL, SIGTERM, SIGKILL while a checkpoint is written, SIGTERM soon followed by SIGKILL, a
+full disk, a read-only disk. It then repairs the disk and runs the same command again. The runs are
+DCH with the paper's agent, DCH with a cross-fitted agent, and ADSH, which has a training loop of
+its own.
 
 The interrupted run must end by itself, with one line and without a traceback, and must not lose a
 complete file. The second command must end with the same codes, measures, encoder and log as a run
-without a fault.
+without a fault, and leave no temporary file.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("sigkill", "sigterm", "full", "readonly")
+KINDS = ("sigkill", "sigterm", "checkpoint", "both", "full", "readonly")
 STAGES = ("open", "base", "agent", "encode", "evaluate", "report")
 RUNS = {
     "dch": "tiny()",
@@ -172,8 +173,27 @@ def ending(workdir: Path) -> dict:
     return found
 
 
+def wait_for_checkpoint(workdir: Path, seconds: float = 60) -> str | None:
+    """Waits until a checkpoint is being written; returns "none begun" if none is."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (workdir / "encoder.npz").exists():
+        if any(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*")):
+            time.sleep(random.uniform(0, 0.02))
+            return None
+        time.sleep(0.0005)
+    return "none begun"
+
+
 def disturb(kind: str, pid: int, workdir: Path) -> tuple[str | None, Path | None]:
     """Causes a fault; returns a problem in causing it, if any, and the file that fills the disk."""
+    if kind in ("checkpoint", "both"):
+        problem = wait_for_checkpoint(workdir) if kind == "checkpoint" else None
+        with contextlib.suppress(ProcessLookupError):
+            if kind == "both":
+                os.kill(pid, signal.SIGTERM)
+                time.sleep(random.uniform(0, 0.5))
+            os.kill(pid, signal.SIGKILL)
+        return problem, None
     if kind in ("sigkill", "sigterm"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL if kind == "sigkill" else signal.SIGTERM)
@@ -207,7 +227,10 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, reference: dict, 
             seconds = time.monotonic() - since
         text = log.read_text(errors="replace")
         errors = [line for line in text.splitlines() if line.startswith("error: ")]
-        expected = {"sigkill": (-9, 0), "sigterm": (143, 0)}.get(kind, (2, 0))
+        killed = (-9, 0)
+        expected = {
+            "sigkill": killed, "sigterm": (143, 0), "checkpoint": killed, "both": (143, *killed)
+        }.get(kind, (2, 0))  # fmt: skip
         if status not in expected:
             wrong.append(f"status {status}")
         if "Traceback" in text:
@@ -230,7 +253,8 @@ def trial(kind: str, stage: str, fraction: float, spent: dict, reference: dict, 
             after = ending(workdir)
             wrong += [f"{k} differs" for k in reference if after.get(k) != reference[k]]
         wrong += [f"second start: {w}" for w in ("is damaged", "cannot be read") if w in text]
-        left = [x.name for x in workdir.rglob(".*") if x.is_file()]
+        left = [x.name for x in workdir.rglob("*") if x.name[0] == "." or "-tmp" in x.name]
+        wrong += [f"left behind: {name}" for name in left]
     return {
         "run": config.stem,
         "kind": kind,

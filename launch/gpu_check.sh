@@ -13,7 +13,8 @@ python="${PYTHON:-python3}"
 if [ "$1" = --carry ]; then
   [ -n "$2" ] || { echo "error: --carry needs a directory" >&2; exit 2; }
   mkdir -p "$2"
-  grep -Ev '^(#|jax==|jaxlib==|lpips)' launch/constraints.txt >"$2/needed.txt"
+  grep -Eo '^[a-z0-9.-]+==[^ ]+' launch/constraints.txt | grep -Ev '^(jax==|jaxlib==|lpips|ray==|uvloop==)' \
+    >"$2/needed.txt"
   "$python" -m pip wheel --quiet --no-deps --wheel-dir "$2" --requirement "$2/needed.txt"
   echo "$(ls "$2"/* | wc -l) files in $2"
   exit

@@ -2,9 +2,18 @@
 #
 #   . "$(dirname "$0")/setup.sh" scenes,pretrained
 #
-# A second call reuses .venv. It is updated when setup.cfg or pyproject.toml has changed.
+# A second call reuses .venv. It is updated when setup.cfg or pyproject.toml has changed. With LOCKED=1, the
+# packages have exactly the versions of launch/constraints.txt, and their files the hashes there. It holds the
+# extras scenes, pretrained, serve and cluster; all of them are installed.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+case "$LOCKED,$1" in
+?*,*dev* | ?*,*bench* | ?*,*docs* | ?*,*gpu* | ?*,*tensorboard*)
+  echo "error: LOCKED=1 does not hold the extras $1; expected scenes, pretrained, serve or cluster" >&2
+  exit 2
+  ;;
+esac
 
 if [ ! -x .venv/bin/python ]; then
   for python in python3 python3.13 python3.12 python3.11; do
@@ -26,7 +35,14 @@ wanted="$(cat setup.cfg pyproject.toml | cksum)"
 stamp=".venv/installed-$1"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "Installing mch_jax[$1] into .venv; this takes a few minutes the first time"
-  PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable ".[$1]" || exit 1
+  if [ -n "$LOCKED" ]; then
+    pip="env PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --no-deps"
+    $pip --require-hashes --requirement launch/build.txt || exit 1
+    $pip --require-hashes --no-build-isolation --requirement launch/constraints.txt || exit 1
+    $pip --no-build-isolation --editable . || exit 1
+  else
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable ".[$1]" || exit 1
+  fi
   echo "$wanted" >"$stamp"
 fi
 

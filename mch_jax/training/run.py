@@ -319,11 +319,14 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
 def read_dataset(config: Any) -> data.Dataset:
     """Returns the data set of a config, which is not audited yet.
 
+    Readers that draw something get the seed of the config, unless the settings have another.
+
     Args:
       config: A ConfigDict, or the result of `read_config`.
     """
     chosen = config["dataset"]
-    return data.load(chosen["name"], chosen["root"] or None, config["seed"], **chosen["settings"])
+    settings = {"seed": config["seed"], **chosen["settings"]}
+    return data.load(chosen["name"], chosen["root"] or None, **settings)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
