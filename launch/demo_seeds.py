@@ -9,11 +9,13 @@
 The runs share the scenes and their features. For seed 0 the results are those of the demo.
 """
 
+from typing import Any
+
 from configs import scenes_dch
 
 
 def get_config():
     """Returns the config."""
-    config = scenes_dch.get_config()
+    config: Any = scenes_dch.get_config()
     config.dataset.settings = {"seed": 0}
     return config
