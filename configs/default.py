@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.dataset.on_damaged = "refuse"  # or skip: what to do with photos that cannot be decoded
 
     config.model = ConfigDict()
-    config.model.weights = ""  # torchvision's AlexNet (.pth or .npz), or lpips: conv1-conv5 only
+    config.model.weights = ""  # AlexNet (.pth, .safetensors, .npz), or lpips: conv1-conv5 only
     config.model.input_size = 224  # side of the network's input in pixels
     config.model.width = 1.0  # multiplies the channels of conv1-conv5
     config.model.hidden = 4096  # width of fc6 and fc7; 0 leaves both out

@@ -373,7 +373,7 @@ RUNS = [
         lambda variables, settings: settings.update(activation="gelu"))),
     of_run("encoder", "a missing setting", encoder_with(
         lambda variables, settings: settings.pop("crop_ratio"))),
-    of_run("encoder", "another code length than the database", encoder_with(
+    of_run("encoder", "a code length that its layers do not have", encoder_with(
         lambda variables, settings: settings.update(num_bits=24))),
     of_run("checkpoint", "another code length", restore(32)),
     of_run("index", "another version of the format", other_index),
