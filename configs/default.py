@@ -5,15 +5,15 @@ from ml_collections.config_dict import placeholder
 
 # The settings of all methods; the factory of a method in mch_jax/methods takes some of them.
 SETTINGS = (
-    "alpha", "continuation", "dissimilar_weight", "floor", "gamma", "margin", "penalty_weight",
-    "scale", "threshold"
+    "alpha", "beta", "continuation", "dissimilar_weight", "floor", "gamma", "margin",
+    "penalty_weight", "scale", "threshold"
 )  # fmt: skip
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seeds everything random in a run
-    config.method = "dch"  # lsh itq ksh hashnet adsh dch mmhh orthohash
+    config.method = "dch"  # lsh itq ksh hashnet adsh dch mmhh orthohash hyp2 csq dpn talr
     config.objective = ConfigDict()  # settings of the method; None takes the method's own default
     for setting in SETTINGS:
         config.objective[setting] = placeholder(float)

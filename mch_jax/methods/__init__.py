@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mch_jax.methods import adsh, dch, hashnet, itq, ksh, lsh, mmhh, orthohash
+from mch_jax.methods import adsh, csq, dch, dpn, hashnet, hyp2, itq, ksh, lsh, mmhh, orthohash, talr
 from mch_jax.methods.base import Method, Objective
 
 # In the order of the paper's Table 2, followed by methods that are not in it.
@@ -23,6 +23,10 @@ METHODS: dict[str, Method] = {
     "dch": Method(dch.dch),
     "mmhh": Method(mmhh.mmhh),
     "orthohash": Method(orthohash.orthohash),
+    "hyp2": Method(hyp2.hyp2),
+    "csq": Method(csq.csq),
+    "dpn": Method(dpn.dpn),
+    "talr": Method(talr.talr),
 }
 
 # The methods that have a pair loss, hence a reward and an agent.
@@ -30,7 +34,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     name: method.objective for name, method in METHODS.items() if method.objective
 }
 
-_MAY_BE_ZERO = ("penalty_weight", "continuation", "threshold")
+_MAY_BE_ZERO = ("penalty_weight", "continuation", "threshold", "beta")
 
 
 def objective(name: str, num_bits: int, **settings: object) -> Objective:

@@ -1,5 +1,6 @@
 """What makes up a base hashing model, and the loss of a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ class Batch(NamedTuple):
     """What a `batch_loss` sees of a batch, which is whole even if several devices share it.
 
     Attributes:
+      logits: Outputs of the hash layer, before any relaxation.
       relaxed: Relaxed codes of the images.
       targets: Multi-hot labels of the same images.
       parameters: Parameters of the loss itself (`Objective.parameters`), or None.
     """
 
+    logits: Float[Array, "b q"]
     relaxed: Float[Array, "b q"]
     targets: Float[Array, "b c"]
     parameters: Any = None
@@ -140,10 +143,10 @@ def base_loss(
       ValueError: The objective has a batch loss and the number of classes is not given.
     """
     relaxed = objective.relax(logits, progress)
+    gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
     all_relaxed, all_labels, first = relaxed, labels, 0
     if axis_name is not None:
-        all_relaxed = jax.lax.all_gather(relaxed, axis_name, tiled=True)
-        all_labels = jax.lax.all_gather(labels, axis_name, tiled=True)
+        all_relaxed, all_labels = gather((relaxed, labels))
         first = jax.lax.axis_index(axis_name) * len(logits)
     if objective.batch_loss is None:
         pair_loss = _mean_over_pairs(
@@ -155,7 +158,8 @@ def base_loss(
         # Each device computes the loss of the whole batch. all_gather sums the gradients that the
         # devices return for its part, so that the mean over devices is again the gradient.
         targets = pairs.unpack_labels(all_labels, num_classes)
-        pair_loss = objective.batch_loss(Batch(all_relaxed, targets, parameters))
+        all_logits = logits if axis_name is None else gather(logits)
+        pair_loss = objective.batch_loss(Batch(all_logits, all_relaxed, targets, parameters))
     codes = sign(logits).astype(relaxed.dtype)
     penalty = jnp.mean(objective.penalty(codes, relaxed))
     loss = pair_loss + penalty

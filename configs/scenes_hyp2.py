@@ -1,0 +1,14 @@
+"""HyP² on the built-in scenes, for a CPU.
+
+python -m mch_jax.main --config=configs/scenes_hyp2.py
+
+The settings of scenes_dch.py with the changes of methods.py.
+
+Not run.
+"""
+
+from configs import methods, scenes_dch
+
+
+def get_config():
+    return methods.hyp2(scenes_dch.get_config())
