@@ -2,7 +2,8 @@
 
 python -m mch_jax.main --config=configs/coco18_orthohash.py --config.dataset.root=DIR
 
-The settings of coco18_dch.py with the changes of methods.py.
+The settings of coco18_dch.py with the changes of methods.py, and a threshold and a weight of the
+label head that were chosen on training photos left out (docs/paper.md).
 
 Not run.
 """
@@ -11,4 +12,7 @@ from configs import coco18_dch, methods
 
 
 def get_config():
-    return methods.orthohash(coco18_dch.get_config())
+    config = methods.orthohash(coco18_dch.get_config())
+    config.objective.threshold = 0.2
+    config.base.label_weight = 0.02
+    return config

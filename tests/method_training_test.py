@@ -9,6 +9,8 @@ from tiny_run import tiny
 
 from mch_jax import methods, pipeline
 from mch_jax.methods.base import Method
+from mch_jax.training import base
+from mch_jax.training.run import open_run
 
 
 def fit(features, labels, num_bits, key, *, scale: float = 1.0, repeats: int = 1):
@@ -59,3 +61,17 @@ def test_settings_of_other_methods_are_ignored():
     assert methods.training_settings("lsh", fields) == {}
     with pytest.raises(ValueError, match="dch has no such setting, expected one of: none"):
         methods.training_settings("dch", fields)
+
+
+def test_parameters_of_a_loss_are_trained_and_stay_out_of_the_network(tmp_path):
+    run = open_run(tiny("hyp2", base__num_epochs=1), tmp_path)
+    initial = base.objective_params(run)
+    trained = {**run.needed_params(run.initial_params), **initial}
+    positions = np.arange(len(run.dataset.train))
+    found = base.descend(run, base.STAGE, trained, positions, base.objective_loss(run))
+    before, after = (x["objective"]["proxies"] for x in (initial, found))
+    assert before.shape == after.shape == (len(run.dataset.classes), 12)
+    assert np.abs(after - before).max() > 1e-6
+    params = base.train(run)  # restores the checkpoint that the line above wrote
+    assert params.keys() == run.initial_params.keys()
+    np.testing.assert_array_equal(params["hash"]["kernel"], found["hash"]["kernel"])
