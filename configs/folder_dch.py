@@ -13,5 +13,6 @@ from configs import coco18_dch
 def get_config():
     config = coco18_dch.get_config()
     config.dataset.name = "folder"
+    del config.dataset.settings["num_train"]  # the reader of folders has no such setting
     config.dataset.on_damaged = "skip"
     return config

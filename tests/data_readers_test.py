@@ -9,6 +9,7 @@ import pytest
 from labelled_folder import NAMES, encoded, picture, rows, write_lists, write_photos, write_table
 
 from mch_jax import data
+from mch_jax.data import splits
 
 COCO18 = pathlib.Path(os.environ.get("MCH_COCO18") or "../shared/data/coco18")
 
@@ -210,3 +211,15 @@ def test_hidden_classes_leave_the_training_set(tmp_path):
     assert dataset.labels.tolist() == data.folder(tmp_path).labels.tolist()
     with pytest.raises(ValueError, match="hidden_classes has 'cow', expected names among cat, dog"):
         data.folder(tmp_path, hidden_classes=("cow",))
+
+
+def test_a_smaller_training_set_is_part_of_a_larger_one():
+    rows = np.arange(0, 60, 2)
+    small, large = splits.limited(rows, 10), splits.limited(rows, 20)
+    assert len(small) == 10
+    assert set(small) < set(large) < set(rows)
+    assert (np.diff(large) > 0).all()
+    np.testing.assert_array_equal(splits.limited(rows, 30), rows)
+    for count in (0, 31):
+        with pytest.raises(ValueError, match=f"num_train is {count}, expected from 1 to 30"):
+            splits.limited(rows, count)

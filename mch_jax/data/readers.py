@@ -12,7 +12,7 @@ from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
 from mch_jax.data.label_files import read_lists, read_table
 from mch_jax.data.photos import file_bytes, found_bytes, read_file, read_found
-from mch_jax.data.splits import random_split, split_rows, without_classes
+from mch_jax.data.splits import limited, random_split, split_rows, without_classes
 
 _COCO18_ROOT = "../shared/data/coco18"
 
@@ -65,7 +65,12 @@ def scenes(
     )
 
 
-def coco18(root: str | os.PathLike | None = None, *, hidden_classes: Sequence[str] = ()) -> Dataset:
+def coco18(
+    root: str | os.PathLike | None = None,
+    *,
+    hidden_classes: Sequence[str] = (),
+    num_train: int | None = None,
+) -> Dataset:
     """Reads the coco18 pack, 9,600 MS-COCO photos with 18 labels, without unpacking its tar.
 
     Args:
@@ -73,13 +78,15 @@ def coco18(root: str | os.PathLike | None = None, *, hidden_classes: Sequence[st
         or else to ../shared/data/coco18.
       hidden_classes: Names of classes that training never sees: the photos that have one of them
         leave the training set and stay in the database.
+      num_train: Number of training photos; the others leave the training set and stay in the
+        database. Defaults to all. A smaller training set is part of a larger one.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: A file is missing or damaged, the tar lacks a photo of the table, or a hidden
-        class is not a class.
+      ValueError: A file is missing or damaged, the tar lacks a photo of the table, a hidden class
+        is not a class, or there are fewer than `num_train` training photos.
     """
     folder = pathlib.Path(root or os.environ.get("MCH_COCO18") or _COCO18_ROOT)
     path = folder / "images.tar"
@@ -101,6 +108,8 @@ def coco18(root: str | os.PathLike | None = None, *, hidden_classes: Sequence[st
     spans = np.array([members[name] for name in ids.tolist()], np.int64)
     rows = split_rows(splits)
     rows["train"] = without_classes(rows["train"], labels, classes, hidden_classes)
+    if num_train is not None:
+        rows["train"] = limited(rows["train"], num_train)
     return Dataset(
         name="coco18",
         classes=classes,

@@ -19,6 +19,23 @@ def split_rows(splits: list[str]) -> dict[str, np.ndarray]:
     }
 
 
+def limited(rows: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " m"]:
+    """Returns some of the rows, drawn the same way each time; fewer rows are part of more.
+
+    Args:
+      rows: Rows to draw from, ascending.
+      count: Number of rows to return.
+
+    Raises:
+      ValueError: The number is below 1 or above that of the rows.
+    """
+    if not 1 <= count <= len(rows):
+        raise ValueError(
+            f"num_train is {count}, expected from 1 to {len(rows)}, the number of training photos"
+        )
+    return np.sort(np.random.default_rng(0).permutation(rows)[:count])
+
+
 def random_split(
     n: int, seed: int, query_fraction: float, train_fraction: float
 ) -> dict[str, np.ndarray]:
