@@ -132,13 +132,15 @@ def rivals_table(runs: Sequence[Compared]) -> str:
 
 
 def difference_table(runs: Sequence[Compared]) -> str:
-    """Returns the paired differences in F1 at each budget."""
-    lines = [
-        [f"`{row}` minus `{other}`"]
-        + [cell(difference(runs, row, other, i)) for i in range(len(runs[0].budget))]
-        for row, other in DIFFERENCES
-        if all(row in run.rows and other in run.rows for run in runs)
-    ]
+    """Returns the paired differences in F1 at each budget, from the runs that have both rows."""
+    lines = []
+    for row, other in DIFFERENCES:
+        both = [run for run in runs if row in run.rows and other in run.rows]
+        if both:
+            title = f"`{row}` minus `{other}`"
+            title += f" (n = {len(both)})" if len(both) < len(runs) else ""
+            differences = [difference(both, row, other, i) for i in range(len(runs[0].budget))]
+            lines.append([title, *map(cell, differences)])
     return table(["", *map(str, runs[0].budget)], lines)
 
 
