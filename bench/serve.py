@@ -37,7 +37,7 @@ def memory(pid: int) -> int:
 
 async def ask(reader, writer, body: bytes) -> tuple[int, float]:
     """Posts a photo; returns the status of the answer and the seconds that it asks to wait."""
-    head = f"POST /search?k=24 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /search?k=24 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     writer.write(f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + body)
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
     fields = dict(line.split(": ", 1) for line in lines[1:] if line)

@@ -10,6 +10,7 @@ import contextlib
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -22,6 +23,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all addresses of this machine.",
         flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_list(
+        "allowed_hosts", None, "Host names and addresses that requests may name, without port, "
+        "besides localhost; * allows any.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
         "port", 8000, "Port to listen on; 0 for any free port.", 0, 65535, flag_values=values
@@ -51,10 +56,19 @@ def define_flags(values: flags.FlagValues) -> None:
     )  # fmt: skip
 
 
+def _hosts(options: Any) -> list[str]:
+    """Returns the hosts that requests may name, beside those of this machine's loopback."""
+    named = [host.strip().lower() for host in options.allowed_hosts or ()]
+    return named if options.host in ("0.0.0.0", "::") else [*named, options.host.lower()]
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=128)
+        # Connections inherit it: answers to a client that never reads take little time and memory.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**17)
+        return listener
     except OSError as error:
         raise ValueError(
             f"--host={host} --port={port}: {error.strerror or error}; expected an address of this "
@@ -72,10 +86,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("--images needs --codes, the file that mch_jax.export wrote for them")
     query_codes.check(options.query_codes, "--query_codes")
     try:
-        import uvicorn
-
-        from mch_jax.serving import api
-        from mch_jax.serving.gate import Limits
+        from mch_jax.serving import server
+        from mch_jax.serving.limits import LOOPBACK, Limits
         from mch_jax.serving.service import Service
     except ImportError as error:
         raise ValueError(
@@ -85,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     command.keep_compiled()
     limits = Limits(
         pending=options.max_pending, upload_bytes=options.max_upload * 2**20,
-        pixels=options.max_pixels * 10**6,
+        pixels=options.max_pixels * 10**6, hosts=(*LOOPBACK, *_hosts(options)),
     )  # fmt: skip
     service = Service.open(
         Path(options.run), limits, options.codes, options.images, options.query_codes
@@ -95,12 +107,8 @@ def main(arguments: Sequence[str]) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     command.show(f"{len(service.database):,} photos at http://{host}:{port}")
-    config = uvicorn.Config(
-        api.create_app(service), log_level="warning", access_log=False, server_header=False,
-        timeout_keep_alive=30, timeout_graceful_shutdown=60,
-    )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+        server.create(service).run(sockets=[listener])
 
 
 if __name__ == "__main__":

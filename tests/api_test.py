@@ -23,10 +23,12 @@ from mch_jax import codes, regions
 from mch_jax.data import photos
 from mch_jax.database import Database
 from mch_jax.serving import api, thumbnails
-from mch_jax.serving.gate import Limits
+from mch_jax.serving.limits import Limits
 from mch_jax.serving.service import Service
 
-LIMITS = Limits(pending=8, upload_bytes=200_000, pending_bytes=800_000, pixels=1_000_000)
+LIMITS = Limits(
+    pending=8, upload_bytes=200_000, pending_bytes=800_000, pixels=1_000_000, decoders=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def service(small_run):
 
 @pytest.fixture(scope="module")
 def client(service):
-    with small.serving(service) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with small.serving(service) as url, httpx.Client(base_url=url, timeout=300) as client:
         yield client
 
 
@@ -323,14 +325,17 @@ def test_forms_without_a_photo_are_refused(client):
     sentence(broken, 400)
 
 
-def test_a_photo_that_is_gone_is_404(client, small_run, service):
+def test_a_photo_that_is_gone_is_404(client, small_run, service, caplog):
     name = str(service.database.ids[5])
     path = small_run / "photos" / name
     content = path.read_bytes()
     path.unlink()
     try:
-        assert "cannot be shown" in sentence(client.get("/items/5/photo?side=640"), 404)
-        assert "cannot be shown" in sentence(client.get("/encode?item=5"), 404)
+        for request in ("/items/5/photo?side=640", "/encode?item=5"):
+            error = sentence(client.get(request), 404)
+            assert error == "The photo 5 cannot be shown; the server's log says why."
+            assert f"'{name}' does not open" in caplog.text
+            caplog.clear()
         assert client.get("/search?item=5").status_code == 200
     finally:
         path.write_bytes(content)
@@ -373,7 +378,7 @@ def test_the_schema_describes_the_form(client):
 def test_an_upload_that_stalls_is_refused(service):
     hasty = Service(service.encoder, service.database, "dch", LIMITS._replace(body_seconds=0.3))
     hasty.warm_up()
-    head = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
     with small.serving(hasty) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as stalling:
@@ -401,7 +406,9 @@ def test_a_busy_service_refuses_further_requests(service, monkeypatch):
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://x", timeout=30) as client,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=30
+            ) as client,
         ):
             tasks = [
                 asyncio.create_task(client.post("/search", files=form(jpeg(i)))) for i in range(20)
@@ -442,7 +449,7 @@ def test_accepted_requests_are_answered_after_a_stop(small_run):
         for seed in range(12):
             link = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
             body = jpeg(seed)
-            head = "POST /encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+            head = "POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
             link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:100])
             uploads.append((link, body[100:]))
         while httpx.get(f"{url}/health", timeout=60).json()["pending"] < len(uploads):

@@ -1,7 +1,11 @@
 import contextlib
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
+import exif
 import numpy as np
 import photo_fuzz
 import pytest
@@ -15,9 +19,9 @@ from mch_jax.data import photos
 def test_photos_are_rotated_by_their_exif_orientation():
     image = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
     image.paste((255, 0, 0), (0, 0, 10, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees clockwise
-    pixels = data.decode(encoded(image, quality=95, exif=exif))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # rotated by 90 degrees clockwise
+    pixels = data.decode(encoded(image, quality=95, exif=turned))
     assert pixels.shape == (40, 20, 3)
     assert pixels[:8, :, 0].min() > 200
     assert pixels[12:, :, 0].max() < 50
@@ -91,7 +95,7 @@ def test_an_error_of_any_type_in_pillow_is_a_damaged_photo(monkeypatch):
     def fails(_):
         raise AttributeError("'IFDRational' object has no attribute 'encode'")
 
-    monkeypatch.setattr(photos, "upright", fails)
+    monkeypatch.setattr(photos, "_pixels", fails)
     with pytest.raises(ValueError, match=r"'a\.jpg' does not decode: 'IFDRational' object"):
         data.decode(encoded(picture(0), quality=80), "a.jpg")
 
@@ -131,3 +135,45 @@ def test_damaged_photos_and_exif_data_are_read_or_refused(kind):
     assert found.read >= 5
     assert sum(found.reasons.values()) >= 5
     assert found.slowest < 10
+
+
+def test_exif_data_that_cannot_be_written_again_is_a_damaged_photo():
+    """Pillow turns the photo by writing its EXIF data again, which fails for a maker of numbers."""
+    file = encoded(picture(0), quality=80, exif=exif.exif(exif.TURNED))
+    with pytest.raises(ValueError, match=r"'a\.jpg' does not decode: 'IFDRational' object"):
+        data.decode(file, "a.jpg")
+
+
+def test_large_images_are_converted_in_strips(monkeypatch):
+    image = picture(0).resize((70, 50)).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    file = encoded(image, "PNG")
+    whole = data.decode(file)
+    monkeypatch.setattr(photos, "_STRIP", 70 * 7)
+    np.testing.assert_array_equal(data.decode(file), whole)
+
+
+def test_threads_share_the_bytes_that_are_decoded_at_one_time():
+    budget = photos._Budget(100)
+    at_once, largest, lock = [0], [0], threading.Lock()
+
+    def spend(num_bytes):
+        with budget.spend(num_bytes):
+            with lock:
+                at_once[0] += min(num_bytes, 100)
+                largest[0] = max(largest[0], at_once[0])
+            time.sleep(0.002)
+            with lock:
+                at_once[0] -= min(num_bytes, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(spend, [30, 70, 50, 1000, 10] * 8))
+    assert (at_once[0], budget._free) == (0, 100)
+    assert 70 <= largest[0] <= 100
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_wide_modes_count_more_bytes(mode):
+    narrow, wide = (Image.new(m, (1000, 500)) for m in ("L", mode))
+    assert photos.num_bytes(wide) > photos.num_bytes(narrow)
+    assert photos.num_bytes(narrow, scans=10) > photos.num_bytes(narrow)

@@ -11,7 +11,7 @@ import shutil
 import pytest
 import small_run as small
 
-from mch_jax.serving.gate import Limits
+from mch_jax.serving.limits import Limits
 from mch_jax.serving.service import Service
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -69,16 +69,19 @@ def make(workdir, count=24):
 
 
 @contextlib.contextmanager
-def serving(service):
-    """Serves on a free port in a thread; yields the address."""
-    import uvicorn  # here only: encoding needs no server
+def serving(service, send_buffer=None):
+    """Serves on a free port in a thread; yields the address.
 
-    from mch_jax.serving import api
+    Args:
+      service: The service.
+      send_buffer: Size of each connection's buffer in bytes, if not the system's.
+    """
+    from mch_jax.serving import server as module  # here only: encoding needs no server
 
-    server = uvicorn.Server(
-        uvicorn.Config(api.create_app(service), log_level="warning", access_log=False)
-    )
+    server = module.create(service)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        if send_buffer:  # connections inherit it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -1,10 +1,12 @@
 """Decoding of photos to RGB, from a file on disk or from a span of an archive."""
 
+import contextlib
 import io
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -25,6 +27,13 @@ MAX_SCANS = 100
 # A marker that begins a segment with a length, or ends the file. In the data of a scan a byte 255
 # is followed by 0 or by a restart marker.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+# Bytes that are decoded at one time, in all threads. A larger photo is decoded alone.
+MAX_BYTES = 2**30
+# Bytes per pixel that decoders need beside the image: a JPEG of several scans keeps all
+# coefficients, JPEG 2000 works on 32-bit integers, and WebP on whole frames with transparency.
+_DECODER_BYTES = {"JPEG2000": 16, "WEBP": 8}
+_SCANS_BYTES = 8
+_STRIP = 2**20  # pixels that are converted to RGB at one time
 # Bytes per value of Pillow's modes that have more than one.
 _MODE_BYTES = {"I": 4, "F": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 
@@ -41,9 +50,28 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the RGB pixels of an image. Large images are converted in strips, to save memory."""
+    width, height = image.size
+    if image.mode.startswith("I") or width * height <= _STRIP:  # I: shifted by its largest value
+        return np.asarray(_rgb(image))
+    pixels, rows = np.empty((height, width, 3), np.uint8), max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
+    return pixels
+
+
 def upright(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the RGB pixels of an opened image, rotated according to its EXIF orientation."""
-    return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    """Returns the RGB pixels of an image, rotated according to its EXIF orientation.
+
+    Raises:
+      ValueError: The image does not decode, or its EXIF data is damaged.
+    """
+    try:
+        return _pixels(ImageOps.exif_transpose(image))
+    except Exception as error:  # noqa: BLE001 - a damaged photo can raise anything in Pillow
+        raise ValueError(f"the image does not decode: {_reason(error)}") from error
 
 
 def num_scans(data: bytes) -> int:
@@ -60,8 +88,60 @@ def num_scans(data: bytes) -> int:
     return count
 
 
-def _check_cost(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError if decoding an opened image takes more memory or time than is allowed."""
+class _Budget:
+    """Bytes that several threads share; a thread waits until there are enough for it."""
+
+    def __init__(self, num_bytes: int):
+        self._free = self._total = num_bytes
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def spend(self, num_bytes: int) -> Iterator[None]:
+        """Takes a number of bytes, at most all, and returns them at the end."""
+        num_bytes = min(num_bytes, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= num_bytes)
+            self._free -= num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += num_bytes
+                self._changed.notify_all()
+
+
+_budget = _Budget(MAX_BYTES)
+
+
+def num_bytes(image: Image.Image, scans: int = 0) -> int:
+    """Returns the number of bytes that decoding an opened image takes at most, by its mode.
+
+    Args:
+      image: The image, whose header has been read.
+      scans: The number of scans, if it is a JPEG.
+    """
+    bands = len(image.getbands())
+    stored = _MODE_BYTES.get(image.mode, 1 if bands == 1 else 4)
+    # Wide integers are converted at once; other images are turned, or converted in strips.
+    converted = 3 * stored + 8 if image.mode.startswith("I") else max(stored, 3)
+    decoder = _DECODER_BYTES.get(image.format or "", _SCANS_BYTES if scans > 1 else 0)
+    pixels = image.width * image.height
+    return pixels * (stored + converted + decoder) + min(pixels, _STRIP) * 16  # a strip's copies
+
+
+def _reason(error: Exception) -> str:
+    """Returns what an error of the decoder says, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"expected one of {', '.join(FORMATS)}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_cost(image: Image.Image, data: bytes) -> int:
+    """Returns the number of bytes that decoding an opened image takes.
+
+    Raises:
+      ValueError: Decoding takes more memory or time than is allowed.
+    """
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ValueError(f"{pixels:,} pixels, at most {MAX_PIXELS:,} are decoded")
@@ -73,6 +153,7 @@ def _check_cost(image: Image.Image, data: bytes) -> None:
     scans = num_scans(data)
     if scans > MAX_SCANS:
         raise ValueError(f"{scans:,} scans of a JPEG, at most {MAX_SCANS} are decoded")
+    return num_bytes(image, scans)
 
 
 def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
@@ -90,15 +171,15 @@ def decode(data: bytes, name: str = "photo") -> UInt8[np.ndarray, "h w 3"]:
         than MAX_PIXELS pixels, fewer for modes of several bytes, or more than MAX_SCANS scans.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_cost(image, data)
+        with (
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+            _budget.spend(_check_cost(image, data)),
+        ):
             image.load()
-            return upright(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image)
     except Exception as error:  # noqa: BLE001 - a damaged photo can raise anything in Pillow
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = f"expected one of {', '.join(FORMATS)}"
-        raise ValueError(f"'{name}' does not decode: {reason}") from error
+        raise ValueError(f"'{name}' does not decode: {_reason(error)}") from error
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -19,7 +19,8 @@ from starlette.routing import Match
 
 from mch_jax import __version__
 from mch_jax.serving import counters, uploads
-from mch_jax.serving.gate import Gate, Refused
+from mch_jax.serving.gate import Gate
+from mch_jax.serving.limits import Refused
 from mch_jax.serving.schemas import (
     Choice,
     Encoded,
@@ -58,10 +59,10 @@ _Compare = Annotated[bool, Query(description="also search by the base model's si
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the description of refusals with these statuses, and with 503."""
     reasons = {
-        400: "The form cannot be read.",
+        400: "The form cannot be read, or the host is not an allowed one.",
         404: "There is no such photo.",
         408: "The upload took too long.",
-        413: "The upload is too large, or the photo has too many pixels.",
+        413: "The upload is too large, or the photo takes too much time or memory to decode.",
         415: "The upload is not a photo of a known type.",
         422: "A parameter is out of range, or the photo is damaged.",
         503: "The server is busy; the header Retry-After says for how long.",
@@ -88,7 +89,7 @@ async def search(
 ) -> Found:
     """Returns the photos of the database that are nearest to an uploaded photo."""
     body = await uploads.read(request)
-    query = await asyncio.to_thread(service.uploaded, body)
+    query = await service.decoders.decode(body, request.is_disconnected)
     asked = await service.workers.query(query.image, query_codes or service.query_codes)
     return await asyncio.to_thread(service.search, asked, k, compare)
 
@@ -127,7 +128,7 @@ async def probe(
 ) -> Probed:
     """Returns the first buckets by Hamming and by quantization distance, with their photos."""
     body = await uploads.read(request)
-    query = await asyncio.to_thread(service.uploaded, body)
+    query = await service.decoders.decode(body, request.is_disconnected)
     asked = await service.workers.query(query.image, query_codes or service.query_codes)
     return await asyncio.to_thread(service.probe, asked, budget, limit)
 
@@ -156,7 +157,7 @@ async def probe_item(
 async def encode(request: Request, service: _Service) -> Encoded:
     """Returns codes and keep probabilities of the six regions of an uploaded photo."""
     body = await uploads.read(request)
-    query = await asyncio.to_thread(service.uploaded, body)
+    query = await service.decoders.decode(body, request.is_disconnected)
     packed, keep_prob = await service.workers.encode_regions(query.image)
     return service.encoded(packed, keep_prob, query.size)
 
@@ -232,9 +233,11 @@ def create_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.decoders.start()
         service.workers.start()
         yield
         await service.workers.stop()  # after it has answered what it accepted
+        service.decoders.stop()
 
     app = FastAPI(
         title="mch_jax",

@@ -1,4 +1,4 @@
-"""Limits on requests, as ASGI middleware: how many at a time, and how large.
+"""Limits on requests, as ASGI middleware: how many at a time, how large, and to which host.
 
 A request beyond the limits is refused with a status and one sentence. Its body is read and
 discarded before the answer is sent, so that the client sees the answer, not a closed connection.
@@ -8,47 +8,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mch_jax.serving.limits import Limits, Refused, busy
+
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-
-
-class Limits(NamedTuple):
-    """Limits on requests.
-
-    Attributes:
-      pending: Maximum number of requests that are being answered or wait.
-      upload_bytes: Maximum size of one request's body.
-      pending_bytes: Maximum size of all pending requests' bodies together.
-      pixels: Maximum number of pixels of a photo.
-      body_seconds: Maximum time until a body has arrived.
-      discarded_bytes: Maximum number of bytes of a refused body that are read and discarded.
-    """
-
-    pending: int = 128
-    upload_bytes: int = 16 * 2**20
-    pending_bytes: int = 256 * 2**20
-    pixels: int = 50_000_000
-    body_seconds: float = 30.0
-    discarded_bytes: int = 64 * 2**20
-
-
-class Refused(Exception):
-    """Raised when a request is refused.
-
-    Args:
-      status: HTTP status of the answer.
-      reason: One sentence for the client.
-      retry_after: Seconds after which the client may try again.
-    """
-
-    def __init__(self, status: int, reason: str, retry_after: int | None = None):
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
 
 class Gate:
@@ -57,7 +24,8 @@ class Gate:
     Args:
       app: The application.
       limits: Limits on requests.
-      is_free: Returns True for paths that are never refused for being busy, such as a health check.
+      is_free: Returns True for paths that are never refused for being busy, such as a health check,
+        if the request has no body.
       on_answer: Called with the path template, the status and the seconds of every answer.
 
     Attributes:
@@ -82,20 +50,27 @@ class Gate:
             return
         begin, status, body_stream = time.monotonic(), 500, _BodyStream(receive)
 
+        slot = contextlib.ExitStack()
+
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                slot.close()  # the answer is complete: a client that reads slowly holds no slot
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
         try:
-            with self._admitted(scope) as max_bytes:
+            with slot:
+                self._check_host(scope)
+                max_bytes = slot.enter_context(self._admitted(scope))
                 body = await self._read(body_stream, max_bytes)
                 if body is None:
                     status = 499  # the client has closed the connection
                 else:
-                    await self._app(scope, _replay(body, receive), send_and_note)
+                    replay = _replay(body, receive)
+                    del body  # is freed once the endpoint has read it
+                    await self._app(scope, replay, send_and_note)
         except Refused as refused:
             await body_stream.discard(self._limits.discarded_bytes, self._limits.body_seconds)
             response = JSONResponse({"error": refused.reason}, refused.status, refused.headers)
@@ -103,6 +78,22 @@ class Gate:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._on_answer(route, status, time.monotonic() - begin)
+
+    def _check_host(self, scope: Scope) -> None:
+        """Checks the header Host, so that no page of another site can reach the service by DNS.
+
+        Raises:
+          Refused: The host is not an allowed one.
+        """
+        allowed = self._limits.hosts
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        host = _without_port(hosts[0].decode("latin-1")) if len(hosts) == 1 else ""
+        if "*" not in allowed and host not in allowed:
+            raise Refused(
+                400,
+                "The request names a host that is not allowed; start the service with its name in "
+                "--allowed_hosts.",
+            )
 
     @contextlib.contextmanager
     def _admitted(self, scope: Scope) -> Iterator[int]:
@@ -117,11 +108,12 @@ class Gate:
             size = limits.upload_bytes if scope["method"] in ("POST", "PUT", "PATCH") else 0
         if size > limits.upload_bytes:
             raise _too_large(limits)
-        if self._is_free(scope["path"]):
-            yield size
+        if not size and self._is_free(scope["path"]):
+            yield 0
             return
-        if self.pending >= limits.pending or self.pending_bytes + size > limits.pending_bytes:
-            raise Refused(503, "The server is busy; try again in a second.", retry_after=1)
+        max_bytes = limits.pending_bytes // (2 if size > 2**20 else 1)
+        if self.pending >= limits.pending or self.pending_bytes + size > max_bytes:
+            raise busy()
         self.pending += 1
         self.pending_bytes += size
         try:
@@ -180,6 +172,13 @@ def _too_large(limits: Limits) -> Refused:
     return Refused(
         413, f"The upload is too large; at most {limits.upload_bytes / 2**20:g} MiB are accepted."
     )
+
+
+def _without_port(host: str) -> str:
+    """Returns the host of a header Host in lower case, without its port, brackets and last dot."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

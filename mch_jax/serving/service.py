@@ -3,19 +3,21 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from mch_jax import codes, regions
-from mch_jax.data import photos, sources
+from mch_jax.data import sources
 from mch_jax.database import Database, Neighbour, photo_reader
 from mch_jax.encoder import FILE, Encoder
 from mch_jax.index import probed_buckets
 from mch_jax.query_codes import QueryRegions, unit_margins
-from mch_jax.serving import uploads
+from mch_jax.serving import decoders
 from mch_jax.serving.counters import Counters
-from mch_jax.serving.gate import Gate, Limits, Refused
+from mch_jax.serving.decoders import Decoders, Query
+from mch_jax.serving.gate import Gate
+from mch_jax.serving.limits import Limits, Refused
 from mch_jax.serving.schemas import (
     Bucket,
     Choice,
@@ -33,18 +35,6 @@ from mch_jax.serving.schemas import (
 from mch_jax.serving.thumbnails import Thumbnails
 from mch_jax.serving.workers import Workers
 from mch_jax.training.run import read_config, read_dataset
-
-
-class Query(NamedTuple):
-    """A photo to search by or to encode.
-
-    Attributes:
-      image: uint8 [s s 3], the photo resized to the size that the encoder expects.
-      size: Width and height of the original photo in pixels.
-    """
-
-    image: np.ndarray
-    size: tuple[int, int]
 
 
 class Service:
@@ -70,6 +60,7 @@ class Service:
         self.query_codes = query_codes
         self.counters = Counters()
         self.workers = Workers(encoder, self.counters.count_batch)
+        self.decoders = Decoders(encoder.image_size, limits)
         self.thumbnails = Thumbnails(database)
         digest = hashlib.sha256(
             database.codes.tobytes() + "\0".join(database.ids.tolist()).encode()
@@ -105,6 +96,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Builds the indexes and compiles every program, so that no request waits for it."""
+        self.decoders.warm_up()
         self.workers.warm_up()
         if len(self.database):
             query = self.stored_code(0)
@@ -303,14 +295,6 @@ class Service:
             ],
         )
 
-    def uploaded(self, body: bytes) -> Query:
-        """Returns an uploaded photo as a query.
-
-        Raises:
-          Refused: The photo is of an unknown type, too large or damaged.
-        """
-        return self._query(uploads.decode(body, self.limits.pixels))
-
     def stored(self, item: int) -> Query:
         """Returns a photo of the database as a query.
 
@@ -318,13 +302,9 @@ class Service:
           Refused: The photo cannot be read.
         """
         try:
-            return self._query(self.database.photo(item))
+            return decoders.query(self.database.photo(item), self.encoder.image_size)
         except ValueError as error:
-            raise _not_shown(error) from None
-
-    def _query(self, pixels: np.ndarray) -> Query:
-        height, width, _ = pixels.shape
-        return Query(photos.resize(pixels, self.encoder.image_size), (width, height))
+            raise _not_shown(item, error) from None
 
     def thumbnail(self, item: int, side: int) -> bytes:
         """Returns an item's photo as a JPEG whose longer side is at most `side` pixels.
@@ -335,11 +315,13 @@ class Service:
         try:
             return self.thumbnails.jpeg(item, side)
         except ValueError as error:
-            raise _not_shown(error) from None
+            raise _not_shown(item, error) from None
 
 
-def _not_shown(error: ValueError) -> Refused:
-    return Refused(404, f"The photo cannot be shown: {error}.")
+def _not_shown(item: int, error: ValueError) -> Refused:
+    """Logs why a photo cannot be shown, which may name paths of the machine; returns the answer."""
+    logging.warning("photo %d cannot be shown: %s", item, error)
+    return Refused(404, f"The photo {item} cannot be shown; the server's log says why.")
 
 
 def run_database(run: Path) -> Database:

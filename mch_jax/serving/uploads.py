@@ -1,17 +1,12 @@
-"""Uploaded photos: the bytes in a request's body, and the pixels that they decode to."""
+"""Uploaded photos: the bytes of a photo in a request's body."""
 
-import io
 import re
 from typing import Any
 
-import numpy as np
 from fastapi import Request
-from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 
-from mch_jax.data import photos
-from mch_jax.serving.gate import Refused
+from mch_jax.serving.limits import Refused
 
 MAX_OTHER_FIELDS = 8  # of a form, besides the photo
 
@@ -59,7 +54,8 @@ async def read(request: Request) -> bytes:
                 )
             body = await file.read()
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        body = await request.body()
+        # Not request.body(), which keeps the bytes until the answer has been sent.
+        body = b"".join([chunk async for chunk in request.stream()])
     else:
         raise Refused(
             415,
@@ -69,33 +65,3 @@ async def read(request: Request) -> bytes:
     if not body:
         raise Refused(422, "The photo is empty.")
     return body
-
-
-def decode(body: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the pixels of an uploaded photo, turned upright by its EXIF orientation.
-
-    Args:
-      body: The bytes of the photo's file.
-      max_pixels: The largest number of pixels that is accepted.
-
-    Raises:
-      Refused: The photo is of an unknown type, too large or damaged.
-    """
-    too_many = Refused(413, f"The photo has too many pixels; at most {max_pixels:,} are accepted.")
-    try:
-        with Image.open(io.BytesIO(body), formats=photos.FORMATS) as image:
-            pixels = image.width * image.height
-    except UnidentifiedImageError:
-        raise Refused(
-            415, f"The upload is not a photo of a known type ({', '.join(photos.FORMATS)})."
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise too_many from None
-    except Exception:  # noqa: BLE001 - a damaged photo can raise anything in Pillow
-        raise Refused(422, "The photo is damaged: its header cannot be read.") from None
-    if pixels > max_pixels:
-        raise too_many
-    try:
-        return photos.decode(body, "photo")
-    except ValueError:
-        raise Refused(422, "The photo is damaged or cut off and does not decode.") from None
