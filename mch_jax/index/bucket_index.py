@@ -33,8 +33,8 @@ from mch_jax.index.answers import (
     ProbedItems,
     VisitedBuckets,
     concatenated,
-    joined,
 )
+from mch_jax.index.probing import probed_items
 from mch_jax.index.ranking import query_threads
 from mch_jax.index.words import (
     MAX_BITS,
@@ -44,7 +44,7 @@ from mch_jax.index.words import (
     query_words,
     words_from_bytes,
 )
-from mch_jax.kernels import build, probe, search, visits, within
+from mch_jax.kernels import build, search, visits, within
 from mch_jax.kernels.segment import NO_LIMIT, Segments
 
 Allowed = Int[np.ndarray, " a"] | Bool[np.ndarray, " n"]
@@ -301,22 +301,8 @@ class BucketIndex:
         base, delta = segments = self._current()
         num_codes = len(base.items) + len(delta.items)
         limit = int(k) if k is not None and k <= num_codes else NO_LIMIT
-
-        words = self._largest_item(segments) // 64 + 1
-
-        def run(rows: slice) -> list[tuple]:
-            size = segment.QUERIES_PER_TASK  # the answers of so many queries stay in the cache
-            starts = range(rows.start, rows.stop, size) or (rows.start,)
-            parts = [slice(start, min(start + size, rows.stop)) for start in starts]
-            return [
-                probe.probed_items(
-                    base, delta, queries[part], margins[part], num_bits, budget, limit, words
-                )
-                for part in parts
-            ]
-
-        batches = query_threads(run, len(queries), threads)
-        return ProbedItems(*joined([batch for run in batches for batch in run]))
+        num_words = self._largest_item(segments) // 64 + 1
+        return probed_items(segments, queries, margins, budget, limit, num_words, threads)
 
     def visits(
         self,

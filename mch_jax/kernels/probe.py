@@ -26,7 +26,6 @@ from mch_jax.kernels.segment import (
 
 BLOCK = 64  # buckets that are looked up at once
 FIRST_SIZE = 256  # buckets listed at first, if the number of items may end the search
-WORDS_PER_QUERY = 4096  # a bitmap of all items is used if clearing it costs less than hashing
 GROWTH = 4  # how many times as many are listed after that
 
 
@@ -68,7 +67,7 @@ class Met(NamedTuple):
     """The items found so far.
 
     Attributes:
-      item: Items of all queries up to this one, in the order found.
+      item: Items of this query, in the order found.
       cost: Cost of the bucket in which each was found.
       seen: Hash table of this query's items, as stamp << ITEM_BITS | item; slots with another
         query's stamp are empty.
@@ -211,7 +210,7 @@ def _take_bucket(base, delta, row, delta_row, cost, limit, stamp, met, used):
       row: The bucket's row in the base, or -1.
       delta_row: Its row in the delta, or -1.
       cost: Its quantization distance.
-      limit: Number of items at which to stop, those of earlier queries included.
+      limit: Number of items at which to stop.
       stamp: Number of this query, from 1.
       met: The items met; changed.
       used: Number of items in `met.item`.
@@ -249,25 +248,24 @@ def _take_bucket(base, delta, row, delta_row, cost, limit, stamp, met, used):
 
 
 @kernel
-def _with_room(met, used, count, num_new, stamp):
+def _with_room(met, used, num_new, stamp):
     """Returns `met`, or larger copies of its arrays if `num_new` more items do not fit.
 
     Args:
       met: The items met.
       used: Number of items in `met.item`.
-      count: Number of those that are this query's.
       num_new: Number of items that may follow.
       stamp: Number of this query.
     """
     item, cost = met.item, met.cost
     item, cost = ensure_capacity(item, used, num_new), ensure_capacity(cost, used, num_new)
     seen, num_slots = met.seen, met.seen.size
-    while num_slots < 2 * (count + num_new):
+    while num_slots < 2 * (used + num_new):
         num_slots *= 2
     if num_slots > seen.size and met.bits.size == 0:
         seen = np.zeros(2 * num_slots, np.uint64)
         high = np.uint64(stamp) << np.uint64(ITEM_BITS)
-        for one in item[used - count : used]:
+        for one in item[:used]:
             is_new(seen, high | np.uint64(one))
     return Met(item, cost, seen, met.bits)
 
@@ -300,8 +298,24 @@ def _list_from_start(frontier, codes, steps, order, stamp, num_done, block):
         num_done -= count
 
 
+class Answers(NamedTuple):
+    """Arrays that the answers of several queries are written to.
+
+    Attributes:
+      bounds: The items of query i are those from bounds[i] to bounds[i + 1].
+      item: Items of all queries, in the order found.
+      cost: Cost of the bucket in which each was found.
+      counts: Buckets looked at, non-empty ones, and codes read, for each query.
+    """
+
+    bounds: Int64[np.ndarray, " m+1"]
+    item: Int64[np.ndarray, " size"]
+    cost: Float32[np.ndarray, " size"]
+    counts: Int64[np.ndarray, "3 m"]
+
+
 @kernel
-def probed_items(base, delta, queries, margins, num_bits, budget, k, num_bitmap_words):
+def probed_items(base, delta, queries, margins, num_bits, budget, k, words, done, answers):
     """Looks at the buckets of least quantization distance of each query.
 
     Args:
@@ -312,22 +326,18 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k, num_bitmap_
       num_bits: Code length q.
       budget: Number of buckets to look at, at most 2^q.
       k: Number of items at which to stop earlier.
-      num_bitmap_words: Size of a bitmap of all items in words.
+      words: uint64, zeros, one bit per item; empty to use a hash table instead.
+      done: Number of queries that are answered already.
+      answers: Filled, up to the first query whose items do not fit.
 
     Returns:
-      offsets [m + 1], item, cost, probed, nonempty and candidates, as in `index.ProbedItems`.
+      The number of queries that are answered, and the number of items of the next one, or 0.
     """
     num_queries, num_codes = queries.shape
-    bounds, counts = np.zeros(num_queries + 1, np.int64), np.zeros((3, num_queries), np.int64)
-    num_words = num_bitmap_words if num_bitmap_words <= WORDS_PER_QUERY * num_queries else 0
     met = Met(
-        np.empty(1024, np.int64),
-        np.empty(1024, np.float32),
-        np.zeros(2048, np.uint64),
-        np.zeros(num_words, np.uint64),
+        np.empty(1024, np.int64), np.empty(1024, np.float32), np.zeros(2048, np.uint64), words
     )
-    used, num_lists = ZERO, 0
-    first = budget if k == NO_LIMIT else min(budget, FIRST_SIZE)
+    num_lists, first = 0, budget if k == NO_LIMIT else min(budget, FIRST_SIZE)
     first_frontier = _new_frontier(num_codes, first)
     steps, order = np.empty((num_codes, num_bits), np.int64), np.empty(num_bits, np.int64)
     block = Block(
@@ -338,15 +348,14 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k, num_bitmap_
     )
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
-    for m in range(num_queries):
-        codes, stamp, start = queries[m], m + 1, used
-        limit = NO_LIMIT if k == NO_LIMIT else start + k
+    for m in range(done, num_queries):
+        codes, stamp, used = queries[m], m + 1, ZERO
         unit = fill_steps(margins[m], steps)
         probed, nonempty, candidates = 0, 0, 0
         frontier, size = first_frontier, first
         num_lists += 1
         _list_from_start(frontier, codes, steps, order, num_lists, ZERO, block)
-        while probed < budget and used < limit:
+        while probed < budget and used < k:
             if probed == size:
                 size = min(budget, GROWTH * size)
                 frontier = _new_frontier(num_codes, size)
@@ -356,24 +365,26 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k, num_bitmap_
             _list_block(frontier, codes, num_lists, count, block)
             num_items = _look_up(base, block.codes[:count], num_bits, block.rows[:count])
             num_items += _look_up(delta, block.codes[:count], num_bits, block.delta_rows[:count])
-            num_items = min(num_items, limit - used)
-            met = _with_room(met, used, used - start, num_items, stamp)
+            met = _with_room(met, used, min(num_items, k - used), stamp)
             for i in range(count):
                 probed += 1
                 if block.rows[i] < 0 and block.delta_rows[i] < 0:
                     continue
                 used, read = _take_bucket(
                     base_items, delta_items, block.rows[i], block.delta_rows[i],
-                    np.float32(block.costs[i] * unit), limit, stamp, met, used,
+                    np.float32(block.costs[i] * unit), k, stamp, met, used,
                 )  # fmt: skip
                 nonempty += read > 0
                 candidates += read
-                if used == limit:
+                if used == k:
                     break
-        _clear_bits(met.bits, met.item[start:used])
-        bounds[m + 1] = used
-        counts[0, m], counts[1, m], counts[2, m] = probed, nonempty, candidates
-    return (
-        bounds, met.item[:used].copy(), met.cost[:used].copy(),
-        counts[0].copy(), counts[1].copy(), counts[2].copy(),
-    )  # fmt: skip
+        _clear_bits(met.bits, met.item[:used])
+        start = answers.bounds[m]
+        if start + used > answers.item.size:
+            return m, used
+        answers.item[start : start + used] = met.item[:used]
+        answers.cost[start : start + used] = met.cost[:used]
+        answers.bounds[m + 1] = start + used
+        answers.counts[0, m], answers.counts[1, m] = probed, nonempty
+        answers.counts[2, m] = candidates
+    return num_queries, ZERO
