@@ -300,7 +300,7 @@ class BucketIndex:
             )
         base, delta = segments = self._current()
         num_codes = len(base.items) + len(delta.items)
-        limit = int(k) if k is not None and k <= num_codes else NO_LIMIT
+        limit = int(k if k is not None and k <= num_codes else NO_LIMIT)
         num_words = self._largest_item(segments) // 64 + 1
         return probed_items(segments, queries, margins, budget, limit, num_words, threads)
 
