@@ -141,6 +141,25 @@ def test_long_codes_with_any_margins_equal_a_heap(num_bits):
                 assert [found.probed[m], found.nonempty[m], found.candidates[m]] == counts
 
 
+def test_many_queries_find_what_each_finds_alone():
+    """Their items do not fit into the arrays of the first queries, which have to grow."""
+    rng = np.random.default_rng(1)
+    codes, item = rng.integers(0, 8, (20_000, 1), np.uint8), rng.integers(0, 9000, 20_000)
+    index = BucketIndex.build(codes, item, 8)
+    queries, margins = codes[:40], rng.random((40, 8), np.float32)
+    budgets = rng.integers(1, 60, 3).tolist()
+    for budget in budgets:
+        found = index.probe(queries, margins, budget, threads=1)
+        assert len(found.item) > 16 * 4096
+        for m in range(40):
+            alone = index.probe(queries[m : m + 1], margins[m : m + 1], budget)
+            part = slice(found.offsets[m], found.offsets[m + 1])
+            np.testing.assert_array_equal(found.item[part], alone.item)
+            np.testing.assert_array_equal(found.cost[part], alone.cost)
+            counts = found.probed[m], found.nonempty[m], found.candidates[m]
+            assert counts == (alone.probed[0], alone.nonempty[0], alone.candidates[0])
+
+
 def test_threads_and_many_queries_give_the_same_answer():
     rng = np.random.default_rng(0)
     codes, item = rng.integers(0, 256, (5000, 2), np.uint8), rng.integers(0, 3000, 5000)

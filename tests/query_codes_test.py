@@ -8,7 +8,7 @@ import pytest
 from small_run import photo
 
 import mch_jax
-from mch_jax import query_codes, search
+from mch_jax import query_codes, search, serve
 from mch_jax.data import photos
 from mch_jax.evaluation import evaluate, results
 from mch_jax.files import codes_file
@@ -135,5 +135,7 @@ def test_a_wrong_choice_is_one_line(small_run):
         search.main([f"--run={small_run}", "--image=cat.jpg", "--query_codes=two"])
     with pytest.raises(ValueError, match="--query_codes=all needs --image"):
         search.main([f"--run={small_run}", "--codes=q.npz", "--query_codes=all"])
+    with pytest.raises(ValueError, match="^--query_codes " + message):
+        serve.main([f"--run={small_run}", "--query_codes=two"])
     with pytest.raises(ValueError, match="^query_codes " + message):
         mch_jax.load(small_run).search(photo(3), query_codes="two")
