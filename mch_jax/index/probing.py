@@ -11,7 +11,8 @@ from mch_jax.kernels.segment import Segments
 
 FIRST_ITEMS = 4096  # capacity for the first queries, whose answers tell the capacity for all
 SPARE = 1.25  # capacity in relation to what the answered queries took
-WORDS_PER_QUERY = 4096  # a bitmap of all items is used if clearing it costs less than hashing
+WORDS_PER_QUERY = 4096  # a bitmap of all items is used if making it costs less than hashing
+MAX_QUERIES = 64  # more queries do not make a larger bitmap worthwhile: 2 MiB, 16 million items
 
 
 def probed_items(
@@ -38,7 +39,8 @@ def probed_items(
     def run(rows: slice) -> tuple:
         own, own_margins = queries[rows], margins[rows]
         count, num_bits = len(own), margins.shape[2]
-        words = np.zeros(num_words if num_words <= WORDS_PER_QUERY * count else 0, np.uint64)
+        most = WORDS_PER_QUERY * min(count, MAX_QUERIES)
+        words = np.zeros(num_words if num_words <= most else 0, np.uint64)
         answers = Answers(
             np.zeros(count + 1, np.int64),
             np.empty(FIRST_ITEMS, np.int64),
