@@ -117,19 +117,6 @@ def test_a_query_may_have_several_codes(client, service, choice):
     assert (of_item["mch"]["hits"][0]["item"], of_item["mch"]["hits"][0]["distance"]) == (3, 0)
 
 
-def test_the_server_sets_the_codes_that_queries_have(client, service):
-    assert client.get("/health").json()["query_codes"] == "one"
-    assert client.get("/probe?item=3").json()["codes"] == 1
-    other = Service(service.encoder, service.database, "dch", LIMITS, "all")
-    expected = client.get("/search?item=3&query_codes=all").json()
-    assert expected != client.get("/search?item=3").json()
-    with small.serving(other) as url, httpx.Client(base_url=url, timeout=60) as all_six:
-        assert all_six.get("/health").json()["query_codes"] == "all"
-        assert all_six.get("/search?item=3").json() == expected
-        one = all_six.get("/search?item=3&query_codes=one&logits=true").json()
-        assert one == client.get("/search?item=3&logits=true").json()
-
-
 @pytest.mark.parametrize("choice", ["one", "agent", "all"])
 def test_probing_equals_the_index(client, service, choice):
     body, index = jpeg(4), service.database.index

@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import httpx
 import numpy as np
 import pytest
+import small_run as small
 from small_run import photo
 
 import mch_jax
@@ -14,6 +16,8 @@ from mch_jax.evaluation import evaluate, results
 from mch_jax.files import codes_file
 from mch_jax.index import BucketIndex
 from mch_jax.query_codes import QueryRegions
+from mch_jax.serving.gate import Limits
+from mch_jax.serving.service import Service
 
 BITS = 9
 
@@ -139,3 +143,15 @@ def test_a_wrong_choice_is_one_line(small_run):
         serve.main([f"--run={small_run}", "--query_codes=two"])
     with pytest.raises(ValueError, match="^query_codes " + message):
         mch_jax.load(small_run).search(photo(3), query_codes="two")
+
+
+def test_the_server_sets_the_codes_that_queries_have(small_run):
+    service = Service.open(small_run, Limits(), query_codes="all")
+    with small.serving(service) as url, httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").json()["query_codes"] == "all"
+        assert client.get("/probe?item=3").json()["codes"] > 1
+        assert client.get("/probe?item=3&query_codes=one").json()["codes"] == 1
+        found = client.get("/search?item=3").json()
+        assert found == client.get("/search?item=3&query_codes=all").json()
+        assert found != client.get("/search?item=3&query_codes=one").json()
+    assert Service.open(small_run, Limits()).health().query_codes == "one"
