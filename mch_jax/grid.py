@@ -171,7 +171,7 @@ def run_grid(
             logging.error("%s", line)
             return line
         path = root / cell.name / "results.json"
-        found = summary(read_json(path, "run it again", schemas.RESULTS))
+        found = summary(read_json(path, "run it again", schemas.SUMMARY))
         logging.info(
             "%d of %d, %s: %s, %.1f min", next(done), len(waiting), cell.name, found, minutes
         )

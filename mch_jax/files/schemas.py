@@ -50,6 +50,7 @@ RESULTS = {
     "mch": _MEASURES,
     "controls": Optional(dict.fromkeys(("never", "always", "random", "oracle"), _MEASURES)),
 }  # fmt: skip
+SUMMARY = {"base": {"map": float}, "mch": {"map": float, "anhc": float}}
 METRICS = {"step": _COUNT, "stage": str}
 SWEEP = {
     "rows": [
