@@ -34,7 +34,7 @@ def test_cells_are_ordered_by_seed_first():
     ("dataset", "method", "expected"),
     [
         ("coco19", "dch", "a data set of coco, coco18, "),
-        ("coco18", "dhc", "a method of adsh, dch, "),
+        ("coco18", "dhc", "a method of adsh, csq, dch, "),
     ],
 )
 def test_a_cell_without_a_config_is_refused(dataset, method, expected):
