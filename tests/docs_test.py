@@ -90,6 +90,7 @@ def in_child(module, arguments, check_only, directory, out):
             command.run(loaded.main, arguments)
         define = loaded.define_flags
         if module == "mch_jax.main":
+            arguments = config_files.resolved(arguments)
             define = functools.partial(define, arguments=arguments)
         options = command.parse(arguments, define, loaded.__doc__)
         if module == "mch_jax.main" and options.config:
@@ -155,13 +156,7 @@ def is_run(module, arguments):
 def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
     program, *arguments = words
     if program == "mch" and arguments:
-        program, arguments = (
-            "python",
-            [
-                *("-m", mch.COMMANDS[arguments[0]]),
-                *config_files.resolved(arguments[1:]),
-            ],
-        )
+        program, arguments = "python", ["-m", mch.COMMANDS[arguments[0]], *arguments[1:]]
     if program in ("python", ".venv/bin/python") and arguments[0] == "-m":
         module, *arguments = arguments[1:]
         if module.startswith("mch_jax."):
