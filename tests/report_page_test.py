@@ -73,7 +73,13 @@ def _write_run(workdir, dataset):
     )
     codes_file.save(workdir / "codes" / "database.npz", database)
     codes_file.save(workdir / "codes" / "query.npz", query)
-    np.savez(workdir / "codes" / "regions.npz", keep_prob=keep_prob, reward=reward, box=boxes)
+    np.savez(
+        workdir / "codes" / "regions.npz",
+        codes=np.asarray(codes.to_bytes(packed, NUM_BITS)),
+        keep_prob=keep_prob,
+        reward=reward,
+        box=boxes,
+    )
     results = {
         "dataset": {
             "name": dataset.name,
