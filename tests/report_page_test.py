@@ -2,12 +2,14 @@ import dataclasses
 import html.parser
 import json
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import default
 from mch_jax import codes, data, metrics, regions, report
 from mch_jax.evaluation.measures import MEASURES
 from mch_jax.files import code_sets, codes_file, write_json
@@ -51,7 +53,7 @@ def _write_run(workdir, dataset):
     keep_prob[:, 0] = 1
     boxes = np.tile(regions.region_boxes(0.5)[None], (n, 1, 1))
     sizes = dataset.sizes[dataset.database]
-    boxes = regions.pixel_boxes(boxes, sizes[:, :1], sizes[:, 1:])
+    boxes = np.asarray(regions.pixel_boxes(boxes, sizes[:, :1], sizes[:, 1:]), np.int32)
     code_set = codes.CodeSet(jnp.asarray(packed), jnp.asarray(keep_prob), keep_prob >= 0.5, boxes)
     labels, ids = dataset.labels, dataset.ids
     rows = dataset.database
@@ -101,9 +103,9 @@ def _write_run(workdir, dataset):
         name: {**results["base"], "map": 0.1 + i / 7} for i, name in enumerate(names)
     }
     write_json(workdir / "results.json", results)
-    write_json(
-        workdir / "config.json", {"encode": {"keep_threshold": 0.5}, "note": "<script>1</script>"}
-    )
+    config: Any = default.get_config()
+    config.method, config.num_bits, config.model.weights = "dch", NUM_BITS, "<script>1</script>"
+    write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     with open(workdir / "metrics.jsonl", "w") as file:
         for step in range(150):
             row = {"step": step, "stage": "base", "base/loss": 1 / (1 + step)}
