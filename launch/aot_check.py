@@ -336,6 +336,15 @@ def count_collectives(text: str) -> dict[str, int]:
     return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", text)) for name in COLLECTIVES}
 
 
+def collectives_of(compiled: Any) -> tuple[dict[str, int] | None, str | None]:
+    """Returns the collectives of a compiled program, or None and why its text cannot be read."""
+    try:
+        return count_collectives(compiled.as_text()), None
+    except Exception as error:  # noqa: BLE001  (jaxlib may be older than the compiler)
+        first = (str(error).strip() or "no message").splitlines()[0][:500]
+        return None, f"compiled, but its text cannot be read: {first}"
+
+
 def empty_row(program: str, target: str, error: str) -> dict[str, Any]:
     """Returns the row of a program that was not compiled."""
     return {
@@ -352,11 +361,12 @@ def compiled_row(program: str, target: str) -> dict[str, Any]:
     seconds = round(time.monotonic() - start, 1)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
+    collectives, unread = collectives_of(compiled)
     return {
-        **empty_row(program, target, ""), "ok": True, "error": None, "seconds": seconds,
+        **empty_row(program, target, ""), "ok": True, "error": unread, "seconds": seconds,
         "temp_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes,
         "flops": cost.get("flops"), "bytes": cost.get("bytes accessed"),
-        "collectives": count_collectives(compiled.as_text()),
+        "collectives": collectives,
     }  # fmt: skip
 
 
