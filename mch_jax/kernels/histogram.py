@@ -100,26 +100,31 @@ def count_bins(bins, a, b, c, d):
 
 
 @kernel
-def fill_nearest(codes, query, near, distance):
+def fill_nearest(codes, first, query, near, distance):
     """Fills `near` with the distance between a query's code and the nearest code of each item.
+
+    The items are sliced here, word by word, since a slice of the whole array is not known to be
+    contiguous and its loops would not become vector instructions.
 
     Args:
       codes: [t, w, n], words of the items' codes.
+      first: The first item; `near.size` items follow from there.
       query: [w], words of the query's code.
-      near: [n], filled.
-      distance: [n], overwritten.
+      near: Filled.
+      distance: Overwritten, of the size of `near`.
     """
     num_codes, num_words, _ = codes.shape
-    fill_distances(codes[0, 0], query[0], near)
+    last = first + near.size
+    fill_distances(codes[0, 0, first:last], query[0], near)
     for w in range(1, num_words):
-        add_distances(codes[0, w], query[w], near)
+        add_distances(codes[0, w, first:last], query[w], near)
     for t in range(1, num_codes):
         if num_words == 1:
-            lower_to_distances(codes[t, 0], query[0], near)
+            lower_to_distances(codes[t, 0, first:last], query[0], near)
             continue
-        fill_distances(codes[t, 0], query[0], distance)
+        fill_distances(codes[t, 0, first:last], query[0], distance)
         for w in range(1, num_words):
-            add_distances(codes[t, w], query[w], distance)
+            add_distances(codes[t, w, first:last], query[w], distance)
         lower_to(near, distance)
 
 
@@ -152,12 +157,13 @@ def new_buffers(codes, num_bins):
 
 
 @kernel
-def count_block(query, codes, relevant, buffers, counts):
+def count_block(query, codes, start, relevant, buffers, counts):
     """Counts the items of each bin, 2 * distance + relevance, in a block for one query.
 
     Args:
       query: [w], words of the query's code.
-      codes: [t, w, block], words of the items' codes, of the same dtype.
+      codes: [t, w, n], words of the items' codes, of the same dtype.
+      start: The first item of the block.
       relevant: uint8 [block], 1 where an item is relevant.
       buffers: Overwritten; its tables are zero before and after.
       counts: int64 [2 (q + 1)]; the counts are added to it.
@@ -165,7 +171,7 @@ def count_block(query, codes, relevant, buffers, counts):
     for first in range(0, relevant.size, PIECE):
         last = min(first + PIECE, relevant.size)
         near, bins = buffers.near[: last - first], buffers.bins[: last - first]
-        fill_nearest(codes[:, :, first:last], query, near, buffers.distance[: last - first])
+        fill_nearest(codes, start + first, query, near, buffers.distance[: last - first])
         fill_bins(near, relevant[first:last], bins)
         count_piece(bins, buffers.tables)
     add_tables(buffers.tables, counts)
@@ -193,7 +199,7 @@ def label_histogram(queries, codes, query_labels, labels, counts):
                     fill_shared(labels[w, start:end], query_labels[m, w], relevant)
                 else:
                     add_shared(labels[w, start:end], query_labels[m, w], relevant)
-            count_block(queries[m], codes[:, :, start:end], relevant, buffers, counts[m])
+            count_block(queries[m], codes, start, relevant, buffers, counts[m])
 
 
 @kernel
@@ -223,4 +229,4 @@ def relevance_histogram(queries, codes, relevant, columns, counts):
             if columns.size:
                 row = gathered[: end - start]
                 gather(relevant[m], columns[start:end], row)
-            count_block(queries[m], codes[:, :, start:end], row, buffers, counts[m])
+            count_block(queries[m], codes, start, row, buffers, counts[m])
