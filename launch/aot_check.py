@@ -19,14 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-NUM_TRAIN, NUM_ITEMS, NUM_QUERIES, BATCH, NUM_BITS, NUM_CLASSES = (
-    10_000,
-    117_218,
-    5_000,
-    256,
-    64,
-    80,
-)
+from mch_jax.files import whole
+
+NUM_TRAIN, NUM_ITEMS, NUM_QUERIES = 10_000, 117_218, 5_000
+BATCH, NUM_BITS, NUM_CLASSES = 256, 64, 80
 SIMILAR_FRACTION = 0.35  # about that of COCO; a constant of the programs
 COLLECTIVES = (
     "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
@@ -114,24 +110,12 @@ def words(*shape: int) -> Any:
     return array((*shape, NUM_BITS // 32), "uint32")
 
 
-def mapped(step: Any, in_axes: tuple[int | None, ...], devices: Any, donate: Any = 0) -> Any:
-    """Returns a step over the devices of a target, as `parallel.over_devices` makes it."""
-    import jax
-
-    from mch_jax.training import parallel
-
-    return jax.pmap(
-        step, axis_name=parallel.AXIS, in_axes=in_axes, out_axes=None, devices=devices,
-        donate_argnums=donate,
-    )  # fmt: skip
-
-
 def base_step(devices: Any, cached: bool = False) -> Any:
     """Lowers a training step of DCH on photos, or on features of fixed convolutions."""
     import jax
 
     from mch_jax import methods, models
-    from mch_jax.training import base, base_step
+    from mch_jax.training import base, base_step, parallel
 
     config, num_steps, n = settings(), 1000, len(devices)
     model, params = network()
@@ -148,7 +132,8 @@ def base_step(devices: Any, cached: bool = False) -> Any:
     state = jax.eval_shape(lambda p: base_step.initial_state(p, tx), params)
     each = (n, BATCH // n)
     batch = {**inputs(cached, each), "labels": labels(*each)}
-    return mapped(step, (None, 0, None, None), devices).lower(state, batch, key(), {})
+    over = parallel.mapped_over(step, (None, 0, None, None), devices)
+    return over.lower(state, batch, key(), {})
 
 
 def train_set(n: int) -> dict[str, Any]:
@@ -184,7 +169,7 @@ def agent_step(devices: Any, cached: bool = False) -> Any:
 
     from mch_jax import models
     from mch_jax.agent import state as agent_state
-    from mch_jax.training import paper, policy
+    from mch_jax.training import paper, parallel, policy
 
     config, n = settings(), len(devices)
     model, params = network()
@@ -198,7 +183,7 @@ def agent_step(devices: Any, cached: bool = False) -> Any:
     state = jax.eval_shape(lambda: policy.initial_state(config, width, tx))
     each = (n, BATCH // n)
     batch = {**inputs(cached, each), **encodings(n)._asdict(), "labels": labels(*each)}
-    over = mapped(step, (None, 0, 0, None, None), devices)
+    over = parallel.mapped_over(step, (None, 0, 0, None, None), devices)
     return over.lower(state, batch, train_set(n), params, key())
 
 
@@ -207,7 +192,7 @@ def cross_fit_step(devices: Any) -> Any:
     import jax
 
     from mch_jax.agent import evidence
-    from mch_jax.training import cross_fit, policy
+    from mch_jax.training import cross_fit, parallel, policy
 
     config, n, width = settings(), len(devices), len(evidence.NAMES)
     tx = policy.optimizer(config)
@@ -215,7 +200,7 @@ def cross_fit_step(devices: Any) -> Any:
     state = jax.eval_shape(lambda: policy.initial_state(config, width, tx))
     each = (n, BATCH // n)
     batch = {"state": array((*each, width)), "reward": array(each)}
-    return mapped(step, (None, 0, None), devices).lower(state, batch, key())
+    return parallel.mapped_over(step, (None, 0, None), devices).lower(state, batch, key())
 
 
 def reward(devices: Any) -> Any:
@@ -230,7 +215,7 @@ def reward(devices: Any) -> Any:
         own = paper.sharded_rewards(image, region, batch_labels, shared, table, NUM_TRAIN, NUM_BITS)
         return jax.lax.all_gather(own, parallel.AXIS, tiled=True)
 
-    over = mapped(rewards, (0, 0, 0, 0), devices, ())
+    over = parallel.mapped_over(rewards, (0, 0, 0, 0), devices, ())
     return over.lower(encodings(n), encodings(n), labels(n, BATCH // n), train_set(n))
 
 
@@ -341,8 +326,7 @@ def collectives_of(compiled: Any) -> tuple[dict[str, int] | None, str | None]:
     try:
         return count_collectives(compiled.as_text()), None
     except Exception as error:  # noqa: BLE001  (jaxlib may be older than the compiler)
-        first = (str(error).strip() or "no message").splitlines()[0][:500]
-        return None, f"compiled, but its text cannot be read: {first}"
+        return None, f"compiled, but its text cannot be read: {whole.first_line(error)}"
 
 
 def empty_row(program: str, target: str, error: str) -> dict[str, Any]:
@@ -375,8 +359,7 @@ def child(program: str, target: str) -> None:
     try:
         row = compiled_row(program, target)
     except Exception as error:  # noqa: BLE001  (any error of a compiler belongs in the row)
-        first = (str(error).strip() or "no message").splitlines()[0][:500]
-        row = empty_row(program, target, f"{type(error).__name__}: {first}")
+        row = empty_row(program, target, f"{type(error).__name__}: {whole.first_line(error)}")
     print(json.dumps(row), flush=True)  # noqa: T201
 
 
@@ -447,7 +430,7 @@ def main() -> int:
             rows.append(check(program, target, arguments.timeout))
             sys.stderr.write(f"{target} {program}: {rows[-1]['error'] or 'ok'}\n")
             if arguments.out:
-                Path(arguments.out).write_text(json.dumps(rows, indent=1) + "\n")
+                whole.write_json(arguments.out, rows)
     if not arguments.out:
         print(json.dumps(rows, indent=1))  # noqa: T201
     return 0 if all(row["ok"] for row in rows) else 1

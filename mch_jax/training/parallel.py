@@ -100,6 +100,30 @@ def leave() -> bool:
     return jax.process_index() == 0
 
 
+def mapped_over(
+    step: Callable,
+    in_axes: Sequence[int | None],
+    devices: Sequence[Any],
+    donate_argnums: int | tuple[int, ...] = 0,
+) -> Callable:
+    """Returns `jax.pmap` of a step on some devices, which may be those of another machine.
+
+    Args:
+      step: The step on one device, (state, ...) -> (state, ...).
+      in_axes: 0 for each argument that has a leading axis over devices, None for the others.
+      devices: The devices.
+      donate_argnums: The arguments whose memory the results may take.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=tuple(in_axes),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=donate_argnums,
+    )
+
+
 def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int) -> Callable:
     """Returns `jax.pmap` of a step whose results are the same on every device.
 
@@ -117,15 +141,8 @@ def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int
         for process in range(num_processes())
         for device in _devices_of(process)[:num_devices]
     ]
-    mapped = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=tuple(in_axes),
-        out_axes=None,
-        devices=devices,
-        # With several processes the state is not on the step's devices and is copied anyway.
-        donate_argnums=() if num_processes() > 1 else 0,
-    )
+    # With several processes the state is not on the step's devices and is copied anyway.
+    mapped = mapped_over(step, in_axes, devices, () if num_processes() > 1 else 0)
     if num_processes() > 1:
         return mapped
 
