@@ -363,6 +363,20 @@ def test_a_method_without_agent_and_log_has_a_report_that_replaces_the_old_one(t
     assert not list(tmp_path.glob(".report*"))
 
 
+def test_the_model_card_repeats_results_and_escapes_names(run, dataset):
+    workdir = run[0]
+    text = (workdir / "model_card.md").read_text("utf-8")
+    results = json.loads((workdir / "results.json").read_text())
+    for measure in MEASURES:
+        row = re.search(rf"^\| {re.escape(measure.title)} \| (\S+) \| (\S+) \|$", text, re.M)
+        assert row
+        for shown, choice in zip(row.groups(), ("base", "mch"), strict=True):
+            assert shown == markup.show(results[choice][measure.key], measure.digits)
+    assert "<" not in text.replace("\\<", "")
+    assert len(dataset[0].train) == int(re.search(r": (\d+) to train", text)[1])
+    assert not [line for line in text.splitlines() if line.startswith("|") and "||" in line]
+
+
 def test_a_missing_stage_is_named_and_the_old_report_stays(tmp_path, dataset):
     _write_run(tmp_path, dataset[0])
     report.write(tmp_path, *dataset)

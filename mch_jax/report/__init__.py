@@ -2,6 +2,7 @@
 
 page: the report, an HTML page.
 figures: its figures.
+model_card: a page of Markdown in the run's folder.
 gallery: its gallery of queries with their nearest photos.
 markup: pieces of HTML that they share.
 run_files: what the report reads of a run.

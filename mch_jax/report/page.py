@@ -14,7 +14,7 @@ from typing import Any
 
 from mch_jax.data import Dataset
 from mch_jax.evaluation.measures import MEASURE, ORACLES, Measure, chosen, measured, terms
-from mch_jax.report import figures, plots, run_files
+from mch_jax.report import figures, model_card, plots, run_files
 from mch_jax.report.gallery import NUM_NEAREST, NUM_QUERIES, Gallery, pick_answers
 from mch_jax.report.markup import data, figure, plain_table, section, show, words
 from mch_jax.report.plots import Plot
@@ -321,7 +321,7 @@ def _page(folder: Path, dataset: Dataset, audit: Mapping[str, Any], files: RunFi
 
 
 def write(workdir: Path, dataset: Dataset, audit: Mapping[str, Any]) -> Path:
-    """Writes the report of a finished run, completely or not at all.
+    """Writes the report and the model card of a finished run, each completely or not at all.
 
     Args:
       workdir: Directory of the run, with results.json and the codes files.
@@ -349,4 +349,5 @@ def write(workdir: Path, dataset: Dataset, audit: Mapping[str, Any]) -> Path:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    model_card.write(workdir, dataset, files, verdict(files.results))
     return report / "index.html"
