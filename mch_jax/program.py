@@ -76,7 +76,7 @@ def serialize(encoder: Encoder) -> bytes:
         return code_bytes(outputs.packed, num_bits), outputs.keep_prob
 
     shape = export.symbolic_shape(f"b, {side}, {side}, 3")
-    photos = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    photos = jax.ShapeDtypeStruct(tuple(shape), jnp.uint8)
     return bytes(export.export(jax.jit(encode), platforms=PLATFORMS)(photos).serialize())
 
 
@@ -110,9 +110,9 @@ def describe(encoder: Encoder, name: str) -> str:
     return f"""\
 # {name}
 
-The encoder of a run of mch_jax: it computes the codes of six regions of each photo, and the probability
-with which the agent keeps each code. It runs on {", ".join(PLATFORMS)} and needs `jax` and `flatbuffers`
-(`pip install jax flatbuffers`); this example also needs Pillow.
+The encoder of a run of mch_jax. It computes the codes of six regions of each photo, and the
+probability with which the agent keeps each code. It runs on {", ".join(PLATFORMS)}, and needs jax
+and flatbuffers (`pip install jax flatbuffers`); this example also needs Pillow.
 
 ```python
 import jax.export
@@ -129,21 +129,26 @@ kept[:, 0] = True  # the code of the whole photo is always kept
 print(codes[kept])
 ```
 
-| | name | dtype and shape | what |
-| --- | --- | --- | --- |
-| input | `photos` | uint8 [b, {side}, {side}, 3] | RGB, resized to {side} x {side} pixels without keeping the aspect ratio, by Pillow's bilinear filter; any b from 1 |
-| first output | `codes` | uint8 [b, 6, {num_bytes}] | codes of q = {num_bits} bits: bit i is bit i % 8 of byte i // 8, and 1 where the logit is positive or 0; padding bits are 0 |
-| second output | `keep_prob` | float32 [b, 6] | probability of keeping each code; 1 for the whole photo |
+Input:
 
-A code is kept if its probability is at least {threshold}. An item's equal codes are stored once in a codes file.
+- `photos`, uint8 [b, {side}, {side}, 3], any b from 1: RGB, resized to {side} x {side} pixels by
+  Pillow's bilinear filter, without keeping the aspect ratio.
+
+Outputs:
+
+- `codes`, uint8 [b, 6, {num_bytes}]: codes of q = {num_bits} bits. Bit i is bit i % 8 of byte
+  i // 8, and is 1 where the logit is not negative. Padding bits are 0.
+- `keep_prob`, float32 [b, 6]: the probability of keeping each code, 1 for the whole photo. A code
+  is kept if it is at least {threshold}. Codes files store equal codes of a photo once.
 
 | region | shows | left, top, right, bottom in fractions of width and height |
 | --- | --- | --- |
 {_rows(regions.region_boxes(encoder.crop_ratio))}
 
-On the CPU, the outputs equal those of the run's encoder for the same batch bit for bit. On another device or
-in a batch of another size, the last bits of a logit may differ, and with them a bit of a code whose logit is
-almost 0.
+On the CPU, the outputs equal those of the run's encoder bit for bit, for the same batch and number
+of cores. Elsewhere the last bits of a logit may differ, and with them a bit of a code whose logit
+is almost 0.
 
-It was written by jax {jax.__version__}. `jax.export` promises that versions up to six months newer load it.
+jax {jax.__version__} wrote this program. `jax.export` promises that versions that are up to six
+months newer load it.
 """

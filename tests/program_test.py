@@ -195,7 +195,7 @@ def test_the_description_runs_and_names_the_regions(tmp_path):
         "| 5 | middle | 0.25, 0.25, 0.75, 0.75 |",
     ):
         assert expected in text
-    assert text.count("\n| ") == 5 + 2 + len(regions.NAMES)
+    assert text.count("\n| ") == 2 + len(regions.NAMES)
     small.photo(7).save(tmp_path / "cat.jpg")
     code = text.partition("```python\n")[2].partition("```")[0]
     assert len(code.splitlines()) <= 12
