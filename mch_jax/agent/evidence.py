@@ -333,16 +333,17 @@ def _map_photos(one: Callable[[Any], Any], photos: tuple[Array, ...]) -> Any:
     Where the number of photos is a symbolic dimension, of which JAX cannot tell whether it leaves
     a remainder, the last photo fills the last round.
     """
-    count: Any = photos[0].shape[0]
+    count = photos[0].shape[0]
+    last = count - 1
     if not export.is_symbolic_dim(count):
         return jax.lax.map(one, photos, batch_size=_PHOTOS)
 
     def several(number):
-        rows = jnp.minimum(number * _PHOTOS + jnp.arange(_PHOTOS), count - 1)
+        rows = jnp.minimum(number * _PHOTOS + jnp.arange(_PHOTOS), last)
         return jax.vmap(one)(tuple(x[rows] for x in photos))
 
-    rounds = jax.lax.map(several, jnp.arange((count + _PHOTOS - 1) // _PHOTOS))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.arange(count)], rounds)
+    rounds = jax.lax.map(several, jnp.arange((last + _PHOTOS) // _PHOTOS))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.arange(last + 1)], rounds)
 
 
 def normalizer(states: Float[AnyArray, "*m state"]) -> dict[str, Float[np.ndarray, " _"]]:
