@@ -5,7 +5,8 @@ python -m mch_jax.export --run=DIR --images=photos.tar --out=SHARDS --shard_size
 python -m mch_jax.export --run=DIR --program=encoder.stablehlo
 
 The photos come from a folder, from tars, or from a list of paths. Rerun the same command to resume
-an export that was stopped. Damaged photos are left out and listed beside the codes.
+an export that was stopped. Damaged photos are left out and listed beside the codes. --program
+writes the encoder itself, as a program that JAX runs without this package.
 """
 
 import shutil
@@ -30,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "shard.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
-        "program", None, "A file for the encoder as a program that JAX alone runs; needs no "
+        "program", None, "A file that ends in .stablehlo, for the encoder as a program; in place of "
         "--images and --out.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum("engine", "local", ("local", "ray"), "Where to encode.", flag_values=values)
@@ -48,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Encodes the photos and prints their number."""
+    """Encodes the photos and prints their number, or writes the encoder as a program."""
     options = command.parse(arguments, define_flags, __doc__)
     command.require(options, run="the workdir of a finished run")
     if options.program:
