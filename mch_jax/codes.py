@@ -61,7 +61,7 @@ def num_words(num_bits: int) -> int:
     return -(-num_bits // 32)
 
 
-def _shifts(shape: tuple[int, ...]) -> Array:
+def _shifts(shape: tuple[Any, ...]) -> Array:  # of integers or symbolic dimensions
     return jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
 
 

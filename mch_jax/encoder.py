@@ -7,7 +7,7 @@ everything it needs.
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,15 +96,15 @@ class Encoder:
 
         return encode
 
-    def _check(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> None:
+    def _check(self, ndim: int, num_regions: int) -> None:
         reads_file = "label_head" in self.policy_variables.get("evidence", {})
-        if inputs.ndim == 4 and num_regions > 1 and reads_file:
+        if ndim == 4 and num_regions > 1 and reads_file:
             raise ValueError(
                 "this run's agent reads labels from a features file "
                 "(config.agent.evidence_features), so its encoder cannot choose codes of images; "
                 "pass their features, those of the base model first, to encode_regions"
             )
-        if inputs.ndim == 4 and "conv1" not in self.params:
+        if ndim == 4 and "conv1" not in self.params:
             raise ValueError(
                 "this run's features came from a file (config.model.features), so its encoder "
                 "cannot encode images; pass their features from the same network to encode_regions"
@@ -139,8 +139,25 @@ class Encoder:
         """
         return self._outputs(inputs, regions.NUM_REGIONS)
 
+    def image_function(self) -> Callable[[UInt8[Array, "b s s 3"]], RegionOutputs]:
+        """Returns the function that `region_outputs` applies to images, for JAX to trace.
+
+        Its outputs stay on the device, and the number of images may be a symbolic dimension.
+
+        Raises:
+          ValueError: The base model or the agent reads features from a file.
+        """
+        self._check(4, regions.NUM_REGIONS)
+
+        def function(images):
+            # Constants that XLA folds, such as those of batch norm, would round differently.
+            known = jax.lax.optimization_barrier((self.params, self.policy_variables))
+            return self._encode(*known, images, regions.NUM_REGIONS)
+
+        return function
+
     def _outputs(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> RegionOutputs:
-        self._check(inputs, regions.NUM_REGIONS)
+        self._check(inputs.ndim, regions.NUM_REGIONS)
         outputs = self._encode(self.params, self.policy_variables, inputs, num_regions)
         return RegionOutputs(*map(np.asarray, outputs))
 
@@ -171,7 +188,7 @@ class Encoder:
         Raises:
           ValueError: The encoder was trained on features from a file.
         """
-        self._check(images, 1)
+        self._check(images.ndim, 1)
         packed = self._encode(self.params, self.policy_variables, images, 1).packed
         return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
 

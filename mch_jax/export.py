@@ -2,9 +2,11 @@
 
 python -m mch_jax.export --run=DIR --images=FOLDER --out=codes.npz
 python -m mch_jax.export --run=DIR --images=photos.tar --out=SHARDS --shard_size=1000
+python -m mch_jax.export --run=DIR --program=encoder.stablehlo
 
 The photos come from a folder, from tars, or from a list of paths. Rerun the same command to resume
-an export that was stopped. Damaged photos are left out and listed beside the codes.
+an export that was stopped. Damaged photos are left out and listed beside the codes. --program
+writes the encoder itself, as a program that JAX runs without this package.
 """
 
 import shutil
@@ -28,6 +30,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "out", None, "A codes file, which ends in .npz, or a directory for one codes file per "
         "shard.", flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_string(
+        "program", None, "A file that ends in .stablehlo, for the encoder as a program; in place of "
+        "--images and --out.", flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_enum("engine", "local", ("local", "ray"), "Where to encode.", flag_values=values)
     flags.DEFINE_integer(
         "workers", None, "Number of threads that decode (local) or of actors (ray); by default one "
@@ -43,11 +49,21 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Encodes the photos and prints their number."""
+    """Encodes the photos and prints their number, or writes the encoder as a program."""
     options = command.parse(arguments, define_flags, __doc__)
+    command.require(options, run="the workdir of a finished run")
+    if options.program:
+        if options.images or options.out:
+            raise ValueError("expected --program, or --images and --out, not both; remove one")
+        from mch_jax import program
+
+        program.save(options.run, options.program)
+        command.show(f"program written: {options.program}")
+        return
+    if not options.images and not options.out:
+        raise ValueError("expected --images and --out, or --program; add them")
     command.require(
         options,
-        run="the workdir of a finished run",
         images="a folder of photos",
         out="a codes file to write, such as codes.npz",
     )

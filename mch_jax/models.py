@@ -145,7 +145,7 @@ class AlexNet(nn.Module):
     ) -> Encoding:
         """Returns features and logits, given the convolutions' features."""
         features = self.features(conv, dropout_keys)
-        none = jnp.zeros((len(features), 0))
+        none = jnp.zeros((features.shape[0], 0))
         label_logits = self.labels(features) if self.num_classes else none
         return Encoding(features, self.hash(features), label_logits)
 
@@ -200,7 +200,7 @@ def encode_regions(
       boxes: Boxes of the regions.
       input_size: Height and width of the network's input.
     """
-    count, num_regions = len(inputs), len(boxes)
+    count, num_regions = inputs.shape[0], len(boxes)
     with jax.default_matmul_precision("highest"):
         if inputs.ndim == 4:
             crops = regions.crop_same(jnp.asarray(inputs), boxes, input_size)

@@ -125,7 +125,7 @@ def crop_same(
       boxes: Boxes of the regions.
       size: Height and width of the results in pixels.
     """
-    count, length, regions = len(images), np.array(images.shape[1:3]), []
+    count, length, regions = images.shape[0], np.array(images.shape[1:3]), []
     for left, top, right, bottom in np.asarray(boxes, np.float64):
         start, end = np.array([top, left]) * length, np.array([bottom, right]) * length
         scale = size / (end - start)

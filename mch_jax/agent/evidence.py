@@ -12,13 +12,14 @@ Everything is computed from the photo, the base model and the training set.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import export
 from jaxtyping import Array, Bool, Float, Int, ScalarLike, UInt8, UInt32
 
 from mch_jax import codes, histograms, pairs
@@ -315,7 +316,7 @@ def states(
         apart = _nearest_kept(between, kept)[0, 1:].astype(jnp.float32)
         return benefit, cost, apart, jnp.stack([*share, nearest], -1)
 
-    benefit, cost, apart, around = jax.lax.map(one, (packed, similarity, kept), batch_size=_PHOTOS)
+    benefit, cost, apart, around = _map_photos(one, (packed, similarity, kept))
     total = benefit + cost
     margin = jnp.log(jnp.sort(jnp.abs(logits), -1)[..., :4].mean(-1) + 1e-3)
     prob = jax.nn.sigmoid(label_logits)
@@ -324,6 +325,25 @@ def states(
     for x in (*jnp.moveaxis(around, -1, 0), margin, prob.max(-1), prob.sum(-1), entropy):
         columns += [x[:, 1:], jnp.broadcast_to(x[:, :1], x[:, 1:].shape)]
     return jnp.stack(columns, -1)
+
+
+def _map_photos(one: Callable[[Any], Any], photos: tuple[Array, ...]) -> Any:
+    """Returns the results of a function of one photo for each, several photos at a time.
+
+    Where the number of photos is a symbolic dimension, of which JAX cannot tell whether it leaves
+    a remainder, the last photo fills the last round.
+    """
+    count = photos[0].shape[0]
+    last = count - 1
+    if not export.is_symbolic_dim(count):
+        return jax.lax.map(one, photos, batch_size=_PHOTOS)
+
+    def several(number):
+        rows = jnp.minimum(number * _PHOTOS + jnp.arange(_PHOTOS), last)
+        return jax.vmap(one)(tuple(x[rows] for x in photos))
+
+    rounds = jax.lax.map(several, jnp.arange((last + _PHOTOS) // _PHOTOS))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.arange(last + 1)], rounds)
 
 
 def normalizer(states: Float[AnyArray, "*m state"]) -> dict[str, Float[np.ndarray, " _"]]:
