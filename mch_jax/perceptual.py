@@ -127,6 +127,16 @@ def nearest_aspects(sizes: np.ndarray) -> Int64[np.ndarray, " n"]:
     return np.abs(ratio[:, None] - np.log(ASPECTS)[None]).argmin(1)
 
 
+def affines(sizes: np.ndarray) -> Float32[np.ndarray, "n t 2 3"]:
+    """Returns the maps from points of each view to points of photos, as `affine` does.
+
+    Args:
+      sizes: Width and height of the photos, [n, 2].
+    """
+    maps = np.stack([[affine(view, aspect) for view in VIEWS] for aspect in ASPECTS])
+    return maps[nearest_aspects(sizes)]
+
+
 def coefficients(
     small: UInt8[np.ndarray, "n s s"], sizes: np.ndarray
 ) -> Float[np.ndarray, "n t q"]:
