@@ -60,9 +60,7 @@ def _correlation(
 ) -> Float[Array, "*k"]:  # fmt: skip
     """Returns the correlation over the last axis. Contrasts far below `noise` give about 0."""
     total = jnp.maximum(inside.sum(-1, keepdims=True), 1)
-    a, b = (
-        inside * (x - (inside * x).sum(-1, keepdims=True) / total) for x in (first, second)
-    )
+    a, b = (inside * (x - (inside * x).sum(-1, keepdims=True) / total) for x in (first, second))
     floor = total[..., 0] * noise**2
     squares = ((a * a).sum(-1) + floor) * ((b * b).sum(-1) + floor)
     return (a * b).sum(-1) / jnp.sqrt(squares + 1e-6)
@@ -136,6 +134,4 @@ def shows_the_same(
     scores: Float[Array, "b 2"], difference: Float[Array, " b"]
 ) -> Bool[Array, " b"]:
     """Returns which pairs show the same, by what `agreement` returns."""
-    return (
-        (scores[:, 0] >= WHOLE_AGREES) | (scores[:, 1] >= BLOCKS_AGREE) | (difference <= EQUAL)
-    )
+    return (scores[:, 0] >= WHOLE_AGREES) | (scores[:, 1] >= BLOCKS_AGREE) | (difference <= EQUAL)

@@ -35,6 +35,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "verify", True, "Compare the pixels of photos with near codes too.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "mirrored", False, "Find photos with left and right exchanged too.", flag_values=values
+    )
     flags.DEFINE_enum(
         "on_damaged", "skip", ["refuse", "skip"], "What to do about damaged photos.",
         flag_values=values,
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the groups of near-duplicates and prints their number."""
     options = command.parse(arguments, define_flags, __doc__)
     command.require(options, images="a folder of photos", out="a directory to write")
+    if options.run and options.mirrored:
+        raise ValueError("--mirrored needs perceptual codes; leave out --run or --mirrored")
     begin, out = time.monotonic(), Path(options.out)
     from mch_jax.data import sources
     from mch_jax.duplicates import fingerprints, page, pairs
@@ -82,6 +87,8 @@ def main(arguments: Sequence[str]) -> None:
         for place in (out, kept):
             remove_temporary(place)
         prints = fingerprints.make(found, kept, maker)
+        if not options.run and not options.mirrored:
+            prints = fingerprints.without_mirrored(prints)
         damaged = prints.damaged
         reason = next(iter(damaged.values()), "")
         if len(damaged) == len(found):

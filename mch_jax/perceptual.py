@@ -31,6 +31,7 @@ class View(NamedTuple):
       top: Upper edge relative to its height.
       angle: Counter-clockwise rotation around the photo's centre, in degrees.
       is_black: Whether what lies outside the photo is black; otherwise it has the photo's mean.
+      is_mirrored: Whether left and right are exchanged.
     """
 
     side: float = 1.0
@@ -38,6 +39,7 @@ class View(NamedTuple):
     top: float = 0.0
     angle: float = 0.0
     is_black: bool = False
+    is_mirrored: bool = False
 
 
 _OFFSETS = (0.0, 0.05, 0.1)
@@ -47,6 +49,7 @@ VIEWS = (
     *(View(0.9, left, top) for top in _OFFSETS for left in _OFFSETS),
     *(View(1.0, 0.0, 0.0, angle, black) for black in (False, True) for angle in (-5.0, 5.0)),
     *(View(0.9, 0.05, 0.05, angle) for angle in (-5.0, 5.0)),
+    View(is_mirrored=True),  # the last, so that it can be left out
 )
 
 
@@ -69,7 +72,8 @@ def affine(view: View, aspect: float) -> Float32[np.ndarray, "2 3"]:
             [0, view.side, 2 * view.top + view.side - 1],
         ]
     )
-    return (turn @ crop).astype(np.float32)
+    mirror = np.diag([-1.0 if view.is_mirrored else 1.0, 1.0, 1.0])
+    return (turn @ crop @ mirror).astype(np.float32)
 
 
 def frequencies() -> Int64[np.ndarray, "q 2"]:
@@ -97,7 +101,7 @@ def _sampling(view: View, aspect: float) -> Float32[np.ndarray, "p s"]:
 
 
 def transform() -> Float32[np.ndarray, "q p"]:
-    """Returns the two-dimensional cosine transform of a view's points, for the bits' frequencies."""
+    """Returns the cosine transform of a view's points at the frequencies of the bits."""
     angles = np.pi * np.arange(_POINTS)[:, None] * (2 * np.arange(_POINTS) + 1) / (2 * _POINTS)
     waves = np.cos(angles)
     return np.stack([np.outer(waves[i], waves[j]).ravel() for i, j in frequencies()]).astype(

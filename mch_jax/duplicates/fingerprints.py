@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
@@ -44,6 +44,11 @@ class Fingerprints(NamedTuple):
     small: UInt8[np.ndarray, "n s s"]
     sizes: Int32[np.ndarray, "n 2"]
     damaged: dict[int, str]
+
+
+def without_mirrored(found: Fingerprints) -> Fingerprints:
+    """Returns perceptual fingerprints without the code of the mirrored view."""
+    return found._replace(codes=found.codes[:, : len(perceptual.VIEWS) - 1])
 
 
 class Maker(NamedTuple):
@@ -229,7 +234,7 @@ def _gather(
     by_path: dict[Path, list[int]] = {}
     for position, (path, _) in enumerate(places):
         by_path.setdefault(path, []).append(position)
-    parts: dict[str, np.ndarray] = {}
+    parts: dict[str, Any] = {}
     for path, positions in by_path.items():
         arrays = _read(path, maker)
         assert arrays is not None
@@ -241,7 +246,7 @@ def _gather(
     for path in _paths(directory):
         if path not in by_path:
             path.unlink()
-    if not parts:
+    if not by_path:
         side = perceptual.SIDE
         parts = {
             "codes": np.zeros((0, 1, -(-maker.num_bits // 8)), np.uint8),

@@ -10,8 +10,8 @@ from absl import logging
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from mch_jax import alignment, batched, groups
-from mch_jax.files import whole_file
 from mch_jax.duplicates.fingerprints import Fingerprints, Maker
+from mch_jax.files import whole_file
 from mch_jax.index import BucketIndex
 from mch_jax.training import logs
 
