@@ -6,11 +6,11 @@ map (Lucas and Kanade, 1981), with weights that spare what only one of them show
 over the photo or black corners. The agreement is then the correlation of what they share.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
+
+from mch_jax.codes import AnyArray
 
 SIDE = 32  # pixels of the small photos
 _BLOCK = 8  # pixels of the blocks that are compared one by one
@@ -110,9 +110,11 @@ def _compared(
     return scores, jnp.abs(values - second.ravel()).mean()
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def agreement(
-    first: Float[Array, "b h w"], second: Float[Array, "b h w"], start: Float[Array, "b 2 3"]
+    first: Float[AnyArray, "b h w"],
+    second: Float[AnyArray, "b h w"],
+    start: Float[AnyArray, "b 2 3"],
 ) -> tuple[Float[Array, "b 2"], Float[Array, " b"]]:
     """Returns how well pairs of photos agree once the second is aligned with the first.
 
@@ -131,7 +133,7 @@ def agreement(
 
 
 def shows_the_same(
-    scores: Float[Array, "b 2"], difference: Float[Array, " b"]
-) -> Bool[Array, " b"]:
+    scores: Float[AnyArray, "b 2"], difference: Float[AnyArray, " b"]
+) -> Bool[AnyArray, " b"]:
     """Returns which pairs show the same, by what `agreement` returns."""
     return (scores[:, 0] >= WHOLE_AGREES) | (scores[:, 1] >= BLOCKS_AGREE) | (difference <= EQUAL)

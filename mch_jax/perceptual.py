@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 
 SIDE = 32  # pixels of the small photo, whose sides are stretched to a square
 NUM_BITS = 64
+_ROUNDING = 1.0  # a contrast of one grey level has coefficients of several hundreds
 _POINTS = 32  # points per side at which a view is sampled
 # Ratios of width to height for which rotated views are computed; a photo takes the nearest.
 ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
@@ -131,14 +132,18 @@ def nearest_aspects(sizes: np.ndarray) -> Int64[np.ndarray, " n"]:
     return np.abs(ratio[:, None] - np.log(ASPECTS)[None]).argmin(1)
 
 
+@functools.cache
+def _affines() -> Float32[np.ndarray, "k t 2 3"]:
+    return np.stack([[affine(view, aspect) for view in VIEWS] for aspect in ASPECTS])
+
+
 def affines(sizes: np.ndarray) -> Float32[np.ndarray, "n t 2 3"]:
     """Returns the maps from points of each view to points of photos, as `affine` does.
 
     Args:
       sizes: Width and height of the photos, [n, 2].
     """
-    maps = np.stack([[affine(view, aspect) for view in VIEWS] for aspect in ASPECTS])
-    return maps[nearest_aspects(sizes)]
+    return _affines()[nearest_aspects(sizes)]
 
 
 def coefficients(
@@ -162,11 +167,11 @@ def coefficients(
 def codes(small: UInt8[np.ndarray, "n s s"], sizes: np.ndarray) -> UInt8[np.ndarray, "n t bytes"]:
     """Returns the packed codes of each view of photos, that of the whole photo first.
 
-    A bit is 1 if the coefficient is positive. Pixels are whole numbers, so that the codes of a
-    photo without any contrast are arbitrary but the same for all of them.
+    A bit is 1 if the coefficient is positive, by more than the error of rounding. The bits of a
+    photo without any contrast are therefore 0, except those of views with black corners.
 
     Args:
       small: Grey photos, stretched to SIDE x SIDE pixels.
       sizes: Width and height of the original photos, [n, 2].
     """
-    return np.packbits(coefficients(small, sizes) > 1e-2, axis=-1, bitorder="little")
+    return np.packbits(coefficients(small, sizes) > _ROUNDING, axis=-1, bitorder="little")

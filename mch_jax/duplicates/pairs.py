@@ -81,8 +81,7 @@ def _agree(
             small = (found.small[rows].astype(np.float32) for rows in (first, second))
             yield (*small, starts)
 
-    size = min(_PAIRS, 1 << (len(pairs) - 1).bit_length())
-    scores = batched.apply_all(lambda batch: alignment.agreement(*batch), batches(), size)
+    scores = batched.apply_all(lambda batch: alignment.agreement(*batch), batches(), _PAIRS)
     return np.asarray(alignment.shows_the_same(*scores))
 
 
