@@ -70,7 +70,7 @@ def test_altered_copies_are_in_one_group(folder, tmp_path, capsys):
     assert list(found[0])[0] == "0.png"
     assert found[1] == {"1.png": 0, "sub/one.png": 0}
     assert found[0]["sub/0.jpg"] <= 4
-    assert capsys.readouterr().out.startswith("13 photos, 2 groups of 6 near-duplicates, 0 damaged")
+    assert capsys.readouterr().out.startswith("12 photos, 2 groups of 6 near-duplicates, 0 damaged")
     assert not (tmp_path / "out" / "damaged.jsonl").exists()
     assert not (tmp_path / "out" / ".lock").exists()
 
@@ -89,7 +89,7 @@ def test_a_tar_and_a_list_give_the_groups_of_the_folder(folder, tmp_path):
 def test_the_threshold_counts_bits(folder, tmp_path):
     assert names(run(folder, tmp_path / "out", "--threshold=0"))[-1] == EXPECTED[1]
     wide = run(folder, tmp_path / "out", "--threshold=40", "--noverify")
-    assert len(wide[0]) == 13  # everything is near to something
+    assert len(wide[0]) == 12  # everything is near to something
     assert names(run(folder, tmp_path / "out", "--threshold=24")) == EXPECTED  # pixels decide
 
 
@@ -105,7 +105,7 @@ def test_codes_of_an_encoder(folder, tmp_path, small_run):
     assert {"1.png", "sub/one.png"} in names(found)
     assert all(group <= EXPECTED[0] or group <= EXPECTED[1] for group in names(found))
     prints = read_prints(folder, tmp_path / "kept", fingerprints.encoder_codes(small_run))
-    assert prints.codes.shape[:2] == (13, 6)
+    assert prints.codes.shape[:2] == (12, 6)
     assert names(run(folder, tmp_path / "out")) == EXPECTED  # fingerprints of both do not mix
 
 
@@ -178,7 +178,7 @@ def test_a_killed_call_resumes_with_the_same_result(folder, tmp_path, monkeypatc
     count = lambda item, side: read_again.append(item.id) or prepare(item, side)
     monkeypatch.setattr(fingerprints, "_prepare", count)
     run(folder, tmp_path / "killed")
-    assert len(read_again) == 14 - 6
+    assert len(read_again) == 13 - 6
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
@@ -225,7 +225,7 @@ def test_damaged_photos_are_left_out_and_listed(folder, tmp_path, capsys):
     assert reasons.keys() == {"bad.jpg", "9.png"}
     assert reasons["bad.jpg"].startswith("'bad.jpg' does not decode: expected one of JPEG")
     assert "2 photos could not be read" in (tmp_path / "out" / "index.html").read_text()
-    message = "2 of 15 photos are damaged, first: '9.png' does not decode.*set --on_damaged=skip"
+    message = "2 of 14 photos are damaged, first: '9.png' does not decode.*set --on_damaged=skip"
     with pytest.raises(ValueError, match=message):
         run(folder, tmp_path / "out", "--on_damaged=refuse")
 
@@ -269,7 +269,7 @@ def test_bad_input_is_refused(folder, tmp_path):
     refused("expected the encoder of a finished run", f"--run={tmp_path}")
     for path in folder.rglob("*.*"):
         path.write_bytes(b"no photo")
-    refused("none of 13 photos can be read, first: '0.png' does not decode")
+    refused("none of 12 photos can be read, first: '0.png' does not decode")
 
 
 def test_a_damaged_file_of_fingerprints_is_named(folder, tmp_path):
@@ -310,7 +310,7 @@ def test_the_page_shows_every_photo_and_needs_no_network(folder, tmp_path):
     out = tmp_path / "out"
     found = run(folder, out)
     text = (out / "index.html").read_text()
-    assert "2 groups with 6 of 13 photos." in text
+    assert "2 groups with 6 of 12 photos." in text
     shown = re.findall(r'<img src="(thumbnails/[0-9a-f]{32}\.jpg)"', text)
     assert len(shown) == 6
     assert len(set(shown)) == 5  # two files are equal
