@@ -184,12 +184,14 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="photos of the draw to leave out first")
     parser.add_argument("--threshold", type=int, default=12)
     parser.add_argument("--peer", help="interpreter with imagededup")
     parser.add_argument("--cnn", action="store_true", help="imagededup's CNN too")
     options = parser.parse_args()
     found = sources.find(options.images)
-    order = np.random.default_rng(options.seed).permutation(len(found))[: options.count]
+    order = np.random.default_rng(options.seed).permutation(len(found))
+    order = order[options.skip :][: options.count]
     write_folders([found[i] for i in order], options.work, options.seed)
     rows: dict[str, Callable[[Path], tuple[list, float] | None]] = {
         "dedup": lambda folder: ours(folder, options.threshold, True, False),

@@ -16,7 +16,7 @@ SIDE = 32  # pixels of the small photos
 _BLOCK = 8  # pixels of the blocks that are compared one by one
 _STEPS = 8
 _NOISE = 4.0  # grey levels; below this contrast a block says nothing
-WHOLE_AGREES, BLOCKS_AGREE = 0.9, 0.75  # least correlations of photos that show the same
+WHOLE_AGREES, BLOCKS_AGREE = 0.96, 0.8  # least correlations of photos that show the same
 EQUAL = 2.0  # mean difference in grey levels of photos that are equal, also without any contrast
 
 

@@ -21,7 +21,7 @@ from mch_jax.data import sources
 from mch_jax.duplicates import fingerprints, page, pairs
 from mch_jax.duplicates.fingerprints import Fingerprints
 
-HOSTILE = 'x "\'><script>alert(1)<,\u202e;\u0007\n$lead é.png'
+HOSTILE = "x \"'><script>alert(1)<,\u202e;\u0007\n$lead é.png"
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
-from PIL import Image
 
 from mch_jax import batched, codes, perceptual
 from mch_jax.data import photos, sources
@@ -125,16 +124,14 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(photo: sources.Photo, image_size: int) -> _Prepared:
-    status, side = sources.status(photo), perceptual.SIDE
+    status, side, blank = sources.status(photo), perceptual.SIDE, np.zeros((0, 0), np.uint8)
     try:
-        pixels = sources.decode(photo)
+        data = sources.content(photo)
+        grey, size = photos.decode_grey(data, side, photo.id)
+        image = photos.resize(photos.decode(data, photo.id), image_size) if image_size else blank
     except ValueError as error:
-        blank = np.zeros((0, 0), np.uint8)
         return _Prepared(blank, (0, 0), blank, status, " ".join(str(error).split()))
-    height, width, _ = pixels.shape
-    grey = Image.fromarray(pixels).convert("L").resize((side, side), Image.Resampling.BILINEAR)
-    image = photos.resize(pixels, image_size) if image_size else pixels[:0, :0]
-    return _Prepared(np.asarray(grey), (width, height), image, status, "")
+    return _Prepared(grey, size, image, status, "")
 
 
 def _identity(photo: sources.Photo, status: str) -> str:
