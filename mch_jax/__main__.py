@@ -19,6 +19,7 @@ COMMANDS = {
     "search": "mch_jax.search",
     "export": "mch_jax.export",
     "serve": "mch_jax.serve",
+    "dedup": "mch_jax.dedup",
     "grid": "mch_jax.grid",
     "tables": "mch_jax.tables",
     "sweep": "mch_jax.sweep",

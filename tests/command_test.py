@@ -13,7 +13,7 @@ from mch_jax import command, main
 from mch_jax.data import fetch
 
 NAMES = (
-    "main", "search", "export", "serve", "grid", "sweep", "tables", "rivals", "prepare",
+    "main", "search", "export", "serve", "grid", "sweep", "tables", "rivals", "prepare", "dedup",
     "sql.__main__", "cluster.__main__",
 )  # fmt: skip
 PACKAGE = pathlib.Path(command.__file__).parent
@@ -76,7 +76,7 @@ def test_an_argument_that_is_not_a_flag_is_refused(name):
 @pytest.mark.parametrize(
     ("name", "flag"),
     [(name, "run") for name in ("search", "export", "serve", "sweep", "rivals")]
-    + [("main", "config"), ("grid", "dataset"), ("prepare", "dataset"), ("tables", "root")]
+    + [("main", "config"), ("dedup", "images"), ("grid", "dataset"), ("prepare", "dataset"), ("tables", "root")]
     + [("sql.__main__", "codes"), ("cluster.__main__", "index")],
 )
 def test_a_missing_flag_is_named(name, flag):

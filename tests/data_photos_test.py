@@ -27,6 +27,41 @@ def test_photos_are_rotated_by_their_exif_orientation():
     assert pixels[12:, :, 0].max() < 50
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_small_grey_photo_is_that_of_the_whole_one(kind):
+    rng = np.random.default_rng(0)
+    rough = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize((640, 480))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for image, exif_data in ((rough, None), (rough.convert("L"), None), (rough, turned)):
+        content = encoded(image, kind, **({"exif": exif_data} if exif_data else {}))
+        small, size = photos.decode_grey(content, 32)
+        whole = data.decode(content)
+        expected = np.asarray(Image.fromarray(whole).convert("L").resize((32, 32)))
+        assert size == (whole.shape[1], whole.shape[0])
+        assert np.abs(small.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("image", [
+    Image.new("CMYK", (90, 60), (0, 255, 255, 0)), Image.new("RGB", (90, 60), (255, 0, 0)),
+])  # fmt: skip
+def test_a_small_grey_photo_has_the_lightness_of_its_colour(image):
+    small, size = photos.decode_grey(encoded(image, quality=95), 8)
+    assert size == (90, 60)
+    np.testing.assert_allclose(small, 76, atol=8)
+
+
+def test_a_damaged_photo_has_the_same_reason_in_small():
+    content = encoded(picture(0), quality=95)
+    for cut in (b"", b"no photo", content[: len(content) // 2]):
+        reasons = []
+        for decode in (lambda x: photos.decode(x, "a"), lambda x: photos.decode_grey(x, 8, "a")):
+            with pytest.raises(ValueError, match="'a' does not decode: ") as error:
+                decode(cut)
+            reasons.append(str(error.value))
+        assert reasons[0] == reasons[1]
+
+
 def test_cmyk_becomes_rgb():
     pixels = data.decode(encoded(Image.new("CMYK", (8, 6), (0, 255, 255, 0)), quality=95))
     assert pixels.shape == (6, 8, 3)

@@ -192,8 +192,8 @@ def test_a_command_of_the_documentation_is_valid(words, run_module, examples):
 
 
 COMMANDS = (
-    "main", "search", "export", "serve", "grid", "sweep", "tables", "rivals", "prepare", "sql",
-    "cluster",
+    "main", "search", "export", "serve", "dedup", "grid", "sweep", "tables", "rivals", "prepare",
+    "sql", "cluster",
 )  # fmt: skip
 
 

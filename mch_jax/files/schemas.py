@@ -23,6 +23,13 @@ QUERY_REGIONS = _REGIONS | {
     "logits": Field("f4", ("items", "regions", "bits")),
     "label_logits": Field("f4", ("items", "regions", "classes")),
 }
+FINGERPRINTS = {
+    "maker": Field("U", ()),
+    "identity": Field("U", ("photos",)),
+    "codes": Field("u1", ("photos", "views", "bytes")),
+    "small": Field("u1", ("photos", 32, 32)),
+    "sizes": Field("i4", ("photos", 2), 1),
+}
 
 _COUNT = Number(0, 2**53, is_whole=True)
 _BITS = Number(1, 2**20, is_whole=True)

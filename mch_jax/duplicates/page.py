@@ -1,0 +1,129 @@
+"""The page of near-duplicates: photos in groups, to look through and to choose from.
+
+The page needs no network and changes no file. Names of photos can hold any character: they appear
+in it only escaped, and without those that would control a terminal.
+"""
+
+import hashlib
+import html
+import importlib.resources
+import json
+import os
+import string
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mch_jax.data import sources
+from mch_jax.duplicates.pairs import Member
+from mch_jax.files import whole_file
+from mch_jax.files.text import printable
+from mch_jax.training import logs
+
+FOLDER = "thumbnails"
+SIDE = 240  # pixels of the longer side of a thumbnail
+_MAX_GROUPS = 5000  # groups on the page; the table has all
+
+
+def _thumbnail(folder: Path, photo: sources.Photo) -> str:
+    """Writes the thumbnail of a photo unless it exists; returns its name, or nothing if it fails.
+
+    The name depends on the photo's bytes, so that a page never shows a thumbnail of other bytes.
+    """
+    try:
+        data = sources.content(photo)
+        name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.jpg"
+        if not (folder / name).exists():
+            image = Image.fromarray(sources.decode(photo))
+            image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
+            with whole_file(folder / name) as temporary:
+                image.save(temporary, "JPEG", quality=85)
+    except ValueError:  # changed or removed since it was read
+        return ""
+    return name
+
+
+def _card(photo: sources.Photo, thumbnail: str, note: str, is_largest: bool) -> str:
+    """Returns the HTML of one photo with its checkbox.
+
+    The value of the checkbox is the name as JSON in ASCII, so that every character survives.
+    """
+    shown = html.escape(printable(photo.id))
+    value = html.escape(json.dumps(photo.id))
+    picture = (
+        f'<img src="{FOLDER}/{thumbnail}" alt="" loading="lazy">' if thumbnail
+        else '<span class="gone">no longer readable</span>'
+    )  # fmt: skip
+    largest = " data-largest" if is_largest else ""
+    return (
+        f'<li><label><input type="checkbox" value="{value}"{largest}>'
+        f'<span class="picture">{picture}</span>'
+        f'<span class="name">{shown}</span><span class="note">{note}</span></label></li>'
+    )
+
+
+def _group(number: int, cards: Sequence[str]) -> str:
+    return (
+        f'<section aria-labelledby="g{number}"><h2 id="g{number}">Group {number}'
+        f"<small>{len(cards)} photos</small></h2><ul>{''.join(cards)}</ul></section>"
+    )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def write(
+    directory: Path,
+    groups: Sequence[Sequence[Member]],
+    photos: Sequence[sources.Photo],
+    sizes: np.ndarray,
+    num_damaged: int,
+) -> None:
+    """Writes index.html and the thumbnails that it shows, completely or not at all.
+
+    Args:
+      directory: Directory of the page, in which `thumbnails` belongs to it.
+      groups: Groups of near-duplicates.
+      photos: The photos by their position among the fingerprints.
+      sizes: Width and height of each photo in pixels, [n, 2].
+      num_damaged: Number of photos that could not be read.
+    """
+    shown = groups[:_MAX_GROUPS]
+    rows = [member.row for group in shown for member in group]
+    folder = directory / FOLDER
+    folder.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
+        made = pool.map(lambda row: _thumbnail(folder, photos[row]), rows)
+        names = dict(zip(rows, logs.progress(made, len(rows), "thumbnails"), strict=True))
+    parts = []
+    for number, group in enumerate(shown, 1):
+        areas = [int(sizes[member.row].prod()) for member in group]
+        largest, cards = areas.index(max(areas)), []
+        for place, member in enumerate(group):
+            width, height = sizes[member.row]
+            note = f"{width} × {height}"
+            note += f", {_count(member.distance, 'bit', 'bits')}" if place else ""
+            card = _card(photos[member.row], names[member.row], note, place == largest)
+            cards.append(card)
+        parts.append(_group(number, cards))
+    total = sum(map(len, groups))
+    lead = (
+        f"{_count(len(groups), 'group', 'groups')} with {total:,} of {len(photos):,} photos."
+        if groups else f"No near-duplicates among {_count(len(photos), 'photo', 'photos')}."
+    )  # fmt: skip
+    if num_damaged:
+        lead += f" {_count(num_damaged, 'photo', 'photos')} could not be read (damaged.jsonl)."
+    if len(groups) > len(shown):
+        lead += f" The first {len(shown):,} groups are shown; groups.csv has all."
+    template = importlib.resources.files("mch_jax.duplicates") / "page.html"
+    text = string.Template(template.read_text("utf-8")).substitute(lead=lead, body="".join(parts))
+    with whole_file(directory / "index.html") as temporary:
+        temporary.write_text(text, "utf-8")
+    kept = set(names.values())
+    for path in folder.iterdir():
+        if path.suffix == ".jpg" and path.name not in kept:
+            path.unlink(missing_ok=True)
