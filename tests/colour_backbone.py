@@ -2,13 +2,15 @@
 
 import numpy as np
 
-CALLS = []
 NOT_A_FUNCTION = 3
 
 
 def grid(images):
     """Returns the mean colours of 4 x 4 cells, and which side of a photo is brighter."""
-    CALLS.append(images.shape)
+    return _cells(images)
+
+
+def _cells(images):
     cells = images.reshape(len(images), 4, images.shape[1] // 4, 4, -1, 3).mean((2, 4)) / 255
     side = cells[:, :, :2].mean((1, 2)) - cells[:, :, 2:].mean((1, 2))
     return np.concatenate([cells.reshape(len(images), -1), side], 1).astype(np.float32)
@@ -17,6 +19,11 @@ def grid(images):
 def other(images):
     """Another network of the same width."""
     return grid(images[:, ::-1])
+
+
+def brighter(images):
+    """The same network with another preparation of the photos."""
+    return _cells(images) * 1.1
 
 
 def narrow(images):

@@ -112,8 +112,8 @@ class Backbone:
             features = _features(self.network, self.record.source, images)
         if features.shape[1] != self.record.width:
             raise ValueError(
-                f"backbone {self.record.source!r} returned {features.shape[1]} features of a photo, "
-                f"expected {self.record.width} as before"
+                f"backbone {self.record.source!r} returned {features.shape[1]} features of a "
+                f"photo, expected {self.record.width} as before"
             )
         return features
 
@@ -260,8 +260,8 @@ def check_same(record: Record, probe: Float[np.ndarray, "probes d"], source: str
 def not_opened(source: str) -> str:
     """Returns how to open a backbone that was not opened."""
     return (
-        f"photos are encoded by the backbone {source}, code that is only run if you name it; if you "
-        f"trust it, give --backbone={source}, or backbone= in Python"
+        f"the run's backbone is the Python function {source}, code that is only run if you name "
+        f"it; if you trust it, give --backbone={source} (in Python, backbone=)"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mch_jax import codes
 from mch_jax.encoder import FILE as ENCODER
