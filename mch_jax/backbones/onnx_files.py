@@ -8,6 +8,7 @@ features, which is averaged over its rows and columns.
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mch_jax.files.regular import read_bounded
 from mch_jax.files.whole import first_line
 
 MOST_BYTES = 2**31  # the largest ONNX file; larger networks keep their weights in further files
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -68,7 +70,11 @@ def network(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as empty:  # weights in other files would be looked for
+            options.add_session_config_entry(_FOLDER, empty)
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
     except Exception as error:  # noqa: BLE001 - onnxruntime raises many types
         raise ValueError(
             f"backbone {path!r} is not a network that onnxruntime can run "

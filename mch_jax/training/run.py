@@ -364,7 +364,7 @@ def reopen(workdir: Path, backbone: str | None = None) -> Run:
     Raises:
       ValueError: As `open_run`, or the backbone is not given or is not the run's.
     """
-    config = ConfigDict(read_config(workdir))
+    config: Any = ConfigDict(read_config(workdir))
     source = config.model.get("backbone", "")  # missing in configs of old runs
     if backbone is not None and backbone != source:
         raise ValueError(
