@@ -2,6 +2,7 @@
 
   backbone: What all kinds have in common: sources, records, probe images, checks of features.
   functions: Python functions by their import path.
+  networks: ResNet-50 and Vision Transformers in Flax, with torchvision's or timm's weights.
   onnx_files: ONNX files, run by onnxruntime.
 
 A backbone is frozen. docs/backbones.md describes how a run is trained on one.
@@ -21,10 +22,12 @@ from mch_jax.backbones.backbone import (
     read_record,
     save_record,
 )
+from mch_jax.backbones.networks import NETWORKS
 
 __all__ = [
     "FILE",
     "FUNCTION",
+    "NETWORKS",
     "Backbone",
     "Given",
     "Record",

@@ -1,8 +1,9 @@
 """What all kinds of backbones have in common: sources, records, probe images, and checks.
 
-A source is a Python function (`package.module:function`) or a file (`net.onnx`). A record says what
-a source was when a run began: its kind, its width, the digest of its file, and its features of two
-fixed probe images, by which another network is recognised later.
+A source is a Python function (`package.module:function`) or a file: an ONNX network, or the weights
+of one of the networks here. A record says what a source was when a run began: its kind, its width,
+the digest of its file, and its features of two fixed probe images, by which another network is
+recognised later.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from mch_jax import regions
-from mch_jax.backbones import functions, onnx_files
+from mch_jax.backbones import functions, networks, onnx_files
 from mch_jax.codes import AnyArray
 from mch_jax.files import json_values, load_arrays, save_arrays, schemas
 from mch_jax.files.whole import first_line
@@ -37,7 +38,7 @@ class Record(NamedTuple):
     """What a backbone was when a run began.
 
     Attributes:
-      kind: `function` or `onnx`.
+      kind: `function`, `onnx`, or the name of a network in `networks.NETWORKS`.
       source: Import path of the function, or path of the file, as the run's config names it.
       sha256: SHA-256 of the file; empty for a function.
       mean: Mean of the file's input by channel, for photos in [0, 1].
@@ -73,8 +74,9 @@ class Record(NamedTuple):
         """
         json_values.check(settings, schemas.BACKBONE, "backbone")
         kind, width = settings["kind"], settings["width"]
-        if kind not in (FUNCTION, ONNX):
-            raise ValueError(f"backbone.kind is {kind[:40]!r}, expected {FUNCTION} or {ONNX}")
+        kinds = (FUNCTION, ONNX, *networks.NETWORKS)
+        if kind not in kinds:
+            raise ValueError(f"backbone.kind is {kind[:40]!r}, expected one of {', '.join(kinds)}")
         if probe.shape != (NUM_PROBES, width) or probe.dtype != np.float32:
             raise ValueError(
                 f"backbone.probe is {probe.dtype} {probe.shape}, expected float32 "
@@ -160,40 +162,50 @@ def probe_images(side: int) -> UInt8[np.ndarray, "2 s s 3"]:
 
 
 def kind_of(source: str) -> str:
-    """Returns the kind of a source: `onnx` for a file, `function` for an import path.
+    """Returns the kind that `config.model.backbone` names.
 
     Raises:
-      ValueError: It is neither.
+      ValueError: It is none.
     """
+    if source in networks.NETWORKS:
+        return source
     if source.endswith(".onnx"):
         return ONNX
     if ":" in source:
         return FUNCTION
     raise ValueError(
         f"backbone {source!r} is neither a Python function nor an ONNX file; "
-        f"{functions.EXPECTED}, or a path that ends in .onnx"
+        f"{functions.EXPECTED}, a path that ends in .onnx, or one of {', '.join(networks.NETWORKS)}"
     )
 
 
-def load(source: str, input_size: int, *, mean: Sequence[float], std: Sequence[float]) -> Backbone:
+def load(
+    source: str,
+    input_size: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str = "",
+) -> Backbone:
     """Opens a backbone and records what it is. The code of a function's module is run.
 
     Args:
-      source: `package.module:function`, or the path of an ONNX file.
+      source: `package.module:function`, the path of an ONNX file, or a key of `networks.NETWORKS`.
       input_size: Side in pixels of the network's input.
-      mean: Mean by channel that is subtracted from an ONNX file's input, for photos in [0, 1].
-      std: Standard deviation by channel that an ONNX file's input is divided by.
+      mean: Mean by channel that is subtracted from photos in [0, 1], unless it is a function.
+      std: Standard deviation by channel that photos are divided by, unless it is a function.
+      weights: Path of the weights of a network in `networks.NETWORKS`.
 
     Raises:
       ValueError: The source is none, does not open, or does not return features.
     """
     kind, sha256 = kind_of(source), ""
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    if kind == ONNX:
-        content, sha256 = onnx_files.read(source)
-        network = onnx_files.network(source, content, input_size, mean, std)
-    else:
+    if kind == FUNCTION:
         network = functions.find(source)
+    else:
+        source = source if kind == ONNX else weights
+        network, sha256 = _of_file(kind, source, input_size, mean, std)
     return Backbone(
         Record(kind, source, sha256, mean, std, _probed(network, source, input_size)), network
     )
@@ -222,17 +234,43 @@ def open_again(record: Record, given: Given, input_size: int, *, run: str) -> Ba
         source, network = given, functions.find(given)
     else:
         source = given or record.source
-        if not source.endswith(".onnx"):
-            raise ValueError(f"backbone {source!r} is not a file; expected one that ends in .onnx")
-        content, sha256 = onnx_files.read(source)
-        if sha256 != record.sha256:
-            raise ValueError(
-                f"backbone {source!r} has SHA-256 {sha256[:12]}..., expected that of {run}, "
-                f"{record.sha256[:12]}...; give the run's file"
-            )
-        network = onnx_files.network(source, content, input_size, record.mean, record.std)
+        network, _ = _of_file(
+            record.kind, source, input_size, record.mean, record.std, record.sha256
+        )
     check_same(record, _probed(network, source, input_size), source, run)
     return Backbone(record, network)
+
+
+def _of_file(
+    kind: str,
+    path: str,
+    input_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    sha256: str | None = None,
+) -> tuple[Network, str]:
+    """Returns the network of an ONNX file or of a file of weights, and the file's SHA-256.
+
+    Args:
+      kind: `onnx`, or a key of `networks.NETWORKS`.
+      path: Path of the file.
+      input_size: Side in pixels of the network's input.
+      mean: Mean by channel, for photos in [0, 1].
+      std: Standard deviation by channel.
+      sha256: The SHA-256 that the file has to have, if that is known.
+
+    Raises:
+      ValueError: The file cannot be read, is another one, or does not hold such a network.
+    """
+    content, found = onnx_files.read(path)
+    if sha256 not in (None, found):
+        raise ValueError(
+            f"backbone {path!r} has SHA-256 {found[:12]}..., the run's file has {sha256[:12]}...; "
+            "give the run's file by --backbone= (in Python, backbone=)"
+        )
+    if kind == ONNX:
+        return onnx_files.network(path, content, input_size, mean, std), found
+    return networks.network(kind, path, input_size, mean, std), found
 
 
 def check_same(record: Record, probe: Float[np.ndarray, "probes d"], source: str, run: str) -> None:

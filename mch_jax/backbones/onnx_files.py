@@ -38,7 +38,7 @@ def read(path: str) -> tuple[bytes, str]:
         content = read_bounded(path, MOST_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"backbone {path!r}: {reason}; expected an ONNX file") from None
+        raise ValueError(f"backbone {path!r}: {reason}; expected its file") from None
     return content, hashlib.sha256(content).hexdigest()
 
 

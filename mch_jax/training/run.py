@@ -224,8 +224,13 @@ class Run:
         model, path = self.config.model, self.workdir / backbones.FILE
         recorded = backbones.read_record(path)
         if recorded is not None:
-            return backbones.open_again(recorded, model.backbone, model.input_size, run=str(path))
-        opened = backbones.load(model.backbone, model.input_size, mean=model.mean, std=model.std)
+            kind = backbones.kind_of(model.backbone)
+            source = model.weights if kind in backbones.NETWORKS else model.backbone
+            return backbones.open_again(recorded, source, model.input_size, run=str(path))
+        opened = backbones.load(
+            model.backbone, model.input_size,
+            mean=model.mean, std=model.std, weights=model.weights,
+        )  # fmt: skip
         backbones.save_record(path, opened.record)
         return opened
 

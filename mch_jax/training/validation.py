@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mch_jax import data, methods
+from mch_jax import backbones, data, methods
 from mch_jax.files.schemas import MAX_SIDE, MAX_WIDTH
 from mch_jax.index import MAX_BITS
 
@@ -71,6 +71,7 @@ _MAPPING = Rule(lambda x: hasattr(x, "keys"), "settings of the data set by name"
 _TEXT = Rule(lambda x: isinstance(x, str), "text")
 _BOOLEAN = Rule(lambda x: isinstance(x, bool), "True or False")
 
+_NAMED = tuple(backbones.NETWORKS)
 _WITHOUT_AGENT = [name for name in methods.METHODS if name not in methods.OBJECTIVES]
 
 RULES: Mapping[str, Rule] = {
@@ -164,6 +165,11 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "model.backbone",
         lambda c: not c.model.backbone or not c.model.features,
         "empty where model.features is given: both stand in for the convolutions",
+    ),
+    (
+        "model.weights",
+        lambda c: c.model.backbone not in _NAMED or c.model.weights not in ("", "lpips"),
+        f"a file with the network's weights where model.backbone is one of {', '.join(_NAMED)}",
     ),
     (
         "agent.evidence_features",
