@@ -200,7 +200,10 @@ def test_small_differences_of_machines_are_accepted(trained):
         ("no_such_module:grid", "there is no module no_such_module; install its package"),
         ("colour_backbone.inner:grid", "there is no module colour_backbone.inner"),
         ("colour_backbone:triangle", "colour_backbone has no triangle"),
-        ("colour_backbone:NOT_A_FUNCTION", "is a int, expected a function from uint8 photos"),
+        (
+            "colour_backbone:NOT_A_FUNCTION",
+            "is no function but of the type int; expected a function",
+        ),
         ("colour_backbone:one_axis", r"returned float32 \[102\] for 2 photos, expected float32 \["),
         ("colour_backbone:whole_numbers", r"returned int32 \[2, 3\] for 2 photos"),
         ("colour_backbone:not_finite", "NaN or above 65,504"),

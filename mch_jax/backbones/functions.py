@@ -42,7 +42,7 @@ def find(path: str) -> Callable[..., Any]:
         raise ValueError(f"backbone {path!r}: {name} has no {attribute}; {EXPECTED}") from None
     if not callable(found):
         raise ValueError(
-            f"backbone {path!r} is a {type(found).__name__}, expected a function from uint8 photos "
-            "[n, h, w, 3] to float32 features [n, d]"
+            f"backbone {path!r} is no function but of the type {type(found).__name__}; expected "
+            "a function from uint8 photos [n, h, w, 3] to float32 features [n, d]"
         )
     return found
