@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 if [ -n "$LOCKED" ]; then
   case ",$1," in
-  *,dev,* | *,bench,* | *,docs,* | *,gpu,* | *,tensorboard,*)
+  *,dev,* | *,bench,* | *,docs,* | *,gpu,* | *,tensorboard,* | *,onnx,*)
     echo "error: LOCKED=1 does not hold the extras $1; expected scenes, pretrained, serve or cluster" >&2
     exit 2
     ;;

@@ -48,12 +48,14 @@ class Plan(NamedTuple):
       shards: The photos of each shard.
       batch_size: Number of photos that the network is called with. It is part of the plan since
         the last bit of a logit may depend on it.
+      backbone: The run's backbone, as `Encoder.from_run` takes it.
     """
 
     run: Path
     directory: Path
     shards: list[list[sources.Photo]]
     batch_size: int
+    backbone: str | None = None
 
     def path(self, number: int) -> Path:
         """Returns the path of a shard's codes file, which exists once the shard is done."""
@@ -73,7 +75,12 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    run: Path, found: Sequence[sources.Photo], directory: Path, shard_size: int, batch_size: int
+    run: Path,
+    found: Sequence[sources.Photo],
+    directory: Path,
+    shard_size: int,
+    batch_size: int,
+    backbone: str | None = None,
 ) -> Plan:
     """Returns a plan, and writes everything that the shards depend on into plan.json.
 
@@ -85,6 +92,7 @@ def make_plan(
       directory: Directory of the shards: a new one, or that of an export to resume.
       shard_size: Number of photos per shard.
       batch_size: Number of photos that the network is called with. Smaller if there are fewer.
+      backbone: The run's backbone, as `Encoder.from_run` takes it.
 
     Raises:
       ValueError: The directory has shards of another plan or other files, or the run has no
@@ -121,7 +129,7 @@ def make_plan(
         raise ValueError(f"{directory} is not empty and holds no export; choose another directory")
     else:
         write_json(path, depends)
-    plan = Plan(run, directory, shards, batch_size)
+    plan = Plan(run, directory, shards, batch_size, backbone)
     _remove_stale(plan)
     return plan
 
@@ -319,7 +327,7 @@ def encode_here(plan: Plan, workers: int | None = None) -> None:
     pending = plan.pending()
     if not pending:
         return
-    shards = encode_shards(plan, Encoder.from_run(plan.run), pending, workers)
+    shards = encode_shards(plan, Encoder.from_run(plan.run, plan.backbone), pending, workers)
     for _ in logs.progress(shards, len(pending), "shards"):
         pass
 
@@ -329,7 +337,7 @@ class Worker:
 
     def __init__(self, plan: Plan, threads: int):
         self._plan, self._threads = plan, threads
-        self._encoder = Encoder.from_run(plan.run)
+        self._encoder = Encoder.from_run(plan.run, plan.backbone)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Encodes the shards in the rows, except those that another worker has finished."""

@@ -70,6 +70,14 @@ def parse(
     return values
 
 
+def define_backbone(values: flags.FlagValues) -> None:
+    """Defines the flag that names the backbone of a run again, of the commands that need it."""
+    flags.DEFINE_string(
+        "backbone", None, "The run's backbone, if it is a Python function or a file that was "
+        "moved.", flag_values=values,
+    )  # fmt: skip
+
+
 def require(options: Any, **expected: str) -> None:
     """Checks that flags were given.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
-from mch_jax import agent, codes, models, regions, variables
+from mch_jax import agent, backbones, codes, models, regions, variables
 from mch_jax.agent import evidence, label_head, sets
 from mch_jax.codes import AnyArray
 from mch_jax.files import json_values, load_arrays, save_arrays, schemas
@@ -60,6 +60,8 @@ class Encoder:
       image_size: Side in pixels to which photos are resized before they are cropped.
       input_size: Side in pixels of the network's input.
       select: `each` to decide on every region alone, `set` to choose one after the other.
+      backbone: The network whose features stand in for those of the convolutions; None for an
+        encoder that has convolutions, or whose features come from a file.
     """
 
     model: AlexNet
@@ -71,6 +73,7 @@ class Encoder:
     image_size: int
     input_size: int
     select: str = "each"
+    backbone: backbones.Backbone | None = None
 
     @functools.cached_property
     def _encode(self):
@@ -104,7 +107,7 @@ class Encoder:
                 "(config.agent.evidence_features), so its encoder cannot choose codes of images; "
                 "pass their features, those of the base model first, to encode_regions"
             )
-        if ndim == 4 and "conv1" not in self.params:
+        if ndim == 4 and "conv1" not in self.params and self.backbone is None:
             raise ValueError(
                 "this run's features came from a file (config.model.features), so its encoder "
                 "cannot encode images; pass their features from the same network to encode_regions"
@@ -145,9 +148,15 @@ class Encoder:
         Its outputs stay on the device, and the number of images may be a symbolic dimension.
 
         Raises:
-          ValueError: The base model or the agent reads features from a file.
+          ValueError: The base model or the agent reads features from a file, or the base model
+            those of a backbone.
         """
         self._check(4, regions.NUM_REGIONS)
+        if self.backbone is not None:
+            raise ValueError(
+                "this run's features are those of a backbone (config.model.backbone), which JAX "
+                "does not trace; call region_outputs"
+            )
 
         def function(images):
             # Constants that XLA folds, such as those of batch norm, would round differently.
@@ -158,8 +167,18 @@ class Encoder:
 
     def _outputs(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> RegionOutputs:
         self._check(inputs.ndim, regions.NUM_REGIONS)
+        inputs = self._features(inputs, num_regions)
         outputs = self._encode(self.params, self.policy_variables, inputs, num_regions)
         return RegionOutputs(*map(np.asarray, outputs))
+
+    def _features(
+        self, inputs: Shaped[AnyArray, "..."], num_regions: int
+    ) -> Shaped[AnyArray, "..."]:
+        """Returns the backbone's features of images' regions; other inputs as they are."""
+        if inputs.ndim != 4 or self.backbone is None:
+            return inputs
+        boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
+        return self.backbone.of_regions(inputs, boxes, self.input_size)
 
     def query(self, inputs: Shaped[AnyArray, "..."], choice: str = "one") -> QueryRegions:
         """Returns the codes that photos are searched with, and their logits.
@@ -189,7 +208,8 @@ class Encoder:
           ValueError: The encoder was trained on features from a file.
         """
         self._check(images.ndim, 1)
-        packed = self._encode(self.params, self.policy_variables, images, 1).packed
+        inputs = self._features(images, 1)
+        packed = self._encode(self.params, self.policy_variables, inputs, 1).packed
         return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
 
     def code_set(
@@ -219,11 +239,15 @@ class Encoder:
             "widths": list(self.policy.widths) if self.policy else None,
             "select": self.select,
         } | {name: getattr(self, name) for name in _NUMBERS}
-        save_arrays(path, {"base": self.params, "policy": self.policy_variables}, settings)
+        tree: dict[str, Any] = {"base": self.params, "policy": self.policy_variables}
+        if self.backbone is not None:
+            settings["backbone"] = self.backbone.record.settings()
+            tree["backbone"] = {"probe": self.backbone.record.probe}
+        save_arrays(path, tree, settings)
 
     @classmethod
     def load(cls, path: Path) -> "Encoder":
-        """Returns the encoder in a file that `save` wrote.
+        """Returns the encoder in a file that `save` wrote. A backbone is not opened.
 
         Raises:
           ValueError: The file is missing, damaged, or was written by another version.
@@ -231,6 +255,7 @@ class Encoder:
         tree, settings = load_arrays(path)
         try:
             widths, select = settings.pop("widths"), settings.pop("select", "each")
+            recorded = settings.pop("backbone", None)
             numbers = {name: settings.pop(name) for name in _NUMBERS}
             model = AlexNet(**settings)
         except (KeyError, TypeError) as error:
@@ -245,21 +270,52 @@ class Encoder:
                 raise ValueError(f"select is {select!r}, expected each or set")
             policy = Policy(tuple(widths)) if widths else None
             params, policy_variables = tree.get("base", {}), tree.get("policy", {})
-            variables.check(model, params, policy, policy_variables, numbers["input_size"])
+            backbone = None
+            if recorded is not None:
+                probe = np.asarray(tree.get("backbone", {}).get("probe", 0))
+                record = backbones.Record.of_settings(recorded, probe)
+                backbone = backbones.Backbone(record, None)
+            variables.check(
+                model, params, policy, policy_variables, numbers["input_size"],
+                backbone.record.width if backbone else None,
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - Flax refuses wrong settings in several ways
             raise ValueError(
                 f"{path} is damaged ({first_line(error)}); delete it and run the encode stage again"
             ) from None
-        return cls(model, params, policy, policy_variables, select=select, **numbers)
+        return cls(
+            model, params, policy, policy_variables, select=select, backbone=backbone, **numbers
+        )
 
     @classmethod
-    def from_run(cls, workdir: str | os.PathLike[str]) -> "Encoder":
-        """Returns the encoder of a finished run.
+    def from_run(
+        cls, workdir: str | os.PathLike[str], backbone: backbones.Given = None
+    ) -> "Encoder":
+        """Returns the encoder of a finished run, with its backbone opened if it has one.
+
+        Args:
+          workdir: The workdir of the run.
+          backbone: The run's backbone (`config.model.backbone`): its source, or a function from
+            uint8 photos to features. A Python function is only called if it is given here; a file
+            is looked for where it was in training, unless another path is given.
 
         Raises:
-          ValueError: The run has no encoder yet, or its file is damaged.
+          ValueError: The run has no encoder yet, or its file is damaged, or the backbone is missing
+            or another network than in training.
         """
-        return cls.load(Path(workdir) / FILE)
+        path = Path(workdir) / FILE
+        encoder = cls.load(path)
+        if encoder.backbone is None:
+            if backbone is not None and backbone != "":
+                raise ValueError(
+                    f"a backbone is given, but {path} has none (config.model.backbone was empty); "
+                    "leave it out"
+                )
+            return encoder
+        opened = backbones.open_again(
+            encoder.backbone.record, backbone, encoder.input_size, run=str(path)
+        )
+        return dataclasses.replace(encoder, backbone=opened)
 
 
 def keep_probabilities(

@@ -43,6 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "shard_size", 4096, "Photos per shard; finished shards are kept when the export stops.",
         lower_bound=1, flag_values=values,
     )  # fmt: skip
+    command.define_backbone(values)
     flags.DEFINE_integer(
         "batch_size", 64, "Photos per batch of the network.", lower_bound=1, flag_values=values
     )
@@ -81,8 +82,9 @@ def main(arguments: Sequence[str]) -> None:
     directory = out.with_name(out.name + ".parts") if is_file else out
     found = sources.find(options.images)
     plan = bulk.make_plan(
-        Path(options.run), found, directory, options.shard_size, options.batch_size
-    )
+        Path(options.run), found, directory, options.shard_size, options.batch_size,
+        options.backbone,
+    )  # fmt: skip
     num_done = len(plan.shards) - len(plan.pending())
     if num_done:
         logging.info("%d of %d shards were encoded before", num_done, len(plan.shards))

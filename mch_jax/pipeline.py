@@ -57,9 +57,10 @@ def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None
         return None
     if params is not None and "encode" in chosen:
         chosen_threshold = threshold.chosen(this) if variables else None
-        encode.encode(
-            this, encode.make_encoder(config, this.model, params, variables, chosen_threshold)
+        encoder = encode.make_encoder(
+            config, this.model, params, variables, chosen_threshold, this.backbone
         )
+        encode.encode(this, encoder)
     elif stage in ("evaluate", "report"):
         encode.check(this)
     results = None

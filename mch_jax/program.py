@@ -45,7 +45,7 @@ def save(workdir: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
         raise ValueError(
             "--program needs the package flatbuffers; run pip install flatbuffers"
         ) from None
-    encoder = Encoder.from_run(workdir)
+    encoder = Encoder.load(Path(workdir) / FILE)
     try:
         encoder.image_function()
     except ValueError as error:

@@ -27,7 +27,11 @@ def read_codes(path: Path, database: Database) -> tuple[list[str], UInt8[np.ndar
 
 
 def encode_image(
-    run: Path, path: Path, database: Database, query_codes: str = "one"
+    run: Path,
+    path: Path,
+    database: Database,
+    query_codes: str = "one",
+    backbone: str | None = None,
 ) -> QueryRegions:
     """Returns the code of one photo, or several, with their logits.
 
@@ -37,10 +41,11 @@ def encode_image(
       database: The database to search, whose code length the run has to have.
       query_codes: `one` for the whole photo's code, `agent` for those that the agent keeps, `all`
         for those of all six regions.
+      backbone: The run's backbone, as `Encoder.from_run` takes it.
 
     Raises:
-      ValueError: The photo cannot be read, the run has no encoder, or it makes codes of another
-        length.
+      ValueError: The photo cannot be read, the run has no encoder, it makes codes of another
+        length, or its backbone cannot be opened.
     """
     from mch_jax.data import photos
     from mch_jax.encoder import FILE, Encoder  # imports JAX, which --codes does not need
@@ -51,7 +56,7 @@ def encode_image(
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"--image={path}: {reason}; expected a photo") from None
     photo = photos.decode(data, str(path))
-    encoder = Encoder.from_run(run)
+    encoder = Encoder.from_run(run, backbone)
     database.check_num_bits(encoder.model.num_bits, run / FILE)
     return encoder.query(photos.resize(photo, encoder.image_size)[None], query_codes)
 

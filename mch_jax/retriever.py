@@ -11,6 +11,7 @@ from PIL import Image
 
 from mch_jax import batched
 from mch_jax import query_codes as regions
+from mch_jax.backbones import Given
 from mch_jax.data import photos
 from mch_jax.database import Database
 from mch_jax.encoder import FILE, Encoder
@@ -47,19 +48,24 @@ class Retriever:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], codes: str | os.PathLike[str] | None = None
+        self,
+        workdir: str | os.PathLike[str],
+        codes: str | os.PathLike[str] | None = None,
+        backbone: Given = None,
     ):
         """Loads a finished run.
 
         Args:
           workdir: The workdir of the run.
           codes: A codes file to search instead of the run's database.
+          backbone: The run's backbone, as `Encoder.from_run` takes it.
 
         Raises:
-          ValueError: A file is missing or damaged, or the codes are of another length.
+          ValueError: A file is missing or damaged, the codes are of another length, or the backbone
+            cannot be opened.
         """
         self.workdir = Path(workdir)
-        self.encoder = Encoder.from_run(workdir)
+        self.encoder = Encoder.from_run(workdir, backbone)
         self.database = Database.open(codes or self.workdir / "codes" / "database.npz")
         self.database.check_num_bits(self.encoder.model.num_bits, self.workdir / FILE)
 

@@ -27,6 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "classes", [], "Classes by which photos are relevant to each other; all by default.",
         flag_values=values,
     )  # fmt: skip
+    command.define_backbone(values)
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 
     command.keep_compiled()
     long = Path(options.long) if options.long else None
-    result = rival_table.compare(Path(options.run), long, options.classes)
+    result = rival_table.compare(Path(options.run), long, options.classes, options.backbone)
     text = rival_table.as_json(result) if options.json else rival_table.text_table(result)
     command.show(text)
 

@@ -53,6 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "rerank", None, "With --rank=asymmetric, rank only so many photos, the nearest in bits; "
         "all by default.", lower_bound=1, flag_values=values,
     )  # fmt: skip
+    command.define_backbone(values)
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", flag_values=values)
 
 
@@ -99,7 +100,9 @@ def _found(options: flags.FlagValues) -> list[dict[str, Any]]:
         names, codes = queries.read_codes(Path(options.codes), database)
     else:
         command.keep_compiled()
-        query = queries.encode_image(run, Path(options.image), database, options.query_codes)
+        query = queries.encode_image(
+            run, Path(options.image), database, options.query_codes, options.backbone
+        )
         names, codes = [options.image], query.codes
     if options.probe:
         margins = query_codes.unit_margins(codes, database.num_bits)

@@ -42,6 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "query_codes", "one", "Codes of a photo to search with unless a request says otherwise: "
         "one, agent (those that the agent keeps) or all six.", flag_values=values,
     )  # fmt: skip
+    command.define_backbone(values)
     flags.DEFINE_integer(
         "max_pending", 128, "Requests in progress, beyond which further ones are refused.",
         lower_bound=1, flag_values=values,
@@ -100,8 +101,9 @@ def main(arguments: Sequence[str]) -> None:
         pixels=options.max_pixels * 10**6, hosts=(*LOOPBACK, *_hosts(options)),
     )  # fmt: skip
     service = Service.open(
-        Path(options.run), limits, options.codes, options.images, options.query_codes
-    )
+        Path(options.run), limits, options.codes, options.images, options.query_codes,
+        options.backbone,
+    )  # fmt: skip
     listener = _listen(options.host, options.port)
     service.warm_up()
     host, port = listener.getsockname()[:2]

@@ -27,6 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "thresholds", ["0", "0.1", "0.3", "0.5", "0.7", "0.9", "1"], "Keep thresholds xi.",
         flag_values=values,
     )  # fmt: skip
+    command.define_backbone(values)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("--ratios and --thresholds take numbers, such as 0.3,0.5") from None
     from mch_jax.evaluation import sweep
 
-    command.show(sweep.table(sweep.sweep(Path(options.run), ratios, thresholds)))
+    rows = sweep.sweep(Path(options.run), ratios, thresholds, options.backbone)
+    command.show(sweep.table(rows))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def check(
     policy: Policy | None,
     policy_variables: Mapping[str, Any],
     input_size: int,
+    given_width: int | None = None,
 ) -> None:
     """Checks the variables of an encoder against its networks. Nothing is computed.
 
@@ -26,13 +27,14 @@ def check(
       policy: The agent's network, if there is one.
       policy_variables: Its variables.
       input_size: Side in pixels of the network's input.
+      given_width: Width of the features that a backbone gives in place of the convolutions.
 
     Raises:
       ValueError: An array is missing, unknown, or of another shape or type, or a variance is
         negative. The error names the first one.
     """
     found = dict(_leaves(params))
-    expected, num_features = _base(model, found, input_size)
+    expected, num_features = _base(model, found, input_size, given_width)
     if policy is not None:
         expected |= _policy(policy, policy_variables, num_features, model)
     elif policy_variables:
@@ -78,9 +80,13 @@ def _convolutions(width: float, side: int) -> tuple[Shapes, int]:
     return expected, min(side, 6) ** 2 * inputs
 
 
-def _base(model: AlexNet, found: Mapping[str, np.ndarray], input_size: int) -> tuple[Shapes, int]:
+def _base(
+    model: AlexNet, found: Mapping[str, np.ndarray], input_size: int, given_width: int | None
+) -> tuple[Shapes, int]:
     """Returns what the base model's parameters should be, and the width of its features."""
-    if "conv1.kernel" in found:
+    if given_width is not None:
+        expected, width = {}, given_width
+    elif "conv1.kernel" in found:
         expected, width = _convolutions(model.width, input_size)
     else:
         first = "fc6.kernel" if model.hidden else "hash.kernel"

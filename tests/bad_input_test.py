@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from tiny_run import changed, tiny
 
-from mch_jax import data, evaluation, grid, main, search
+from mch_jax import backbones, data, evaluation, grid, main, search
 from mch_jax.files import Checkpoints, codes_file, load_arrays, save_arrays
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
@@ -78,6 +78,13 @@ def config(text: str, **fields) -> Case:
     return Case("config", text, act)
 
 
+def backbone(text: str, source: str) -> Case:
+    def act(folder, finished):
+        backbones.load(source, 64, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    return Case("config", text, act)
+
+
 def resumed(text: str, **changes) -> Case:
     def act(folder, finished):
         values = tiny()
@@ -118,6 +125,14 @@ CONFIGS = [
     config("text instead of a number", encode__batch_size="many"),
     config("fixed convolutions without views", base__train_conv=False, base__num_views=0),
     config("weights of another width", model__weights="lpips", model__width=0.5),
+    config("a backbone that is trained", model__backbone="net.onnx"),
+    backbone("a backbone that is no network", "resnet18"),
+    backbone("a backbone of a module that is not there", "my_networks:features"),
+    backbone("a backbone that is no function", "colour_backbone:NOT_A_FUNCTION"),
+    backbone("a backbone that returns whole numbers", "colour_backbone:whole_numbers"),
+    backbone("a backbone that returns NaN", "colour_backbone:not_finite"),
+    backbone("a backbone in training mode", "colour_backbone:in_training_mode"),
+    backbone("a backbone whose file is not there", "DIR/net.onnx"),
     resumed("the workdir of a run with another code length", num_bits=16),
     resumed("the workdir of a run with another method", method="mmhh"),
     resumed("the workdir of a run with another seed", seed=5),

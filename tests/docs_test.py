@@ -149,7 +149,8 @@ RUN = {
 def is_run(module, arguments):
     if module == "mch_jax.main":
         return any(argument.startswith("--verify") for argument in arguments)
-    return module.removeprefix("mch_jax.") in RUN and "--engine=ray" not in arguments
+    needs_more = any(x == "--engine=ray" or x.startswith("--backbone=") for x in arguments)
+    return module.removeprefix("mch_jax.") in RUN and not needs_more
 
 
 @pytest.mark.parametrize("words", list(commands()))

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from ml_collections import ConfigDict
 
 from mch_jax import batched, codes, pairs, query_codes
 from mch_jax.agent import evidence
+from mch_jax.encoder import FILE as ENCODER
 from mch_jax.encoder import Encoder, RegionOutputs
 from mch_jax.evaluation import asymmetric, classifier, equal_cost, rivals
 from mch_jax.evaluation.equal_cost import BUDGETS, Found, Relevance
@@ -110,19 +110,20 @@ class Row(NamedTuple):
     bytes_per_image: float
 
 
-def read_material(workdir: Path) -> Material:
+def read_material(workdir: Path, backbone: str | None = None) -> Material:
     """Returns the outputs of a finished run's base model, computed from its features.
 
     Args:
       workdir: Directory of a finished run. Its data set has to be available.
+      backbone: The run's backbone, which has to be given if it is a Python function.
 
     Raises:
       ValueError: The run is not finished, or the encoder does not give the run's codes.
     """
     query_file = codes_file.load(workdir / "codes" / "query.npz")
-    this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
+    this = run.reopen(workdir, backbone)
     encode.check(this)
-    encoder, dataset = Encoder.from_run(workdir), this.dataset
+    encoder, dataset = Encoder.load(workdir / ENCODER), this.dataset
     size = this.config.encode.batch_size
 
     def outputs(rows: np.ndarray, title: str) -> RegionOutputs:
@@ -320,7 +321,12 @@ def of_classes(material: Material, classes: Sequence[str]) -> Material:
     )
 
 
-def compare(workdir: Path, long: Path | None = None, classes: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    workdir: Path,
+    long: Path | None = None,
+    classes: Sequence[str] = (),
+    backbone: str | None = None,
+) -> dict[str, Any]:
     """Writes rivals.json and rivals.npz of a finished run and returns what rivals.json holds.
 
     rivals.npz has F1, recall and candidates of each row, budget and query, for paired intervals.
@@ -331,6 +337,7 @@ def compare(workdir: Path, long: Path | None = None, classes: Sequence[str] = ()
         there is one.
       classes: Names of the classes by which photos are relevant; all by default. For others, the
         files are called rivals-classes.json and rivals-classes.npz.
+      backbone: The runs' backbone, which has to be given if it is a Python function.
 
     Raises:
       ValueError: A run is not finished or is in use by another process, `long` has codes of another
@@ -338,14 +345,16 @@ def compare(workdir: Path, long: Path | None = None, classes: Sequence[str] = ()
     """
     codes_file.load(workdir / "codes" / "query.npz")  # missing in a directory that is no run
     with run.claimed(workdir):
-        return _compare(workdir, long, classes)
+        return _compare(workdir, long, classes, backbone)
 
 
-def _compare(workdir: Path, long: Path | None, classes: Sequence[str]) -> dict[str, Any]:
+def _compare(
+    workdir: Path, long: Path | None, classes: Sequence[str], backbone: str | None
+) -> dict[str, Any]:
     """Compares the rows of a run that this process has claimed."""
-    material = read_material(workdir)
+    material = read_material(workdir, backbone)
     long = find_long(workdir) if long is None else long
-    other = None if long is None else read_material(long)
+    other = None if long is None else read_material(long, backbone)
     if other is not None:
         _check_long(material, other, long)
     found = rows(

