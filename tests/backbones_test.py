@@ -202,7 +202,7 @@ def test_small_differences_of_machines_are_accepted(trained):
         ("colour_backbone:triangle", "colour_backbone has no triangle"),
         (
             "colour_backbone:NOT_A_FUNCTION",
-            "is no function but of the type int; expected a function",
+            "is no function but of the type int; expected",
         ),
         ("colour_backbone:one_axis", r"returned float32 \[102\] for 2 photos, expected float32 \["),
         ("colour_backbone:whole_numbers", r"returned int32 \[2, 3\] for 2 photos"),
