@@ -154,8 +154,8 @@ def import_weights(name: str, path: str, input_size: int) -> dict[str, Any]:
     used = set()
 
     def convert(leaf_path: Sequence[Any], like: Any) -> np.ndarray:
-        *layers, leaf = (entry.key for entry in leaf_path[1:])
-        key = ".".join([*layers, _LEAVES[leaf] if leaf in _LEAVES else leaf])
+        *layers, leaf = (str(entry.key) for entry in leaf_path[1:])
+        key = ".".join([*layers, _LEAVES.get(leaf, leaf)])
         used.add(key)
         return _converted(path, name, key, arrays.get(key), like.shape, leaf == "kernel")
 
