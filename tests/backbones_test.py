@@ -295,7 +295,7 @@ def test_runs_of_earlier_versions_resume(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "pickle"}, "backbone.kind is 'pickle', expected function or onnx"),
+        ({"kind": "pickle"}, "backbone.kind is 'pickle', expected one of function, onnx, "),
         ({"width": 50}, r"backbone.probe is float32 \(2, 51\), expected float32 \(2, 50\)"),
         ({"source": 3}, "backbone.source is 3"),
         ({"mean": [0.5]}, "another length than 3"),
