@@ -179,7 +179,9 @@ def test_a_run_on_a_named_network(small, tmp_path):
         Encoder.from_run(tmp_path / "run")
     moved = Encoder.from_run(tmp_path / "run", str(tmp_path / "moved.npz"))
     np.testing.assert_array_equal(moved.encode(photos()), encoder.encode(photos()))
-    np.savez(tmp_path / "moved.npz", **weights() | {"norm.bias": np.ones(8, np.float32)})
+    arrays = weights()
+    arrays["norm.bias"] = np.ones(8, np.float32)
+    np.savez(tmp_path / "moved.npz", **arrays)
     with pytest.raises(ValueError, match=r"has SHA-256 .*; give the run's file by --backbone="):
         Encoder.from_run(tmp_path / "run", str(tmp_path / "moved.npz"))
 
