@@ -55,12 +55,12 @@ def main() -> None:
     parser.add_argument("--onnx", required=True, help="path of the file")
     parser.add_argument("--side", type=int, default=160, help="side of the photos in pixels")
     options = parser.parse_args()
-    names = {"input_names": ["photos"], "output_names": ["features"]}
     example = torch.zeros(2, 3, options.side, options.side)
     with warnings.catch_warnings():  # the newer exporter needs another package
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Pooled().eval(), (example,), options.onnx, dynamo=False, **names,
+            Pooled().eval(), (example,), options.onnx, dynamo=False,
+            input_names=["photos"], output_names=["features"],
             dynamic_axes={name: {0: "n"} for name in ("photos", "features")},
         )  # fmt: skip
     print(options.onnx)

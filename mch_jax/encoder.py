@@ -178,7 +178,12 @@ class Encoder:
         if inputs.ndim != 4 or self.backbone is None:
             return inputs
         boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
-        return self.backbone.of_regions(inputs, boxes, self.input_size)
+        features = self.backbone.of_regions(inputs, boxes, self.input_size)
+        head = self.policy_variables.get("evidence", {}).get("label_head")
+        if head:  # nothing is decided from labels: `_check` refuses images for several regions
+            unknown = np.zeros((*features.shape[:2], len(head["mean"])), features.dtype)
+            features = np.concatenate([features, unknown], -1)
+        return features
 
     def query(self, inputs: Shaped[AnyArray, "..."], choice: str = "one") -> QueryRegions:
         """Returns the codes that photos are searched with, and their logits.

@@ -1,6 +1,7 @@
 """ResNet-50 and Vision Transformers: sizes, weights, torchvision's and timm's features."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def small(monkeypatch):
     monkeypatch.setattr(networks, "NETWORKS", {**networks.NETWORKS, "vit_s16": SMALL})
 
 
-def weights(side=64):
+def weights(side: int = 64) -> dict[str, Any]:
     """Returns random weights of the small network, under timm's names."""
     rng = np.random.default_rng(0)
     shapes = {"cls_token": (1, 1, 8), "pos_embed": (1, (side // 16) ** 2 + 1, 8)}
@@ -103,7 +104,7 @@ def test_a_vision_transformer_is_the_plain_one(small, tmp_path):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def of_torchvision(arrays):
+def of_torchvision(arrays) -> dict[str, Any]:
     """Returns the arrays under torchvision's names."""
     renamed = {}
     for name, value in arrays.items():
@@ -145,7 +146,8 @@ def test_names_of_both_packages_and_prefixes(small, tmp_path, change, prefix):
     ],
 )
 def test_weights_of_another_network(small, tmp_path, change, message):
-    arrays = {name: value for name, value in (weights() | change).items() if value is not None}
+    arrays = weights() | change
+    arrays = {name: value for name, value in arrays.items() if value is not None}
     np.savez(tmp_path / "w.npz", **arrays)
     with pytest.raises(ValueError, match=message) as error:
         networks.import_weights("vit_s16", str(tmp_path / "w.npz"), 64)
@@ -177,7 +179,9 @@ def test_a_run_on_a_named_network(small, tmp_path):
         Encoder.from_run(tmp_path / "run")
     moved = Encoder.from_run(tmp_path / "run", str(tmp_path / "moved.npz"))
     np.testing.assert_array_equal(moved.encode(photos()), encoder.encode(photos()))
-    np.savez(tmp_path / "moved.npz", **weights() | {"norm.bias": np.ones(8, np.float32)})
+    arrays = weights()
+    arrays["norm.bias"] = np.ones(8, np.float32)
+    np.savez(tmp_path / "moved.npz", **arrays)
     with pytest.raises(ValueError, match=r"has SHA-256 .*; give the run's file by --backbone="):
         Encoder.from_run(tmp_path / "run", str(tmp_path / "moved.npz"))
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def write(path, layout="NCHW", batch="n", side=64, dtype=TensorProto.FLOAT, ends
     if layout == "NHWC":
         nodes.append(helper.make_node("Transpose", [last], ["first"], perm=[0, 3, 1, 2]))
         last = "first"
-    pool = {"kernel_shape": [16, 16], "strides": [16, 16]}
+    pool: Any = {"kernel_shape": [16, 16], "strides": [16, 16]}
     nodes.append(helper.make_node("AveragePool", [last], ["cells"], **pool))
     axes = {"cells": 2, "map": 4, "tokens": 3}[ends]
     if ends == "cells":

@@ -21,7 +21,7 @@ from mch_jax.encoder import FILE, Encoder
 from mch_jax.files import Checkpoints, codes_file, load_arrays, save_arrays
 from mch_jax.serving.limits import Limits
 from mch_jax.serving.service import Service
-from mch_jax.training import run
+from mch_jax.training import features_file, run
 
 GRID = "colour_backbone:grid"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -202,7 +202,7 @@ def test_small_differences_of_machines_are_accepted(trained):
         ("colour_backbone:triangle", "colour_backbone has no triangle"),
         (
             "colour_backbone:NOT_A_FUNCTION",
-            "is no function but of the type int; expected a function",
+            "is no function but of the type int; expected",
         ),
         ("colour_backbone:one_axis", r"returned float32 \[102\] for 2 photos, expected float32 \["),
         ("colour_backbone:whole_numbers", r"returned int32 \[2, 3\] for 2 photos"),
@@ -258,6 +258,21 @@ def test_configs_that_do_not_fit_a_backbone(changes, message, tmp_path):
         pipeline.run_stages(config_of(**changes), tmp_path)
 
 
+def test_an_agent_that_reads_labels_from_a_file_leaves_single_codes(trained, tmp_path):
+    dataset = run.open_run(config_of(), trained).dataset
+    path = tmp_path / "grid.npz"
+    features_file.make(path, dataset, colour_backbone.grid, image_size=64, input_size=32)
+    config = config_of(agent__recipe="cross_fit", agent__num_folds=2, agent__num_steps=2)
+    config.agent.evidence_features = str(path)
+    pipeline.run_stages(config, tmp_path / "run")
+    encoder = Encoder.from_run(tmp_path / "run", GRID)
+    own = codes_file.load(tmp_path / "run" / "codes" / "query.npz")
+    images = np.stack([dataset.read(int(row)) for row in dataset.query])
+    np.testing.assert_array_equal(encoder.encode(images), own.codes)
+    with pytest.raises(ValueError, match="agent.evidence_features"):
+        encoder.encode_regions(images)
+
+
 def test_runs_without_a_backbone_take_none(small_run):
     with pytest.raises(ValueError, match="a backbone is given, but .* has none"):
         Encoder.from_run(small_run, GRID)
@@ -280,7 +295,7 @@ def test_runs_of_earlier_versions_resume(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "pickle"}, "backbone.kind is 'pickle', expected function or onnx"),
+        ({"kind": "pickle"}, "backbone.kind is 'pickle', expected one of function, onnx, "),
         ({"width": 50}, r"backbone.probe is float32 \(2, 51\), expected float32 \(2, 50\)"),
         ({"source": 3}, "backbone.source is 3"),
         ({"mean": [0.5]}, "another length than 3"),
@@ -318,5 +333,11 @@ def test_nothing_of_a_run_is_imported_unasked(trained, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="only run if you name it"):
             use()
     assert pipeline.verify(workdir) in (0, 1)
+    config = json.loads(path.read_text())
+    for changed in ({"backbone": "hostile:grid.onnx"}, {"backbone": "vit_s16"}):
+        config["model"] |= {"weights": "hostile:grid", **changed}  # and a record of a function
+        path.write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="is of the kind function, config.model.backbone is"):
+            _ = run.reopen(workdir).backbone
     assert "hostile" not in sys.modules
     mch_jax.load(workdir, backbone=GRID)  # the function under its true name is the same network

@@ -40,7 +40,8 @@ class ResNet50(nn.Module):
             return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name=norm)(x)
 
         x = nn.relu(conv(x, "conv1", "bn1", 64, 7, 2))
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        margins: Any = [(1, 1), (1, 1)]
+        x = nn.max_pool(x, (3, 3), (2, 2), margins)
         for stage, (channels, blocks) in enumerate(_STAGES, 1):
             for block in range(blocks):
                 name = f"layer{stage}.{block}"
@@ -153,7 +154,7 @@ def import_weights(name: str, path: str, input_size: int) -> dict[str, Any]:
     used = set()
 
     def convert(leaf_path: Sequence[Any], like: Any) -> np.ndarray:
-        *layers, leaf = (entry.key for entry in leaf_path[1:])
+        *layers, leaf = (str(entry.key) for entry in leaf_path[1:])
         key = ".".join([*layers, _LEAVES.get(leaf, leaf)])
         used.add(key)
         return _converted(path, name, key, arrays.get(key), like.shape, leaf == "kernel")

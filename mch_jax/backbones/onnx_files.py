@@ -95,7 +95,7 @@ def network(
         if batch:  # the file fixes the number of photos
             images = np.resize(images, (math.ceil(count / batch) * batch, *images.shape[1:]))
         size = batch or count
-        parts = [
+        parts: list[Any] = [
             session.run(None, {name: prepared(images[start : start + size])})[0]
             for start in range(0, len(images), size)
         ]

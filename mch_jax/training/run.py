@@ -222,9 +222,13 @@ class Run:
     @functools.cached_property
     def _opened_backbone(self) -> backbones.Backbone:
         model, path = self.config.model, self.workdir / backbones.FILE
-        recorded = backbones.read_record(path)
+        recorded, kind = backbones.read_record(path), backbones.kind_of(model.backbone)
         if recorded is not None:
-            kind = backbones.kind_of(model.backbone)
+            if recorded.kind != kind:  # `reopen` decides by the config whether code is run
+                raise ValueError(
+                    f"{path} is of the kind {recorded.kind}, config.model.backbone is "
+                    f"{model.backbone}; restore it, or start a new run"
+                )
             source = model.weights if kind in backbones.NETWORKS else model.backbone
             return backbones.open_again(recorded, source, model.input_size, run=str(path))
         opened = backbones.load(
