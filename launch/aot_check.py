@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ TARGETS = {
     "h100-1": ("cuda", "1x1x1", 1),
     "h100-4": ("cuda", "1x1x4", 4),
 }
+# Published peaks of one device: dense bfloat16 operations and bytes of memory per second.
+PEAKS = {"v5e": (197e12, 819e9), "v6e": (918e12, 1638e9), "h100": (989e12, 3350e9)}
 ACCELERATOR_TYPES = {"v5e-4": "v5litepod-4", "v6e-4": "v6e-4"}
 PACKAGES = {
     "tpu": {"libtpu": "libtpu"},
@@ -316,24 +319,64 @@ def devices_of(target: str) -> Any:
     return list(found.devices)
 
 
-def count_collectives(text: str) -> dict[str, int]:
-    """Returns how often each collective occurs in a compiled program, a `-start` counted once."""
-    return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", text)) for name in COLLECTIVES}
+def count(text: str, names: Iterable[str]) -> dict[str, int]:
+    """Returns how often each instruction occurs in a compiled program, a `-start` counted once."""
+    return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", text)) for name in names}
 
 
-def collectives_of(compiled: Any) -> tuple[dict[str, int] | None, str | None]:
-    """Returns the collectives of a compiled program, or None and why its text cannot be read."""
+def product_types(text: str) -> dict[str, int]:
+    """Returns how many products a compiled program has of each type, such as `bf16,bf16->f32`.
+
+    Products are `dot` and `convolution`, and calls of cuBLAS and of cuDNN's convolutions.
+    """
+    defined = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = \(?(\w+)\[.*?[ )]([\w-]+)\((.*)", re.M)
+    types, products = {}, []
+    for name, dtype, operation, rest in defined.findall(text):
+        types[name] = dtype
+        called = re.search(r'custom_call_target="__(cublas|cudnn\$conv)', rest)
+        if operation in ("dot", "convolution") or called:
+            operands = re.findall(r"(?:(\w+)\[[^ ]* )?%?([\w.-]+)", rest.partition(")")[0])
+            products.append((operands[:2], dtype))
+    found: dict[str, int] = {}
+    for operands, dtype in products:
+        kinds = ",".join(given or types.get(name, "?") for given, name in operands)
+        found[f"{kinds}->{dtype}"] = found.get(f"{kinds}->{dtype}", 0) + 1
+    return found
+
+
+def text_fields(text: str) -> dict[str, Any]:
+    """Returns the fields of a row that are read from the text of a compiled program."""
+    found = count(text, ("copy", "scatter"))
+    return {
+        "collectives": count(text, COLLECTIVES), "copies": found["copy"],
+        "scatters": found["scatter"], "products": product_types(text),
+    }  # fmt: skip
+
+
+def read_text(compiled: Any) -> tuple[dict[str, Any], str | None]:
+    """Returns `text_fields`, or None for each and why the program's text cannot be read."""
     try:
-        return count_collectives(compiled.as_text()), None
+        return text_fields(compiled.as_text()), None
     except Exception as error:  # noqa: BLE001  (jaxlib may be older than the compiler)
-        return None, f"compiled, but its text cannot be read: {whole.first_line(error)}"
+        unread = f"compiled, but its text cannot be read: {whole.first_line(error)}"
+        return dict.fromkeys(text_fields("")), unread
+
+
+def roofline(target: str, flops: float | None, moved: float | None) -> dict[str, float | None]:
+    """Returns the least seconds that the operations and the memory of one device allow."""
+    peak, bandwidth = PEAKS[target.partition("-")[0]]
+    return {
+        "compute_seconds": None if flops is None else flops / peak,
+        "memory_seconds": None if moved is None else moved / bandwidth,
+    }
 
 
 def empty_row(program: str, target: str, error: str) -> dict[str, Any]:
     """Returns the row of a program that was not compiled."""
     return {
         "program": program, "target": target, "ok": False, "error": error, "seconds": None,
-        "temp_bytes": None, "argument_bytes": None, "flops": None, "bytes": None,
+        "temp_bytes": None, "argument_bytes": None, "peak_bytes": None, "flops": None,
+        "bytes": None, **roofline(target, None, None), **dict.fromkeys(text_fields("")),
         "collectives": {},
     }  # fmt: skip
 
@@ -345,12 +388,13 @@ def compiled_row(program: str, target: str) -> dict[str, Any]:
     seconds = round(time.monotonic() - start, 1)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
-    collectives, unread = collectives_of(compiled)
+    flops, moved = cost.get("flops"), cost.get("bytes accessed")
+    fields, unread = read_text(compiled)
     return {
         **empty_row(program, target, ""), "ok": True, "error": unread, "seconds": seconds,
         "temp_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes,
-        "flops": cost.get("flops"), "bytes": cost.get("bytes accessed"),
-        "collectives": collectives,
+        "peak_bytes": memory.peak_memory_in_bytes, "flops": flops, "bytes": moved,
+        **roofline(target, flops, moved), **fields,
     }  # fmt: skip
 
 

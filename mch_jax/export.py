@@ -31,8 +31,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "shard.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
-        "program", None, "A file that ends in .stablehlo, for the encoder as a program; in place of "
-        "--images and --out.", flag_values=values,
+        "program", None, "A file that ends in .stablehlo, for the encoder as a program; in place "
+        "of --images and --out.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum("engine", "local", ("local", "ray"), "Where to encode.", flag_values=values)
     flags.DEFINE_integer(

@@ -51,9 +51,64 @@ def test_a_collective_is_counted_where_it_starts(names):
       %all-gather-done = f32[4]{0} all-gather-done(%all-gather-start)
       %fusion = f32[4]{0} fusion(%all-reduce.1), kind=kLoop
     """
-    counts = names["count_collectives"](text)
+    counts = names["count"](text, names["COLLECTIVES"])
     assert counts["all-reduce"] == counts["all-gather"] == 1
     assert sum(counts.values()) == 2
+
+
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%fused (p.0: bf16[8,16], p.1: bf16[16,4]) -> f32[8,4] {
+  %p.0 = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = bf16[16,4]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %dot.3 = f32[8,4]{1,0:T(8,128)} dot(%p.0, %p.1), lhs_contracting_dims={1}
+}
+
+ENTRY %main (a: f32[8,16], b: f32[16,4]) -> f32[8,4] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[16,4]{1,0} parameter(1)
+  %copy.1 = f32[8,16]{0,1} copy(%a)
+  %copy-start = (f32[16,4]{1,0:S(1)}, f32[16,4]{1,0}, u32[]) copy-start(%b)
+  %copy-done = f32[16,4]{1,0:S(1)} copy-done(%copy-start)
+  %convolution.2 = f32[8,4]{1,0} convolution(%copy.1, %copy-done), dim_labels=bf_io->bf
+  %gemm = (f32[8,4]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm"
+  %sort = (f32[8]{0}, s8[4]{0}) custom-call(%a), custom_call_target="__cub$DeviceRadixSort"
+  %old.1 = f16[8,4]{1,0} dot(f16[8,16]{1,0} %x, f16[16,4]{1,0} %y), lhs_contracting_dims={1}
+  %scatter.5 = f32[8,4]{1,0} scatter(%gemm, %i, %u), to_apply=%add, metadata={op_name="a/dot(x)"}
+  %select-and-scatter.1 = f32[8,4]{1,0} select-and-scatter(%a, %b, %c), select=%ge
+  ROOT %reduce-scatter.1 = f32[8,4]{1,0} reduce-scatter(%convolution.2), to_apply=%add
+}
+"""
+
+
+def test_instructions_are_read_from_the_text(names):
+    fields = names["text_fields"](TEXT)
+    assert fields["copies"] == 2
+    assert fields["scatters"] == 1
+    assert fields["collectives"]["reduce-scatter"] == 1
+    assert fields["products"] == {"bf16,bf16->f32": 1, "f32,f32->f32": 2, "f16,f16->f16": 1}
+    assert names["text_fields"]("")["products"] == {}
+
+
+def test_a_roofline_is_that_of_the_published_peaks(names):
+    assert names["PEAKS"].keys() == {target.partition("-")[0] for target in names["TARGETS"]}
+    found = names["roofline"]("v5e-4", 197e12, 1638e9)
+    assert found == {"compute_seconds": 1.0, "memory_seconds": 2.0}
+    assert set(names["roofline"]("h100-1", None, None).values()) == {None}
+
+
+def test_a_row_keeps_its_fields_where_the_text_cannot_be_read(names):
+    class Compiled:
+        def as_text(self):
+            raise ValueError("unknown enum")
+
+    fields, error = names["read_text"](Compiled())
+    assert set(fields.values()) == {None}
+    assert "unknown enum" in error
+    row = names["empty_row"]("reward", "h100-1", "no")
+    assert row.keys() >= fields.keys()
+    assert row["collectives"] == {}
 
 
 def test_the_reward_compiles_for_a_tpu(tmp_path):
@@ -64,4 +119,7 @@ def test_the_reward_compiles_for_a_tpu(tmp_path):
     assert result.returncode == 0, row["error"]
     assert row["ok"] is True
     assert row["flops"] > 0
+    assert row["peak_bytes"] > 0
+    assert row["compute_seconds"] > 0
+    assert row["products"] is not None
     assert row["collectives"]["all-reduce"] > 0

@@ -124,6 +124,45 @@ def mapped_over(
     )
 
 
+def sharded_over(
+    step: Callable,
+    in_axes: Sequence[int | None],
+    devices: Sequence[Any],
+    donate_argnums: int | tuple[int, ...] = 0,
+) -> Callable:
+    """Returns `jax.shard_map` of a step over a mesh of devices; the results are `mapped_over`'s.
+
+    It takes the place of `mapped_over` in `over_devices`, in one process. Several would have to
+    pass global arrays. `shard_map` does not check that the results are replicated: with the check
+    it sums gradients of replicated parameters over the devices, which the step itself averages.
+
+    Args:
+      step: The step on one device, (state, ...) -> (state, ...).
+      in_axes: 0 for each argument that has a leading axis over devices, None for the others.
+      devices: The devices.
+      donate_argnums: The arguments whose memory the results may take.
+    """
+    spec = jax.sharding.PartitionSpec
+
+    def one_device(*arguments):
+        # A device's part has the leading axis still, with the length 1.
+        return step(
+            *(
+                argument if axis is None else jax.tree.map(lambda x: x[0], argument)
+                for argument, axis in zip(arguments, in_axes, strict=True)
+            )
+        )
+
+    sharded = jax.shard_map(
+        one_device,
+        mesh=jax.sharding.Mesh(np.array(devices), (AXIS,)),
+        in_specs=tuple(spec() if axis is None else spec(AXIS) for axis in in_axes),
+        out_specs=spec(),
+        check_vma=False,
+    )
+    return jax.jit(sharded, donate_argnums=donate_argnums)
+
+
 def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int) -> Callable:
     """Returns `jax.pmap` of a step whose results are the same on every device.
 
