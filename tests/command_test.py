@@ -76,7 +76,13 @@ def test_an_argument_that_is_not_a_flag_is_refused(name):
 @pytest.mark.parametrize(
     ("name", "flag"),
     [(name, "run") for name in ("search", "export", "serve", "sweep", "rivals")]
-    + [("main", "config"), ("dedup", "images"), ("grid", "dataset"), ("prepare", "dataset"), ("tables", "root")]
+    + [
+        ("main", "config"),
+        ("dedup", "images"),
+        ("grid", "dataset"),
+        ("prepare", "dataset"),
+        ("tables", "root"),
+    ]
     + [("sql.__main__", "codes"), ("cluster.__main__", "index")],
 )
 def test_a_missing_flag_is_named(name, flag):

@@ -28,8 +28,10 @@ SIDE = 240  # pixels of the longer side of a thumbnail
 _MAX_GROUPS = 5000  # groups on the page; the table has all
 
 
-def _thumbnail(folder: Path, photo: sources.Photo) -> str:
-    """Writes the thumbnail of a photo unless it exists; returns its name, or nothing if it fails.
+def _thumbnail(folder: Path, photo: sources.Photo) -> tuple[str, int]:
+    """Writes the thumbnail of a photo unless it exists.
+
+    Returns its name and the number of bytes of the photo; no name if the photo cannot be read.
 
     The name depends on the photo's bytes, so that a page never shows a thumbnail of other bytes.
     """
@@ -42,8 +44,8 @@ def _thumbnail(folder: Path, photo: sources.Photo) -> str:
             with whole_file(folder / name) as temporary:
                 image.save(temporary, "JPEG", quality=85)
     except ValueError:  # changed or removed since it was read
-        return ""
-    return name
+        return "", 0
+    return name, len(data)
 
 
 def _card(photo: sources.Photo, thumbnail: str, note: str, is_largest: bool) -> str:
@@ -98,17 +100,16 @@ def write(
     folder.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
         made = pool.map(lambda row: _thumbnail(folder, photos[row]), rows)
-        names = dict(zip(rows, logs.progress(made, len(rows), "thumbnails"), strict=True))
+        thumbnails = dict(zip(rows, logs.progress(made, len(rows), "thumbnails"), strict=True))
     parts = []
     for number, group in enumerate(shown, 1):
-        areas = [int(sizes[member.row].prod()) for member in group]
-        largest, cards = areas.index(max(areas)), []
+        large = [(int(sizes[x.row].prod()), thumbnails[x.row][1]) for x in group]
+        largest, cards = large.index(max(large)), []  # most pixels, then most bytes
         for place, member in enumerate(group):
-            width, height = sizes[member.row]
-            note = f"{width} × {height}"
+            (width, height), (name, length) = sizes[member.row], thumbnails[member.row]
+            note = f"{width} × {height}, {-(-length // 1000):,} kB"
             note += f", {_count(member.distance, 'bit', 'bits')}" if place else ""
-            card = _card(photos[member.row], names[member.row], note, place == largest)
-            cards.append(card)
+            cards.append(_card(photos[member.row], name, note, place == largest))
         parts.append(_group(number, cards))
     total = sum(map(len, groups))
     lead = (
@@ -123,7 +124,7 @@ def write(
     text = string.Template(template.read_text("utf-8")).substitute(lead=lead, body="".join(parts))
     with whole_file(directory / "index.html") as temporary:
         temporary.write_text(text, "utf-8")
-    kept = set(names.values())
+    kept = {name for name, _ in thumbnails.values()}
     for path in folder.iterdir():
         if path.suffix == ".jpg" and path.name not in kept:
             path.unlink(missing_ok=True)
