@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
-from mch_jax.index import ranking, segment, storage
+from mch_jax.index import long_codes, ranking, segment, storage
 from mch_jax.index.algorithm1 import BINOMIALS
 from mch_jax.index.answers import (
     CheapestItems,
@@ -38,13 +38,14 @@ from mch_jax.index.probing import probed_items
 from mch_jax.index.ranking import query_threads
 from mch_jax.index.words import (
     MAX_BITS,
+    MAX_LONG_BITS,
     allowed_items,
     checked_items,
     checked_margins,
     query_words,
     words_from_bytes,
 )
-from mch_jax.kernels import build, search, visits, within
+from mch_jax.kernels import search, visits, within
 from mch_jax.kernels.segment import NO_LIMIT, Segments
 
 Allowed = Int[np.ndarray, " a"] | Bool[np.ndarray, " n"]
@@ -55,7 +56,7 @@ MAX_PROBES = 2**26  # buckets times codes per query: 16 bytes each while a query
 
 
 class BucketIndex:
-    """Exact Hamming search over items with several binary codes each, of 1 to 64 bits.
+    """Exact Hamming search over items with several binary codes each, of 1 to 1,024 bits.
 
     Several threads may search at once, also during `add`, `remove`, `merge` and `save`, which wait
     for each other. A search sees the index as it was before or after such a call.
@@ -85,12 +86,12 @@ class BucketIndex:
           num_bits: Code length q.
 
         Raises:
-          ValueError: num_bits is not in 1 to 64, or codes or items have the wrong form.
+          ValueError: num_bits is not in 1 to 1,024, or codes or items have the wrong form.
         """
-        if not 1 <= num_bits <= MAX_BITS:
+        if not 1 <= num_bits <= MAX_LONG_BITS:
             raise ValueError(
-                f"num_bits is {num_bits}, expected 1 to {MAX_BITS}: the index keeps a code in one "
-                "64-bit word; rank longer codes with mch_jax.metrics instead"
+                f"num_bits is {num_bits}, expected 1 to {MAX_LONG_BITS}; rank longer codes with "
+                "mch_jax.metrics instead"
             )
         words, item = words_from_bytes(codes, num_bits), checked_items(item, len(codes))
         base = segment.build_segment(words, item, num_bits)
@@ -129,8 +130,8 @@ class BucketIndex:
         return self._saved.version if self._saved else None
 
     @property
-    def pivots(self) -> UInt64[np.ndarray, " p"]:
-        """The codes around which the others are arranged in rings, as integers."""
+    def pivots(self) -> UInt64[np.ndarray, "p *w"]:
+        """The codes around which the others are arranged in rings, as words."""
         return np.asarray(self._current().base.pivots)
 
     def rings(
@@ -138,7 +139,7 @@ class BucketIndex:
     ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
         """Returns the nearest pivot of each code, and the distance to it."""
         words = words_from_bytes(codes, self.num_bits)
-        ring = build.assign_rings(words, self.pivots, self.num_bits)
+        ring = segment.rings_of(words, self.pivots, self.num_bits)
         return ring // (self.num_bits + 1), ring % (self.num_bits + 1)
 
     @overload
@@ -201,7 +202,11 @@ class BucketIndex:
             )  # fmt: skip
 
         query_threads(run, len(queries), threads)
-        return NearestItems(item, distance, self._exact(probed), nonempty)
+        if num_bits > MAX_BITS:
+            counts = long_codes.probed_counts(Segments(base, delta), queries, probed, num_bits)
+        else:
+            counts = self._exact(probed)
+        return NearestItems(item, distance, counts, nonempty)
 
     def _cheapest(self, query_codes, k, threads, margins, allowed, rerank) -> CheapestItems:
         queries = query_words(query_codes, self.num_bits)
