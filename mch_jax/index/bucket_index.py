@@ -15,6 +15,7 @@ Conventions:
   * If fewer than k items exist, all 2^q buckets have been visited.
 """
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -298,10 +299,11 @@ class BucketIndex:
         queries, num_bits = query_words(query_codes, self.num_bits), self.num_bits
         margins = checked_margins(margins, np.shape(query_codes)[:-1], num_bits)
         budget = min(int(budget), 1 << num_bits)
-        if budget * queries.shape[1] > MAX_PROBES:
+        most = MAX_PROBES // math.prod(queries.shape[1:])
+        if budget > most:
             raise ValueError(
                 f"budget is {budget} for {queries.shape[1]} codes per query, expected at most "
-                f"{MAX_PROBES // queries.shape[1]}; use search with margins for a whole ranking"
+                f"{most}; use search with margins for a whole ranking"
             )
         base, delta = segments = self._current()
         num_codes = len(base.items) + len(delta.items)

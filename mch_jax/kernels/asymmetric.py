@@ -64,16 +64,47 @@ def fill_tables(steps, tables):
 
 
 @leaf
+def _cost_of_word(mask, tables, first):
+    """Returns the cost of the bits that are set in a word of a flip mask."""
+    cost = ZERO
+    for byte in range(first, min(first + 8, tables.shape[0])):
+        cost += tables[byte, np.int64(mask & np.uint64(255))]
+        mask >>= np.uint64(8)
+    return cost
+
+
+@leaf
+def cost_of(codes, row, query, tables):
+    """Returns the asymmetric distance of a query to one of several codes, in steps.
+
+    Args:
+      codes: The codes, in any of the forms that `bits` describes.
+      row: The row of the code.
+      query: The query's code.
+      tables: int64 [bytes, 256], the cost of every value of every byte of a flip mask.
+    """
+    if codes.ndim == 1:
+        return _cost_of_word(codes[row] ^ query, tables, ZERO)
+    cost = ZERO
+    for j in range(codes.shape[1]):
+        if codes.ndim == 2:
+            mask = codes[row, j] ^ query[j]
+        else:
+            mask = codes[row >> 3, j, row & 7] ^ query[j]
+        cost += _cost_of_word(mask, tables, 8 * j)
+    return cost
+
+
+@leaf
 def _append_costs(segments, found, query, tables, bound, costed, count):
     """Appends the buckets found that cost no more than `bound`; returns their new number."""
-    base, delta, delta_row = segments.base, segments.delta, segments.base.keys.size
+    base, delta, delta_row = segments.base, segments.delta, segments.base.offsets.size - 1
     for i in range(found.counters[NUM_FOUND]):
         row = found.buckets[i] & ROW_MASK
-        mask = query ^ (base.keys[row] if row < delta_row else delta.keys[row - delta_row])
-        cost = ZERO
-        for byte in range(tables.shape[0]):
-            cost += tables[byte, np.int64(mask & np.uint64(255))]
-            mask >>= np.uint64(8)
+        if row < delta_row:
+            cost = cost_of(base.keys, row, query, tables)
+        else:
+            cost = cost_of(delta.keys, row - delta_row, query, tables)
         if cost <= bound:
             costed.costs[count], costed.rows[count] = cost, row
             count += 1
@@ -94,7 +125,7 @@ def _read_near(segments, query, num_bits, enough, pivot_orders, found):
     find_nearest_pivot(base.pivots, query, base_pivots.order)
     find_nearest_pivot(delta.pivots, query, delta_pivots.order)
     return scan_rings(base, ZERO, query, num_bits, enough, base_pivots, found) and scan_rings(
-        delta, base.keys.size, query, num_bits, enough, delta_pivots, found
+        delta, base.offsets.size - 1, query, num_bits, enough, delta_pivots, found
     )
 
 
@@ -150,7 +181,7 @@ def _rank(segments, costs, rows, seen, stamp, tied, item, distance):
     Returns:
       The number of items, and the buffer, which may have been replaced by a larger one.
     """
-    base, delta, delta_row = segments.base, segments.delta, segments.base.keys.size
+    base, delta, delta_row = segments.base, segments.delta, segments.base.offsets.size - 1
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
     order, count, start = np.argsort(costs), ZERO, 0
@@ -183,7 +214,7 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
     Args:
       base: The large segment.
       delta: The small segment.
-      queries: uint64 [m, t], the codes of each query.
+      queries: uint64 [m, t] or [m, t, w], the codes of each query.
       margins: float32 [m, t, q], finite and at least 0.
       num_bits: Code length q.
       item: int64 [m, k], filled; -1 where fewer exist.
