@@ -330,7 +330,8 @@ class BucketIndex:
             radius = np.full(len(queries), num_bits)
         k = len(base.items) + len(delta.items) + 1 if k is None else k
         radii = np.asarray(radius, np.int64)
-        return VisitedBuckets(*visits.visited_buckets(base, delta, queries, num_bits, radii, k))
+        offsets, mask, new = visits.visited_buckets(base, delta, queries, num_bits, radii, k)
+        return VisitedBuckets(offsets, mask.reshape(-1, *queries.shape[1:]), new)
 
     def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:
         """Adds codes. An item that exists already keeps its other codes.

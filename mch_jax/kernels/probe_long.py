@@ -180,8 +180,10 @@ def _start(frontier, codes, steps, orders):
 
 
 @leaf
-def _list_block(frontier, codes, steps, orders, count, block):
+def _list_block(frontier, codes, steps, orders, count, block, owners):
     """Fills a block with the next `count` buckets, or as many as there is room for.
+
+    `owners` is filled with the query code of each, if it is not empty.
 
     Returns:
       The number of buckets.
@@ -194,6 +196,8 @@ def _list_block(frontier, codes, steps, orders, count, block):
         for j in range(num_words):
             code[j] = codes[frontier.owner[node], j] ^ frontier.masks[node * num_words + j]
         block.costs[i] = frontier.costs[node]
+        if owners.size:
+            owners[i] = frontier.owner[node]
         _advance(frontier, num_words, steps, orders)
         if num_codes == 1 or not _is_listed(frontier, code):
             i += 1
@@ -233,6 +237,35 @@ def _with_twice_the_capacity(frontier, num_words):
 
 
 @kernel
+def _new_block(size, num_words):
+    """Returns a `Block` with room for `size` buckets."""
+    codes, costs = np.empty((size, num_words), np.uint64), np.empty(size, np.int64)
+    return Block(codes, costs, np.empty(size, np.int64), np.empty(size, np.int64))
+
+
+@kernel
+def listed_buckets(codes, margins, budget):
+    """Returns the first `budget` buckets of one query.
+
+    Args:
+      codes: uint64 [t, w], the codes of the query.
+      margins: float32 [t, q], finite and at least 0.
+      budget: Number of buckets.
+
+    Returns:
+      Their codes [budget, w], costs and query codes.
+    """
+    num_codes, num_words = codes.shape
+    steps, orders = np.empty((2, *margins.shape), np.int64)
+    frontier = _new_frontier(num_codes, num_words, num_codes * (budget + 1) + 1)
+    block, owners = _new_block(budget, num_words), np.empty(budget, np.int64)
+    unit = fill_steps(margins, steps)
+    _start(frontier, codes, steps, orders)
+    _list_block(frontier, codes, steps, orders, budget, block, owners)
+    return block.codes, block.costs * unit, owners
+
+
+@kernel
 def probed_items(base, delta, queries, margins, num_bits, budget, k, words, done, answers):
     """Looks at the buckets of least quantization distance of each query.
 
@@ -245,12 +278,8 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k, words, done
     frontier = _new_frontier(num_codes, num_words, max(1024, 2 * num_codes))
     steps = np.empty((num_codes, num_bits), np.int64)
     orders = np.empty((num_codes, num_bits), np.int64)
-    block = Block(
-        np.empty((BLOCK, num_words), np.uint64),
-        np.empty(BLOCK, np.int64),
-        np.empty(BLOCK, np.int64),
-        np.empty(BLOCK, np.int64),
-    )
+    block = _new_block(BLOCK, num_words)
+    owners = np.empty(0, np.int64)
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
     for m in range(done, num_queries):
@@ -260,7 +289,7 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k, words, done
         _start(frontier, codes, steps, orders)
         while probed < budget and used < k:
             count = _list_block(
-                frontier, codes, steps, orders, min(BLOCK, budget - probed), block
+                frontier, codes, steps, orders, min(BLOCK, budget - probed), block, owners
             )
             if count == 0:
                 frontier = _with_twice_the_capacity(frontier, num_words)

@@ -188,7 +188,7 @@ def word_of(keys, delta_keys, delta_row, row, j):
 
 
 @leaf
-def _compare_masks(keys, delta_keys, delta_row, query, one, other):
+def compare_masks(keys, delta_keys, delta_row, query, one, other):
     """Returns -1, 0 or 1 as the flip mask of one row is below, equal to or above another's."""
     for j in range(query.size - 1, -1, -1):
         a = word_of(keys, delta_keys, delta_row, one, j) ^ query[j]
@@ -208,7 +208,7 @@ def sort_by_mask(keys, delta_keys, delta_row, query, rows):
         for i in range(gap, rows.size):
             row, j = rows[i], i
             while j >= gap and (
-                _compare_masks(keys, delta_keys, delta_row, query, row, rows[j - gap]) < 0
+                compare_masks(keys, delta_keys, delta_row, query, row, rows[j - gap]) < 0
             ):
                 rows[j] = rows[j - gap]
                 j -= gap
@@ -241,7 +241,7 @@ def fill_masks(keys, delta_keys, delta_row, query, rows, masks):
     for i in range(rows.size):
         if i > 0:
             position += np.uint64(
-                _compare_masks(keys, delta_keys, delta_row, query, rows[i - 1], rows[i]) != 0
+                compare_masks(keys, delta_keys, delta_row, query, rows[i - 1], rows[i]) != 0
             )
         masks[i] = position
 
