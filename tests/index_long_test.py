@@ -26,6 +26,7 @@ NUM_ITEMS = 60
 @pytest.fixture(autouse=True)
 def _many_pivots(monkeypatch):
     monkeypatch.setattr(segment, "CODES_PER_PIVOT", 2)
+    monkeypatch.setattr(long_codes, "PIVOT_SUPPORT", 1)
 
 
 def random_code(rng, num_bits):

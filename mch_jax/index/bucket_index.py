@@ -280,7 +280,7 @@ class BucketIndex:
         equal distances come in ascending order of the flip mask, code XOR query as an integer.
 
         Distances are compared as exact sums of the margins. Only margins below 2^-32 of a query's
-        largest one are rounded, by at most 2^-57 of it.
+        largest one are rounded, by at most 2^-57 of it; 2^-28 and 2^-53 beyond 64 bits.
 
         Args:
           query_codes: One code per query, or several.

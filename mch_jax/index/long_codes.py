@@ -14,6 +14,11 @@ from mch_jax.kernels import build, build_long
 from mch_jax.kernels.bits import BLOCK_ROWS
 from mch_jax.kernels.segment import Segment, Segments
 
+PIVOT_SAMPLE = 2**14  # candidates among which pivots are chosen
+PIVOT_SUPPORT = 8  # candidates near a pivot that justify it
+PIVOT_ROUNDS = 2
+MAJORITY_OF = 256  # codes that decide a centre
+
 
 def num_words(num_bits: int) -> int:
     """Returns the number of words of a code."""
@@ -53,13 +58,48 @@ def rings_of(
     return build_long.assign_rings(words, rows, blocks, len(pivots), num_bits)
 
 
+def choose_pivots(
+    candidates: UInt64[np.ndarray, "n w"], limit: int, num_bits: int
+) -> UInt64[np.ndarray, "p w"]:
+    """Returns up to `limit` pivots: the centres of the clusters of the candidates.
+
+    Of long codes, hardly any two are equal, and even those of one cluster are far from each other.
+    Their majority is half as far from them, so that its rings are narrower. A code that few others
+    are near is no pivot: the triangle inequality would exclude next to nothing, and each pivot
+    interrupts the reading of keys. Where there is no cluster, the first candidate is the only one.
+    """
+    if not limit:
+        return candidates[:0].copy()
+    separation, rows = num_bits // 6, np.arange(len(candidates), dtype=np.uint64)
+    pivots = build.choose_pivots(candidates, separation, limit)
+    for _ in range(PIVOT_ROUNDS):
+        ring = rings_of(candidates, rows, pivots, num_bits)
+        pivot = np.where(ring % (num_bits + 1) <= num_bits // 4, ring // (num_bits + 1), -1)
+        size = np.bincount(pivot + 1, minlength=len(pivots) + 1)[1:]
+        largest = np.argsort(-size, kind="stable")
+        largest = largest[: max(1, np.count_nonzero(size >= PIVOT_SUPPORT))]
+        order = np.argsort(pivot, kind="stable")
+        bounds = np.searchsorted(pivot[order], np.arange(len(pivots) + 1))
+        centres = [
+            majority(candidates[order[bounds[i] : bounds[i + 1]]]) if size[i] else pivots[i]
+            for i in largest
+        ]
+        pivots = build.choose_pivots(np.array(centres), separation, limit)
+    return pivots
+
+
+def majority(words: UInt64[np.ndarray, "n w"]) -> UInt64[np.ndarray, " w"]:
+    """Returns the code that has every bit as most of the codes; ties are 0."""
+    raw = np.ascontiguousarray(words[:MAJORITY_OF].astype("<u8")).view(np.uint8)
+    bits = np.unpackbits(raw, axis=1, bitorder="little").mean(0) > 0.5
+    return np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
+
+
 def build_segment(words, item, num_bits: int, choose_candidates, table_size) -> Segment:
     """Returns the segment of codes of several words; see `segment.build_segment`."""
     rows, offsets, items = grouped(words, item)
     candidates, limit = choose_candidates(offsets)
-    pivots = np.empty((0, words.shape[1]), np.uint64)
-    if limit:
-        pivots = build.choose_pivots(words[rows[candidates]], num_bits // 6, limit)
+    pivots = choose_pivots(words[rows[candidates[:PIVOT_SAMPLE]]], limit, num_bits)
     ring, num_rings = rings_of(words, rows, pivots, num_bits), len(pivots) * (num_bits + 1)
     ordered = np.empty(len(rows), np.uint64)
     offsets, items, rings = build.sort_by_ring(rows, offsets, items, ring, num_rings, ordered)

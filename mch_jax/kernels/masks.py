@@ -4,8 +4,8 @@ The quantization distance of a bucket is the sum of the margins of the bits in w
 the query's code. Sums have to be exact, or else the order of nearly equal ones would depend on the
 order of the additions. Margins are therefore integers here: multiples of a power of two that is
 2^-56 of the largest margin or less. Those of at least 2^-32 of the largest one are represented
-exactly, and no sum of 64 overflows. Codes of more than 64 bits have fewer bits per margin: at 1,024
-bits, 2^-52 of the largest margin, and those of at least 2^-28 are exact.
+exactly, and no sum of 64 overflows. Of codes of more than 64 bits, whose sums have up to 1,024
+terms, the unit is 2^-52 of the largest margin, and margins of at least 2^-28 of it are exact.
 """
 
 import math
@@ -15,7 +15,8 @@ import numpy as np
 from mch_jax.kernels.arrays import sort
 from mch_jax.kernels.jit import leaf
 
-STEP_BITS = 56  # the largest margin is below 2^STEP_BITS units, for codes of up to 64 bits
+STEP_BITS = 56  # the largest margin is below 2^STEP_BITS units
+LONG_STEP_BITS = 52  # of codes of more than 64 bits
 BIT_MASK = 63
 
 
@@ -27,9 +28,7 @@ def fill_steps(margins, steps):
       margins: float32 [t, q], those of all codes of a query.
       steps: int64 [t, q].
     """
-    step_bits, most = STEP_BITS, 64
-    while most < margins.shape[1]:
-        step_bits, most = step_bits - 1, 2 * most
+    step_bits = STEP_BITS if margins.shape[1] <= 64 else LONG_STEP_BITS
     largest = 0.0
     for row in range(margins.shape[0]):
         for bit in range(margins.shape[1]):
