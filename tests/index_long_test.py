@@ -327,7 +327,7 @@ def test_different_codes_of_equal_hash_are_different_buckets(monkeypatch):
     monkeypatch.setattr(build_long, "hashes", lambda words: np.zeros(len(words), np.uint64))
     rng = np.random.default_rng(0)
     few = [random_code(rng, 130) for _ in range(9)]
-    pairs = [(few[i], int(item)) for i, item in zip(rng.integers(0, 9, 80), rng.integers(0, 20, 80))]
+    pairs = [(few[rng.integers(9)], int(item)) for item in rng.integers(0, 20, 80)]
     index = BucketIndex.build(*arrays(pairs, 130), 130)
     assert len(index._segments.base.offsets) == 10
     check_search(index, pairs, few[:3], 6)

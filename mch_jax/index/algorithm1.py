@@ -31,7 +31,7 @@ def ball_size(num_bits: int, radius: int) -> int:
 
 
 def count_visits(
-    masks: UInt64[np.ndarray, "n *w"], new_items: Int64[np.ndarray, " n"], k: int, num_bits: int
+    masks: UInt64[np.ndarray, " n *w"], new_items: Int64[np.ndarray, " n"], k: int, num_bits: int
 ) -> tuple[int, int]:
     """Returns how many buckets Algorithm 1 visits for one query, in all and non-empty ones.
 

@@ -89,7 +89,7 @@ class VisitedBuckets(NamedTuple):
     """
 
     offsets: Int64[np.ndarray, " m+1"]
-    mask: UInt64[np.ndarray, "n *w"]
+    mask: UInt64[np.ndarray, " n *w"]
     new_items: Int64[np.ndarray, " n"]
 
 

@@ -131,7 +131,7 @@ class BucketIndex:
         return self._saved.version if self._saved else None
 
     @property
-    def pivots(self) -> UInt64[np.ndarray, "p *w"]:
+    def pivots(self) -> UInt64[np.ndarray, " p *w"]:
         """The codes around which the others are arranged in rings, as words."""
         return np.asarray(self._current().base.pivots)
 

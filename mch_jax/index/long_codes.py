@@ -5,6 +5,7 @@ uint64 [blocks, w, 8] (`kernels.bits`). Everything else of a segment is as for o
 """
 
 import functools
+import itertools
 from math import comb
 
 import numpy as np
@@ -128,13 +129,18 @@ def row_words(segments: Segments, rows: Int64[np.ndarray, " n"]) -> UInt64[np.nd
     return words
 
 
-_binomial = functools.lru_cache(2**16)(comb)
+@functools.cache
+def _binomials(num_bits: int, ones: int) -> list[int]:
+    """Returns C(n, ones) for n from 0 to the code length."""
+    if ones == 0:
+        return [1] * (num_bits + 1)
+    return list(itertools.accumulate(_binomials(num_bits, ones - 1)[:-1], initial=0))
 
 
-@functools.lru_cache(4096)
-def _ball_size(num_bits: int, radius: int) -> int:
-    """Returns the number of buckets within a radius."""
-    return sum(comb(num_bits, i) for i in range(radius + 1))
+@functools.cache
+def _num_nearer(num_bits: int, distance: int) -> int:
+    """Returns the number of buckets nearer than a distance."""
+    return sum(comb(num_bits, i) for i in range(distance))
 
 
 def num_visited(mask: int, num_bits: int) -> int:
@@ -143,13 +149,13 @@ def num_visited(mask: int, num_bits: int) -> int:
     Those are the nearer ones, and those of smaller masks with as many bits set, whose number is the
     rank of the mask in the combinatorial number system.
     """
-    text = bin(mask)[:1:-1]
-    rank, ones, position = 0, 0, text.find("1")
-    while position >= 0:
-        ones += 1
-        rank += _binomial(position, ones)
-        position = text.find("1", position + 1)
-    return _ball_size(num_bits, ones - 1) + rank + 1
+    return _num_visited([i for i, digit in enumerate(bin(mask)[:1:-1]) if digit == "1"], num_bits)
+
+
+def _num_visited(ones: list[int], num_bits: int) -> int:
+    """Returns what `num_visited` returns, from the positions of the ones of a mask."""
+    rank = sum(_binomials(num_bits, i)[one] for i, one in enumerate(ones, 1))
+    return _num_nearer(num_bits, len(ones)) + rank + 1
 
 
 def probed_counts(
@@ -169,9 +175,11 @@ def probed_counts(
     counts = np.full(len(queries), 1 << num_bits, object)
     complete = np.flatnonzero(last)
     masks = row_words(segments, last[complete].astype(np.int64) - 1) ^ queries[complete]
-    raw = np.ascontiguousarray(masks.astype("<u8")).view(np.uint8)
-    for m, row in zip(complete.tolist(), raw, strict=True):
-        counts[m] = num_visited(int.from_bytes(row.tobytes(), "little"), num_bits)
-    if all(count < 1 << 63 for count in counts):
+    bits = np.unpackbits(masks.astype("<u8").view(np.uint8), axis=1, bitorder="little")
+    bounds = np.cumsum(bits.sum(1, dtype=np.int64))
+    ones = np.split(np.nonzero(bits)[1], bounds[:-1]) if len(bounds) else []
+    for m, own in zip(complete.tolist(), ones, strict=True):
+        counts[m] = _num_visited(own.tolist(), num_bits)
+    if max(counts, default=0) < 1 << 63:
         return counts.astype(np.int64)
     return counts

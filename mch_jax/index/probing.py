@@ -35,7 +35,6 @@ def probed_items(
       num_words: Size of a bitmap of all items, in words.
       threads: Maximum number of threads. Defaults to one per core.
     """
-
     kernel = probe.probed_items if queries.ndim == 2 else probe_long.probed_items
 
     def run(rows: slice) -> tuple:
@@ -49,9 +48,7 @@ def probed_items(
             np.empty(FIRST_ITEMS, np.float32),
             np.zeros((3, count), np.int64),
         )
-        done, more = kernel(
-            *segments, own, own_margins, num_bits, budget, limit, words, 0, answers
-        )
+        done, more = kernel(*segments, own, own_margins, num_bits, budget, limit, words, 0, answers)
         while done < count:
             used = int(answers.bounds[done])
             size = int(SPARE * (used + more) * count / (done + 1)) + more

@@ -28,7 +28,7 @@ LOOKUP_COST, RING_SHARE, MAX_LOOKUP_RADIUS = 384, 1 / 64, 1
 
 
 def build_segment(
-    words: UInt64[np.ndarray, "c *w"], item: UInt32[np.ndarray, " c"], num_bits: int
+    words: UInt64[np.ndarray, " c *w"], item: UInt32[np.ndarray, " c"], num_bits: int
 ) -> Segment:
     """Returns the segment of codes and their items in any order. Repeated pairs count once.
 
@@ -86,13 +86,13 @@ def num_slots(num_keys: int, num_bits: int) -> int:
     return 1 << max(1, (3 * num_keys // 2).bit_length())
 
 
-def all_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, "c *w"], UInt32[np.ndarray, " c"]]:
+def all_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c *w"], UInt32[np.ndarray, " c"]]:
     """Returns the code and the item of every pair, removed ones included."""
     keys = long_codes.words_of(segment) if segment.keys.ndim > 1 else segment.keys
     return np.repeat(keys, np.diff(segment.offsets), axis=0), np.asarray(segment.items)
 
 
-def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, "c *w"], UInt32[np.ndarray, " c"]]:
+def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c *w"], UInt32[np.ndarray, " c"]]:
     """Returns the code and the item of every pair whose item was not removed."""
     words, items = all_pairs(segment)
     if not len(segment.dead):
@@ -132,7 +132,7 @@ def _is_sparse(num_words: int, num_pairs: int) -> bool:
 
 
 def reading_order(
-    segment: Segment, queries: UInt64[np.ndarray, "m *w"], num_bits: int
+    segment: Segment, queries: UInt64[np.ndarray, " m *w"], num_bits: int
 ) -> Int[np.ndarray, " m"]:
     """Returns an order of the queries in which neighbours read the same part of memory."""
     if len(queries) < QUERIES_PER_TASK or not len(segment.pivots):
@@ -141,7 +141,7 @@ def reading_order(
 
 
 def rings_of(
-    codes: UInt64[np.ndarray, "m *w"], pivots: UInt64[np.ndarray, "p *w"], num_bits: int
+    codes: UInt64[np.ndarray, " m *w"], pivots: UInt64[np.ndarray, " p *w"], num_bits: int
 ) -> Int64[np.ndarray, " m"]:
     """Returns the ring of each code: nearest pivot * (q + 1) + the distance to it."""
     if codes.ndim == 1:

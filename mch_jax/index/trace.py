@@ -79,7 +79,7 @@ def probed_buckets(
 
 def _with_items(
     index: BucketIndex,
-    words: UInt64[np.ndarray, "b *w"],
+    words: UInt64[np.ndarray, " b *w"],
     cost: Float[np.ndarray, " b"],
     query_code: Int64[np.ndarray, " b"],
 ) -> ProbedBuckets:

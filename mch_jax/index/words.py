@@ -10,7 +10,7 @@ MAX_ITEM = 2**32 - 1
 
 def words_from_bytes(
     codes: UInt8[np.ndarray, "c bytes"], num_bits: int
-) -> UInt64[np.ndarray, "c *w"]:
+) -> UInt64[np.ndarray, " c *w"]:
     """Returns codes as integers: bit i % 8 of byte i // 8 of a code is bit i of its word.
 
     Codes of more than 64 bits are rows of words: bit i is bit i % 64 of word i // 64.
@@ -93,7 +93,9 @@ def checked_margins(
     return np.ascontiguousarray(rows)
 
 
-def query_words(query_codes: UInt8[np.ndarray, "..."], num_bits: int) -> UInt64[np.ndarray, "m t *w"]:
+def query_words(
+    query_codes: UInt8[np.ndarray, "..."], num_bits: int
+) -> UInt64[np.ndarray, "m t *w"]:
     """Returns the codes of queries as integers.
 
     Args:

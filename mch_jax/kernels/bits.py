@@ -109,10 +109,10 @@ def is_code(codes, row, code):
     """Returns whether a code is that of a row."""
     if codes.ndim == 1:
         return codes[row] == code
+    is_equal = True
     for j in range(codes.shape[1]):
-        if codes[row >> 3, j, row & 7] != code[j]:
-            return False
-    return True
+        is_equal = is_equal and codes[row >> 3, j, row & 7] == code[j]
+    return is_equal
 
 
 @leaf

@@ -115,7 +115,7 @@ def sort_by_ring(keys, offsets, items, ring, num_rings, sorted_keys):
 @kernel
 def fill_table(keys, num_keys, table, num_bits):
     """Enters the row of every key into an empty table."""
-    if keys.ndim == 1:
+    if keys.ndim == 1:  # noqa: SIM102 - numba leaves out a branch only if nothing else decides it
         if num_bits <= DIRECT_BITS:
             for row in range(keys.size):
                 table[np.int64(keys[row])] = np.uint32(row + 1)

@@ -43,9 +43,7 @@ def group_by_code(words, hashed, order, items):
     for i in range(1, order.size):  # nothing moves unless two codes have the same hash
         row, j = order[i], i
         while (
-            j > 0
-            and hashed[order[j - 1]] == hashed[row]
-            and _compare(words, row, order[j - 1]) < 0
+            j > 0 and hashed[order[j - 1]] == hashed[row] and _compare(words, row, order[j - 1]) < 0
         ):
             order[j] = order[j - 1]
             j -= 1

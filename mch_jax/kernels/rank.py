@@ -48,7 +48,8 @@ def group_by_distance(segments, found, ranking):
     """
     base, delta, buckets = segments.base, segments.delta, found.buckets
     rows, starts = ranking.rows, ranking.starts
-    reach, count, delta_row = found.counters[REACH], found.counters[NUM_FOUND], base.offsets.size - 1
+    reach, count = found.counters[REACH], found.counters[NUM_FOUND]
+    delta_row = base.offsets.size - 1
     starts[: reach + 3] = 0
     for i in range(count):
         distance = buckets[i] >> ROW_BITS

@@ -89,7 +89,7 @@ def has_bit(bitmap, item):
 @leaf
 def find_row(table, keys, code, num_bits):
     """Returns the row of a code in `keys`, or -1 if it is not there."""
-    if keys.ndim == 1:
+    if keys.ndim == 1:  # noqa: SIM102 - numba leaves out a branch only if nothing else decides it
         if num_bits <= DIRECT_BITS:
             return np.int64(table[np.int64(code)]) - 1
     bits = popcount(np.uint64(table.size - 1))
