@@ -13,6 +13,8 @@ from index_cases import random_margins
 from index_probe_test import by_heap, by_sorting
 from index_test import exhaustive, pack
 
+from mch_jax.cluster.merge import merge_nearest, merge_within
+from mch_jax.cluster.replica import NearestInShard, WithinShard
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.index import BucketIndex, count_visits, long_codes, probed_buckets, segment
@@ -261,6 +263,35 @@ def test_probing_many_buckets_grows_the_heap():
         assert found.cost.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="budget is 67108864 for 2 codes per query, expected at"):
         index.probe(codes[None], np.ones((1, 2, num_bits), np.float32), 2**26)
+
+
+def test_answers_of_shards_merge_into_those_of_one_index():
+    rng, num_bits = np.random.default_rng(0), 140
+    centres = [random_code(rng, num_bits) for _ in range(2)]
+    pairs = random_pairs(rng, num_bits, centres, 80)
+    parts = [[pair for pair in pairs if pair[1] % 2 == shard] for shard in range(2)]
+    whole, *shards = (
+        BucketIndex.build(*arrays(own, num_bits), num_bits) for own in (pairs, *parts)
+    )
+    queries = pack([pairs[0][0], centres[0], random_code(rng, num_bits)], num_bits)
+    for k in (1, 6, 70):
+        near = []
+        for shard in shards:
+            hits = shard.search(queries, k)
+            radius = np.where(hits.item[:, -1] < 0, num_bits, hits.distance[:, -1])
+            visits = shard.visits(queries, k, radius)
+            near.append(NearestInShard(hits.item, hits.distance, *visits))
+        merged_hits = merge_nearest(near, k, num_bits)
+        for one, two in zip(merged_hits, whole.search(queries, k), strict=True):
+            assert one.tolist() == two.tolist()
+    found = []
+    for shard in shards:
+        ball, visits = shard.within(queries, 6), shard.visits(queries, None, np.full(3, 6))
+        found.append(
+            WithinShard(ball.offsets, ball.item, ball.distance, visits.offsets, visits.mask)
+        )
+    for one, two in zip(merge_within(found), whole.within(queries, 6), strict=True):
+        assert one.tolist() == two.tolist()
 
 
 def test_counts_of_short_masks_equal_enumeration():

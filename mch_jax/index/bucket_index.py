@@ -13,6 +13,8 @@ Conventions:
     both. The last items of the answer are the smallest of all items at that distance, whichever
     bucket they are in.
   * If fewer than k items exist, all 2^q buckets have been visited.
+
+Codes of more than 64 bits are several words each (`long_codes`); all of this holds for them too.
 """
 
 import math

@@ -64,16 +64,6 @@ def fill_tables(steps, tables):
 
 
 @leaf
-def _cost_of_word(mask, tables, first):
-    """Returns the cost of the bits that are set in a word of a flip mask."""
-    cost = ZERO
-    for byte in range(first, min(first + 8, tables.shape[0])):
-        cost += tables[byte, np.int64(mask & np.uint64(255))]
-        mask >>= np.uint64(8)
-    return cost
-
-
-@leaf
 def cost_of(codes, row, query, tables):
     """Returns the asymmetric distance of a query to one of several codes, in steps.
 
@@ -83,28 +73,38 @@ def cost_of(codes, row, query, tables):
       query: The query's code.
       tables: int64 [bytes, 256], the cost of every value of every byte of a flip mask.
     """
-    if codes.ndim == 1:
-        return _cost_of_word(codes[row] ^ query, tables, ZERO)
     cost = ZERO
-    for j in range(codes.shape[1]):
+    if codes.ndim == 1:
+        mask = codes[row] ^ query
+        for byte in range(tables.shape[0]):
+            cost += tables[byte, np.int64(mask & np.uint64(255))]
+            mask >>= np.uint64(8)
+        return cost
+    for byte in range(tables.shape[0]):
+        j = byte >> 3
         if codes.ndim == 2:
             mask = codes[row, j] ^ query[j]
         else:
             mask = codes[row >> 3, j, row & 7] ^ query[j]
-        cost += _cost_of_word(mask, tables, 8 * j)
+        cost += tables[byte, np.int64((mask >> np.uint64(8 * (byte & 7))) & np.uint64(255))]
     return cost
 
 
 @leaf
-def _append_costs(segments, found, query, tables, bound, costed, count):
+def _append_costs(keys, delta_keys, delta_row, found, query, tables, bound, costed, count):
     """Appends the buckets found that cost no more than `bound`; returns their new number."""
-    base, delta, delta_row = segments.base, segments.delta, segments.base.offsets.size - 1
     for i in range(found.counters[NUM_FOUND]):
         row = found.buckets[i] & ROW_MASK
-        if row < delta_row:
-            cost = cost_of(base.keys, row, query, tables)
+        if keys.ndim == 1:  # not by `cost_of`, whose arguments would take as long as its loop
+            mask = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
+            cost = ZERO
+            for byte in range(tables.shape[0]):
+                cost += tables[byte, np.int64(mask & np.uint64(255))]
+                mask >>= np.uint64(8)
+        elif row < delta_row:
+            cost = cost_of(keys, row, query, tables)
         else:
-            cost = cost_of(delta.keys, row - delta_row, query, tables)
+            cost = cost_of(delta_keys, row - delta_row, query, tables)
         if cost <= bound:
             costed.costs[count], costed.rows[count] = cost, row
             count += 1
@@ -220,7 +220,7 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
       item: int64 [m, k], filled; -1 where fewer exist.
       distance: float32 [m, k], filled; -1 likewise.
     """
-    segments = Segments(base, delta)
+    segments, delta_row = Segments(base, delta), base.offsets.size - 1
     num_codes, k = queries.shape[1], min(item.shape[1], base.items.size + delta.items.size)
     steps, order = np.empty((num_codes, num_bits), np.int64), np.empty(num_bits, np.int64)
     tables = np.empty((num_codes, (num_bits + 7) // 8, 256), np.int64)
@@ -245,8 +245,9 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
                 reach[t], more = found.counters[REACH], found.counters[NUM_FOUND]
                 costs, rows = ensure_capacity(costs, used, more), ensure_capacity(rows, used, more)
                 used = _append_costs(
-                    segments, found, codes[t], tables[t], NO_LIMIT, Costed(costs, rows), used
-                )
+                    base.keys, delta.keys, delta_row, found, codes[t], tables[t], NO_LIMIT,
+                    Costed(costs, rows), used,
+                )  # fmt: skip
             stamp += 1
             count, tied = _rank(
                 segments, costs[:used], rows[:used], seen, stamp, tied, nearest, cheapest
@@ -266,8 +267,9 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
                     costs = ensure_capacity(costs, used, more)
                     rows = ensure_capacity(rows, used, more)
                     used = _append_costs(
-                        segments, found, codes[t], tables[t], bound, Costed(costs, rows), used
-                    )
+                        base.keys, delta.keys, delta_row, found, codes[t], tables[t], bound,
+                        Costed(costs, rows), used,
+                    )  # fmt: skip
                 stamp += 1
                 count, tied = _rank(
                     segments, costs[:used], rows[:used], seen, stamp, tied, nearest, cheapest

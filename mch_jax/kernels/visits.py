@@ -46,17 +46,16 @@ def _meet_items(buckets, row, k, seen, count):
 @kernel
 def _rows_in_order(keys, delta_keys, delta_row, query, buckets):
     """Returns the rows of the buckets found by distance, then by flip mask."""
-    order = np.argsort(buckets, kind="mergesort")  # the distance is in the high bits
-    rows = buckets[order] & ROW_MASK
     if keys.ndim == 1:
-        flips = np.empty(rows.size, np.uint64)
-        for i in range(rows.size):
-            row = rows[i]
+        flips = np.empty(buckets.size, np.uint64)
+        for i in range(buckets.size):
+            row = buckets[i] & ROW_MASK
             flips[i] = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
-        by_flip = np.argsort(flips)
-        far = (buckets[order] >> ROW_BITS)[by_flip]
-        return rows[by_flip[np.argsort(far, kind="mergesort")]]
-    start = 0
+        order = np.argsort(flips)
+        order = order[np.argsort((buckets >> ROW_BITS)[order], kind="mergesort")]
+        return (buckets & ROW_MASK)[order]
+    order = np.argsort(buckets, kind="mergesort")  # the distance is in the high bits
+    rows, start = buckets[order] & ROW_MASK, 0
     while start < rows.size:
         stop, far = start, buckets[order[start]] >> ROW_BITS
         while stop < rows.size and buckets[order[stop]] >> ROW_BITS == far:
