@@ -121,7 +121,7 @@ def raw_array(descr, fortran_order, shape, content=b"\0" * 40):
 
 def read_codes(path):
     file = codes_file.load(path)
-    if file.num_bits <= index.MAX_BITS:
+    if file.num_bits <= index.MAX_LONG_BITS:
         made = index.BucketIndex.build(file.codes, file.item, file.num_bits)
         hits = made.search(file.codes[:2], 3)
         assert ((hits.item >= -1) & (hits.item < len(file.ids))).all()

@@ -16,6 +16,7 @@ from mch_jax.index import BucketIndex
 
 NUM_KILLS = int(os.environ.get("INDEX_KILLS", "8"))
 NUM_BITS = 24  # more than kernels.segment.DIRECT_BITS, so that a small index has a small table
+LONG_BITS = 144  # three words, saved in another format
 
 # Changes an index in an endless loop. State n holds the items n to n + 39, whose codes are known,
 # so that any other state is recognised. A line of output names a state whose save begins or ends.
@@ -28,7 +29,8 @@ bucket_index.MERGE_FLOOR, bucket_index.MERGE_SHARE = 2, 0  # every add starts a 
 
 def arrays(item):
     words = np.stack([item * 7919 % 2**24, item * 10472927 % 2**24], 1).astype("<u4").reshape(-1, 1)
-    return words.view(np.uint8)[:, :3], np.repeat(item, 2)
+    codes = words.view(np.uint8)[:, :3]
+    return np.tile(codes, (1, index.num_bits // 24)), np.repeat(item, 2)
 
 directory, n = sys.argv[1:]
 n, index = int(n), BucketIndex.open(directory)
@@ -48,23 +50,27 @@ while True:
 
 def packed(words, num_bits=NUM_BITS):
     """Returns codes given as integers in the bytes of a codes file."""
-    return np.array(words, "<u4").reshape(-1, 1).view(np.uint8)[:, : num_bits // 8]
+    codes = np.array(words, "<u4").reshape(-1, 1).view(np.uint8)
+    if num_bits > 32:
+        return np.tile(codes[:, :3], (1, num_bits // 24))
+    return codes[:, : num_bits // 8]
 
 
 def build(n, num_bits=NUM_BITS):
     item = np.arange(n, n + 40)
-    words = np.stack([item * 7919, item * 10472927], 1) % 2**num_bits
+    words = np.stack([item * 7919, item * 10472927], 1) % 2 ** min(num_bits, 24)
     return BucketIndex.build(packed(words, num_bits), np.repeat(item, 2), num_bits)
 
 
 def answers(index):
-    queries = packed(np.arange(16) * 1048573 % 2**index.num_bits, index.num_bits)
+    queries = packed(np.arange(16) * 1048573 % 2 ** min(index.num_bits, 24), index.num_bits)
     return [array.tolist() for array in (*index.search(queries, 50), *index.within(queries, 8))]
 
 
-def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
+@pytest.mark.parametrize("num_bits", [NUM_BITS, LONG_BITS])
+def test_a_killed_process_leaves_the_state_before_or_after(num_bits, tmp_path):
     directory, rng, state = tmp_path / "index", random.Random(0), 0
-    build(0).save(directory)
+    build(0, num_bits).save(directory)
     kills = during = 0
     while kills < NUM_KILLS:
         process = subprocess.Popen(
@@ -85,7 +91,7 @@ def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
         found = answers(index)
         # If it was killed after "end n" and before the next line, state n + 1 may be saved already.
         allowed = [number - 1, number] if last == "begin" else [number, number + 1]
-        matching = [n for n in allowed if found == answers(build(n))]
+        matching = [n for n in allowed if found == answers(build(n, num_bits))]
         assert matching, f"state {number} after {last}: neither before nor after"
         state = matching[0]
     index.save(directory)  # deletes what killed saves left behind
@@ -97,10 +103,10 @@ def test_a_killed_process_leaves_the_state_before_or_after(tmp_path):
     assert during or NUM_KILLS < 50, "no process was killed during a save"
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(params=[NUM_BITS, LONG_BITS])
+def saved(tmp_path, request):
     """Returns a saved small index with a base, a delta and removed items, and its answers."""
-    return save(tmp_path, NUM_BITS)
+    return save(tmp_path, request.param)
 
 
 def save(tmp_path, num_bits):
@@ -145,7 +151,7 @@ def test_every_flipped_byte_is_refused_or_harmless(saved):
         refused = flip_bytes(directory, path, expected)
         assert refused == path.stat().st_size or path.name == "meta.json"
     assert len(paths) == 15
-    assert 5_000 < size < 15_000  # bytes, each of which was flipped
+    assert 5_000 < size < 25_000  # bytes, each of which was flipped
     assert outcome(directory, expected) == "same"
 
 
@@ -179,7 +185,7 @@ def test_cut_missing_and_foreign_files_are_named(saved):
 
 def test_a_file_of_another_index_is_refused(saved, tmp_path):
     directory, expected = saved
-    build(5).save(tmp_path / "other")
+    build(5, BucketIndex.open(directory).num_bits).save(tmp_path / "other")
     for path in directory.glob("*.npy"):
         content = path.read_bytes()
         other = next((tmp_path / "other").glob(path.name[:-20] + "*.npy"))
@@ -200,7 +206,7 @@ def test_only_changes_are_written_again(saved):
     directory, _ = saved
     before = {path.name for path in directory.iterdir()}
     index = BucketIndex.open(directory)
-    index.add(packed([999]), np.array([99]))
+    index.add(packed([999], index.num_bits), np.array([99]))
     index.save(directory)
     after = {path.name for path in directory.iterdir()}
     assert {name for name in before - after if name.startswith("base")} == set()
@@ -212,6 +218,7 @@ def test_only_changes_are_written_again(saved):
 def test_an_open_index_outlives_the_files(saved):
     directory, expected = saved
     index = BucketIndex.open(directory)
-    build(7).save(directory)
+    num_bits = index.num_bits
+    build(7, num_bits).save(directory)
     assert answers(index) == expected
-    assert answers(BucketIndex.open(directory, verify=False)) == answers(build(7))
+    assert answers(BucketIndex.open(directory, verify=False)) == answers(build(7, num_bits))

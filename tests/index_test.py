@@ -318,10 +318,10 @@ def test_from_file_and_its_refusals(tmp_path):
     )  # fmt: skip
     codes_file.save(path, good)
     np.testing.assert_array_equal(BucketIndex.from_file(path).search(pack([2], 12), 1).item, [[1]])
-    too_long = good._replace(codes=np.zeros((2, 9), np.uint8), num_bits=72)
+    too_long = good._replace(codes=np.zeros((2, 129), np.uint8), num_bits=1032)
     for file, reason in (
         (good._replace(codes=pack([1, 2**14], 16)), "padding must be 0"),
-        (too_long, "num_bits is 72, expected 1 to 64"),
+        (too_long, "num_bits is 1032, expected 1 to 1024"),
     ):
         codes_file.save(path, file)
         with pytest.raises(ValueError, match=reason) as caught:
@@ -335,8 +335,8 @@ def test_wrong_arguments_are_named():
     query = pack([1], 8)
     for call, reason in (
         (
-            lambda: BucketIndex.build(np.zeros((1, 9), np.uint8), np.array([0]), 65),
-            "num_bits is 65",
+            lambda: BucketIndex.build(np.zeros((1, 129), np.uint8), np.array([0]), 1025),
+            "num_bits is 1025",
         ),
         (lambda: BucketIndex.build(query, np.array([2**32]), 8), "expected 0 to 4294967295"),
         (lambda: BucketIndex.build(query, np.array([0.5]), 8), "expected integers"),

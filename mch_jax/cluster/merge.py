@@ -57,7 +57,7 @@ def merge_within(shards: Sequence[WithinShard]) -> ItemsWithin:
         distances.append(distance[order])
         offsets[query + 1] = offsets[query] + len(item)
         masks = [shard.mask[_bounds(shard.bucket_offsets, query)] for shard in shards]
-        nonempty[query] = len(np.unique(np.concatenate(masks)))
+        nonempty[query] = len(np.unique(np.concatenate(masks), axis=0))
     return ItemsWithin(offsets, np.concatenate(items), np.concatenate(distances), nonempty)
 
 

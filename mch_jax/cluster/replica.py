@@ -38,7 +38,7 @@ class NearestInShard(NamedTuple):
     item: Int64[np.ndarray, "m k"]
     distance: Int32[np.ndarray, "m k"]
     bucket_offsets: Int64[np.ndarray, " m+1"]
-    mask: UInt64[np.ndarray, " b"]
+    mask: UInt64[np.ndarray, " b *w"]
     new_items: Int64[np.ndarray, " b"]
 
 
@@ -58,7 +58,7 @@ class WithinShard(NamedTuple):
     item: Int64[np.ndarray, " n"]
     distance: Int32[np.ndarray, " n"]
     bucket_offsets: Int64[np.ndarray, " m+1"]
-    mask: UInt64[np.ndarray, " b"]
+    mask: UInt64[np.ndarray, " b *w"]
 
 
 class Sizes(NamedTuple):

@@ -14,6 +14,7 @@ are for those who work with its codes or its counts:
 | `answers` | the NamedTuples that it returns |
 | `segment` | building a segment, and the decisions that depend on its size |
 | `storage` | the files of a saved index |
+| `long_codes` | what differs for codes of more than 64 bits |
 | `trace` | the buckets that a query looks at, one by one |
 | `algorithm1` | the number of buckets that Algorithm 1 visits |
 | `words` | codes and items from the arrays of a codes file |
@@ -33,7 +34,7 @@ from mch_jax.index.answers import (
 from mch_jax.index.bucket_index import BucketIndex
 from mch_jax.index.storage import INDEX_FORMAT
 from mch_jax.index.trace import ProbedBuckets, probed_buckets
-from mch_jax.index.words import MAX_BITS, MAX_ITEM, checked_items, words_from_bytes
+from mch_jax.index.words import MAX_BITS, MAX_ITEM, MAX_LONG_BITS, checked_items, words_from_bytes
 
 # Former names of the two kinds of answers.
 Hits, Ball = NearestItems, ItemsWithin
@@ -47,6 +48,7 @@ __all__ = [
     "ItemsWithin",
     "MAX_BITS",
     "MAX_ITEM",
+    "MAX_LONG_BITS",
     "NearestItems",
     "ProbedBuckets",
     "ProbedItems",

@@ -12,8 +12,9 @@ from math import comb
 import numpy as np
 from jaxtyping import Float, Int, Int64, UInt8, UInt64
 
+from mch_jax.index import long_codes
 from mch_jax.index.words import MAX_BITS, checked_items, words_from_bytes
-from mch_jax.kernels import bits, build
+from mch_jax.kernels import build
 from mch_jax.kernels import visit_counts as kernels
 from mch_jax.kernels.threads import in_threads
 
@@ -30,27 +31,27 @@ def ball_size(num_bits: int, radius: int) -> int:
 
 
 def count_visits(
-    masks: UInt64[np.ndarray, " n"], new_items: Int64[np.ndarray, " n"], k: int, num_bits: int
+    masks: UInt64[np.ndarray, " n *w"], new_items: Int64[np.ndarray, " n"], k: int, num_bits: int
 ) -> tuple[int, int]:
     """Returns how many buckets Algorithm 1 visits for one query, in all and non-empty ones.
 
     Args:
       masks: Flip masks of the non-empty buckets, in any order. A bucket may occur several times, as
-        when shards of an index are merged.
+        when shards of an index are merged. Codes of more than 64 bits have rows of words.
       new_items: Number of items that each bucket is the first to hold; no item counts twice.
       k: Number of items to find.
       num_bits: Code length q.
     """
-    order = np.lexsort((masks, np.bitwise_count(masks)))
-    masks, num_met = masks[order], np.cumsum(new_items[order])
-    is_new = np.append(True, masks[1:] != masks[:-1]) if len(masks) else np.empty(0, bool)
+    words = masks if masks.ndim == 2 else masks[:, None]
+    distance = np.bitwise_count(words).sum(1, dtype=np.int64)
+    order = np.lexsort((*words.T, distance))
+    words, num_met = words[order], np.cumsum(new_items[order])
+    is_new = np.append(True, (words[1:] != words[:-1]).any(1)) if len(words) else np.empty(0, bool)
     last = int(np.searchsorted(num_met, k))
-    if last == len(masks):
+    if last == len(words):
         return 1 << num_bits, int(is_new.sum())
-    mask = masks[last]
-    nearer = ball_size(num_bits, int(mask).bit_count() - 1)
-    rank = int(bits.mask_rank(mask, BINOMIALS))
-    return nearer + rank + 1, int(is_new[: last + 1].sum())
+    mask = int.from_bytes(words[last].astype("<u8").tobytes(), "little")
+    return long_codes.num_visited(mask, num_bits), int(is_new[: last + 1].sum())
 
 
 def visit_counts(
@@ -71,11 +72,18 @@ def visit_counts(
       query_codes: One code per query.
       codes: Codes of the items.
       item: The item of each code.
-      num_bits: Code length q.
+      num_bits: Code length q, up to 64.
       items_per_distance: Number of items at each distance from each query.
       ks: Numbers of items to find, none larger than the number of items.
       threads: Maximum number of threads. Defaults to one per core.
+
+    Raises:
+      ValueError: num_bits is above 64, or codes or items have the wrong form.
     """
+    if num_bits > MAX_BITS:
+        raise ValueError(
+            f"num_bits is {num_bits}, expected at most {MAX_BITS}; search an index of longer codes"
+        )
     ordered, column = np.unique(np.asarray(ks, np.int64), return_inverse=True)
     probed = np.zeros((len(query_codes), len(ordered)), np.float64)
     nonempty = np.zeros((len(query_codes), len(ordered)), np.int64)

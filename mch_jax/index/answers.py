@@ -83,12 +83,13 @@ class VisitedBuckets(NamedTuple):
 
     Attributes:
       offsets: The buckets of query i are those from offsets[i] to offsets[i + 1].
-      mask: Flip mask of the bucket: its code XOR the query's.
+      mask: Flip mask of the bucket: its code XOR the query's. One word, or several for codes of
+        more than 64 bits, least significant first.
       new_items: Number of items, among the first k, that the bucket is the first to hold.
     """
 
     offsets: Int64[np.ndarray, " m+1"]
-    mask: UInt64[np.ndarray, " n"]
+    mask: UInt64[np.ndarray, " n *w"]
     new_items: Int64[np.ndarray, " n"]
 
 

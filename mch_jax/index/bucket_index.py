@@ -13,8 +13,11 @@ Conventions:
     both. The last items of the answer are the smallest of all items at that distance, whichever
     bucket they are in.
   * If fewer than k items exist, all 2^q buckets have been visited.
+
+Codes of more than 64 bits are several words each (`long_codes`); all of this holds for them too.
 """
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -24,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
-from mch_jax.index import ranking, segment, storage
+from mch_jax.index import long_codes, ranking, segment, storage
 from mch_jax.index.algorithm1 import BINOMIALS
 from mch_jax.index.answers import (
     CheapestItems,
@@ -38,13 +41,14 @@ from mch_jax.index.probing import probed_items
 from mch_jax.index.ranking import query_threads
 from mch_jax.index.words import (
     MAX_BITS,
+    MAX_LONG_BITS,
     allowed_items,
     checked_items,
     checked_margins,
     query_words,
     words_from_bytes,
 )
-from mch_jax.kernels import build, search, visits, within
+from mch_jax.kernels import search, visits, within
 from mch_jax.kernels.segment import NO_LIMIT, Segments
 
 Allowed = Int[np.ndarray, " a"] | Bool[np.ndarray, " n"]
@@ -55,7 +59,7 @@ MAX_PROBES = 2**26  # buckets times codes per query: 16 bytes each while a query
 
 
 class BucketIndex:
-    """Exact Hamming search over items with several binary codes each, of 1 to 64 bits.
+    """Exact Hamming search over items with several binary codes each, of 1 to 1,024 bits.
 
     Several threads may search at once, also during `add`, `remove`, `merge` and `save`, which wait
     for each other. A search sees the index as it was before or after such a call.
@@ -85,12 +89,12 @@ class BucketIndex:
           num_bits: Code length q.
 
         Raises:
-          ValueError: num_bits is not in 1 to 64, or codes or items have the wrong form.
+          ValueError: num_bits is not in 1 to 1,024, or codes or items have the wrong form.
         """
-        if not 1 <= num_bits <= MAX_BITS:
+        if not 1 <= num_bits <= MAX_LONG_BITS:
             raise ValueError(
-                f"num_bits is {num_bits}, expected 1 to {MAX_BITS}: the index keeps a code in one "
-                "64-bit word; rank longer codes with mch_jax.metrics instead"
+                f"num_bits is {num_bits}, expected 1 to {MAX_LONG_BITS}; rank longer codes with "
+                "mch_jax.metrics instead"
             )
         words, item = words_from_bytes(codes, num_bits), checked_items(item, len(codes))
         base = segment.build_segment(words, item, num_bits)
@@ -129,8 +133,8 @@ class BucketIndex:
         return self._saved.version if self._saved else None
 
     @property
-    def pivots(self) -> UInt64[np.ndarray, " p"]:
-        """The codes around which the others are arranged in rings, as integers."""
+    def pivots(self) -> UInt64[np.ndarray, " p *w"]:
+        """The codes around which the others are arranged in rings, as words."""
         return np.asarray(self._current().base.pivots)
 
     def rings(
@@ -138,7 +142,7 @@ class BucketIndex:
     ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
         """Returns the nearest pivot of each code, and the distance to it."""
         words = words_from_bytes(codes, self.num_bits)
-        ring = build.assign_rings(words, self.pivots, self.num_bits)
+        ring = segment.rings_of(words, self.pivots, self.num_bits)
         return ring // (self.num_bits + 1), ring % (self.num_bits + 1)
 
     @overload
@@ -201,7 +205,11 @@ class BucketIndex:
             )  # fmt: skip
 
         query_threads(run, len(queries), threads)
-        return NearestItems(item, distance, self._exact(probed), nonempty)
+        if num_bits > MAX_BITS:
+            counts = long_codes.probed_counts(Segments(base, delta), queries, probed, num_bits)
+        else:
+            counts = self._exact(probed)
+        return NearestItems(item, distance, counts, nonempty)
 
     def _cheapest(self, query_codes, k, threads, margins, allowed, rerank) -> CheapestItems:
         queries = query_words(query_codes, self.num_bits)
@@ -274,7 +282,7 @@ class BucketIndex:
         equal distances come in ascending order of the flip mask, code XOR query as an integer.
 
         Distances are compared as exact sums of the margins. Only margins below 2^-32 of a query's
-        largest one are rounded, by at most 2^-57 of it.
+        largest one are rounded, by at most 2^-57 of it; 2^-28 and 2^-53 beyond 64 bits.
 
         Args:
           query_codes: One code per query, or several.
@@ -293,10 +301,11 @@ class BucketIndex:
         queries, num_bits = query_words(query_codes, self.num_bits), self.num_bits
         margins = checked_margins(margins, np.shape(query_codes)[:-1], num_bits)
         budget = min(int(budget), 1 << num_bits)
-        if budget * queries.shape[1] > MAX_PROBES:
+        most = MAX_PROBES // math.prod(queries.shape[1:])
+        if budget > most:
             raise ValueError(
                 f"budget is {budget} for {queries.shape[1]} codes per query, expected at most "
-                f"{MAX_PROBES // queries.shape[1]}; use search with margins for a whole ranking"
+                f"{most}; use search with margins for a whole ranking"
             )
         base, delta = segments = self._current()
         num_codes = len(base.items) + len(delta.items)
@@ -323,7 +332,8 @@ class BucketIndex:
             radius = np.full(len(queries), num_bits)
         k = len(base.items) + len(delta.items) + 1 if k is None else k
         radii = np.asarray(radius, np.int64)
-        return VisitedBuckets(*visits.visited_buckets(base, delta, queries, num_bits, radii, k))
+        offsets, mask, new = visits.visited_buckets(base, delta, queries, num_bits, radii, k)
+        return VisitedBuckets(offsets, mask.reshape(-1, *queries.shape[1:]), new)
 
     def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:
         """Adds codes. An item that exists already keeps its other codes.

@@ -5,7 +5,7 @@ from jaxtyping import Float32, UInt64
 
 from mch_jax.index.answers import ProbedItems, joined
 from mch_jax.index.ranking import query_threads
-from mch_jax.kernels import probe
+from mch_jax.kernels import probe, probe_long
 from mch_jax.kernels.probe import Answers
 from mch_jax.kernels.segment import Segments
 
@@ -17,7 +17,7 @@ MAX_QUERIES = 64  # more queries do not make a larger bitmap worthwhile: 2 MiB, 
 
 def probed_items(
     segments: Segments,
-    queries: UInt64[np.ndarray, "m t"],
+    queries: UInt64[np.ndarray, "m t *w"],
     margins: Float32[np.ndarray, "m t q"],
     budget: int,
     limit: int,
@@ -35,6 +35,7 @@ def probed_items(
       num_words: Size of a bitmap of all items, in words.
       threads: Maximum number of threads. Defaults to one per core.
     """
+    kernel = probe.probed_items if queries.ndim == 2 else probe_long.probed_items
 
     def run(rows: slice) -> tuple:
         own, own_margins = queries[rows], margins[rows]
@@ -47,16 +48,14 @@ def probed_items(
             np.empty(FIRST_ITEMS, np.float32),
             np.zeros((3, count), np.int64),
         )
-        done, more = probe.probed_items(
-            *segments, own, own_margins, num_bits, budget, limit, words, 0, answers
-        )
+        done, more = kernel(*segments, own, own_margins, num_bits, budget, limit, words, 0, answers)
         while done < count:
             used = int(answers.bounds[done])
             size = int(SPARE * (used + more) * count / (done + 1)) + more
             item, cost = np.empty(size, np.int64), np.empty(size, np.float32)
             item[:used], cost[:used] = answers.item[:used], answers.cost[:used]
             answers = answers._replace(item=item, cost=cost)
-            done, more = probe.probed_items(
+            done, more = kernel(
                 *segments, own, own_margins, num_bits, budget, limit, words, done, answers
             )
         used = int(answers.bounds[count])

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from math import comb
 
 import numpy as np
-from jaxtyping import Int, UInt32, UInt64
+from jaxtyping import Int, Int64, UInt32, UInt64
 
+from mch_jax.index import long_codes
+from mch_jax.index.words import MAX_BITS
 from mch_jax.kernels import build
 from mch_jax.kernels.segment import DIRECT_BITS, Segment, Segments, set_bits
 
@@ -26,7 +28,7 @@ LOOKUP_COST, RING_SHARE, MAX_LOOKUP_RADIUS = 384, 1 / 64, 1
 
 
 def build_segment(
-    words: UInt64[np.ndarray, " c"], item: UInt32[np.ndarray, " c"], num_bits: int
+    words: UInt64[np.ndarray, " c *w"], item: UInt32[np.ndarray, " c"], num_bits: int
 ) -> Segment:
     """Returns the segment of codes and their items in any order. Repeated pairs count once.
 
@@ -35,28 +37,39 @@ def build_segment(
     """
     if len(words) >= 2**32:
         raise ValueError(f"{len(words)} codes, expected fewer than 2^32; use several indexes")
+    if words.ndim == 2:
+        return long_codes.build_segment(
+            words, item, num_bits, _pivot_candidates, lambda size: num_slots(size, num_bits)
+        )
     order = np.argsort(words)
     keys, offsets, items = build.group_by_code(words[order], item[order])
     del order
-    fullest = np.argsort(-np.diff(offsets.astype(np.int64)), kind="stable")
-    fullest = fullest[: max(CANDIDATE_FLOOR, len(keys) // 16)]  # where codes are dense
-    limit = min(NUM_PIVOTS, -(-len(keys) // CODES_PER_PIVOT))
+    candidates, limit = _pivot_candidates(offsets)
     pivots = np.empty(0, np.uint64)
     if limit:
-        pivots = build.choose_pivots(keys[fullest], num_bits // 6, limit)
+        pivots = build.choose_pivots(keys[candidates], num_bits // 6, limit)
     ring = build.assign_rings(keys, pivots, num_bits)
     num_rings = len(pivots) * (num_bits + 1)
     sorted_keys = _cache_aligned(len(keys))
     offsets, items, rings = build.sort_by_ring(keys, offsets, items, ring, num_rings, sorted_keys)
     table = np.zeros(num_slots(len(keys), num_bits), np.uint32)
-    build.fill_table(sorted_keys, table, num_bits)
+    build.fill_table(sorted_keys, len(sorted_keys), table, num_bits)
     return Segment(sorted_keys, offsets, items, pivots, rings, table, np.empty(0, np.uint64))
+
+
+def _pivot_candidates(offsets: UInt32[np.ndarray, " d+1"]) -> tuple[np.ndarray, int]:
+    """Returns the buckets among which pivots are chosen, and how many may be."""
+    fullest = np.argsort(-np.diff(offsets.astype(np.int64)), kind="stable")
+    num_keys = len(fullest)
+    fullest = fullest[: max(CANDIDATE_FLOOR, num_keys // 16)]  # where codes are dense
+    return fullest, min(NUM_PIVOTS, -(-num_keys // CODES_PER_PIVOT))
 
 
 @functools.cache
 def empty_segment(num_bits: int) -> Segment:
     """Returns the segment without codes."""
-    return build_segment(np.empty(0, np.uint64), np.empty(0, np.uint32), num_bits)
+    shape = (0, long_codes.num_words(num_bits)) if num_bits > MAX_BITS else 0
+    return build_segment(np.empty(shape, np.uint64), np.empty(0, np.uint32), num_bits)
 
 
 def _cache_aligned(size: int) -> UInt64[np.ndarray, " n"]:
@@ -73,12 +86,13 @@ def num_slots(num_keys: int, num_bits: int) -> int:
     return 1 << max(1, (3 * num_keys // 2).bit_length())
 
 
-def all_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c"], UInt32[np.ndarray, " c"]]:
+def all_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c *w"], UInt32[np.ndarray, " c"]]:
     """Returns the code and the item of every pair, removed ones included."""
-    return np.repeat(segment.keys, np.diff(segment.offsets)), np.asarray(segment.items)
+    keys = long_codes.words_of(segment) if segment.keys.ndim > 1 else segment.keys
+    return np.repeat(keys, np.diff(segment.offsets), axis=0), np.asarray(segment.items)
 
 
-def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c"], UInt32[np.ndarray, " c"]]:
+def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c *w"], UInt32[np.ndarray, " c"]]:
     """Returns the code and the item of every pair whose item was not removed."""
     words, items = all_pairs(segment)
     if not len(segment.dead):
@@ -118,16 +132,30 @@ def _is_sparse(num_words: int, num_pairs: int) -> bool:
 
 
 def reading_order(
-    segment: Segment, queries: UInt64[np.ndarray, " m"], num_bits: int
+    segment: Segment, queries: UInt64[np.ndarray, " m *w"], num_bits: int
 ) -> Int[np.ndarray, " m"]:
     """Returns an order of the queries in which neighbours read the same part of memory."""
     if len(queries) < QUERIES_PER_TASK or not len(segment.pivots):
         return np.arange(len(queries))
-    return np.argsort(build.assign_rings(queries, segment.pivots, num_bits), kind="stable")
+    return np.argsort(rings_of(queries, segment.pivots, num_bits), kind="stable")
+
+
+def rings_of(
+    codes: UInt64[np.ndarray, " m *w"], pivots: UInt64[np.ndarray, " p *w"], num_bits: int
+) -> Int64[np.ndarray, " m"]:
+    """Returns the ring of each code: nearest pivot * (q + 1) + the distance to it."""
+    if codes.ndim == 1:
+        return build.assign_rings(codes, pivots, num_bits)
+    return long_codes.rings_of(codes, np.arange(len(codes), dtype=np.uint64), pivots, num_bits)
 
 
 def lookup_radius(segment: Segment, num_bits: int) -> int:
-    """Returns the largest radius at which looking up codes costs less than reading rings."""
+    """Returns the largest radius at which looking up codes costs less than reading rings.
+
+    Codes of several words are never looked up: a query that has any within one bit is rare.
+    """
+    if num_bits > MAX_BITS:
+        return -1
     radius, ring_codes = 0, len(segment.keys) * RING_SHARE
     largest = min(MAX_LOOKUP_RADIUS, num_bits)
     while radius < largest and comb(num_bits, radius + 1) * LOOKUP_COST < ring_codes:

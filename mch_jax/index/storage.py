@@ -18,12 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mch_jax.files import locks
+from mch_jax.index.long_codes import num_words
 from mch_jax.index.segment import num_slots
-from mch_jax.index.words import MAX_BITS
+from mch_jax.index.words import MAX_BITS, MAX_LONG_BITS
 from mch_jax.kernels import checksum as checksum_kernel
+from mch_jax.kernels.bits import BLOCK_ROWS
 from mch_jax.kernels.segment import Segment, Segments
 
 INDEX_FORMAT = "mch-index/2"
+LONG_FORMAT = "mch-index/3"  # codes of more than 64 bits, which earlier versions cannot read
 DTYPES = {
     "keys": np.uint64, "offsets": np.uint32, "items": np.uint32, "pivots": np.uint64,
     "rings": np.uint32, "table": np.uint32, "dead": np.uint64,
@@ -128,7 +131,7 @@ def save(
             if entry is None or not is_known or not (directory / entry["file"]).exists():
                 entry = _write_array(directory, name, array)
             entries[name], arrays[name] = entry, (array, entry)
-        meta = {"format": INDEX_FORMAT, "num_bits": num_bits, "files": entries}
+        meta = {"format": _format(num_bits), "num_bits": num_bits, "files": entries}
         _write_meta(directory, meta)
     except BaseException:
         if not _is_saved(directory, entries):
@@ -198,6 +201,9 @@ def load(
             if _read_meta(directory) == meta:
                 raise ValueError(f"{error.filename} is missing; save the index again") from None
             # Another process saved the index between the two reads: try again.
+    words = num_words(meta["num_bits"])
+    for name, array in arrays.items() if words > 1 else ():
+        arrays[name] = _in_words(directory, name, array, words)
     segments = Segments(
         *(
             Segment(*(arrays[f"{segment}-{field}"] for field in Segment._fields))
@@ -294,13 +300,34 @@ def _read_meta(directory: Path, any_version: bool = False) -> dict[str, Any]:
         ) from None
     if any_version and str(version).startswith("mch-index/"):
         return meta
-    if version != INDEX_FORMAT:
-        raise ValueError(f"{path} is of format {version!r}, expected {INDEX_FORMAT!r}")
+    if version not in (INDEX_FORMAT, LONG_FORMAT):
+        raise ValueError(
+            f"{path} is of format {version!r}, expected {INDEX_FORMAT!r} or {LONG_FORMAT!r}"
+        )
     if meta.pop("checksum", None) != _digest(meta):
         raise ValueError(f"{path} is damaged: its checksum differs; save the index again")
     if not _is_complete(meta):
         raise ValueError(f"{path} lacks entries that save writes; save the index again")
     return meta
+
+
+def _format(num_bits: int) -> str:
+    """Returns the format in which an index of this code length is saved."""
+    return INDEX_FORMAT if num_bits <= MAX_BITS else LONG_FORMAT
+
+
+def _in_words(directory: Path, name: str, array: np.ndarray, words: int) -> np.ndarray:
+    """Returns an array in the shape that it has for codes of several words.
+
+    Raises:
+      ValueError: Its size is no multiple of that of a code.
+    """
+    shape = {"keys": (words, BLOCK_ROWS), "pivots": (words,)}.get(name.split("-")[1])
+    if shape is None or array.ndim > 1:  # one known from an earlier state has its shape
+        return array
+    if array.size % np.prod(shape):
+        raise ValueError(f"{directory}: the files do not belong together; save the index again")
+    return array.reshape(-1, *shape)
 
 
 def _is_complete(meta: dict) -> bool:
@@ -309,7 +336,8 @@ def _is_complete(meta: dict) -> bool:
     names = {f"{segment}-{field}" for segment in Segments._fields for field in Segment._fields}
     return (
         type(num_bits) is int
-        and 1 <= num_bits <= MAX_BITS
+        and 1 <= num_bits <= MAX_LONG_BITS
+        and meta["format"] == _format(num_bits)
         and isinstance(files, dict)
         and files.keys() == names
         and all(
@@ -348,12 +376,14 @@ def _open_array(
 def _check_shapes(directory: Path, segment: Segment, num_bits: int) -> None:
     """Refuses arrays that do not fit each other, which a checksum per file cannot show."""
     keys, offsets, items, pivots, rings, table, _ = segment
+    num_keys = len(offsets) - 1
+    num_rows = num_keys if keys.ndim == 1 else -(-num_keys // BLOCK_ROWS)
     fits = (
-        len(offsets) == len(keys) + 1
+        len(keys) == num_rows
         and offsets[-1] == len(items)
         and len(rings) == len(pivots) * (num_bits + 1) + 1
-        and rings[-1] == len(keys)
-        and len(table) == num_slots(len(keys), num_bits)
+        and rings[-1] == num_keys
+        and len(table) == num_slots(num_keys, num_bits)
     )
     if not fits:
         raise ValueError(f"{directory}: the files do not belong together; save the index again")

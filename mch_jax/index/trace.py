@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8, UInt64
 
 from mch_jax.index.bucket_index import BucketIndex
-from mch_jax.index.words import checked_margins, words_from_bytes
+from mch_jax.index.words import MAX_BITS, checked_margins, words_from_bytes
+from mch_jax.kernels import probe_long
 from mch_jax.kernels.masks import fill_cheapest_masks, fill_steps
 
 MAX_TRACED = 4096
@@ -57,6 +58,9 @@ def probed_buckets(
     if not num_codes:
         raise ValueError("there is no query code, expected at least one")
     (margins,) = checked_margins(np.asarray(margins)[None], (1, num_codes), num_bits)
+    if num_bits > MAX_BITS:
+        chosen, cost, slots = probe_long.listed_buckets(words, margins, int(budget))
+        return _with_items(index, chosen, cost, slots)
     steps, order = np.empty((num_codes, num_bits), np.int64), np.empty(num_bits, np.int64)
     unit = fill_steps(margins, steps)
     budget = min(int(budget), 1 << num_bits)
@@ -70,7 +74,17 @@ def probed_buckets(
     ranked = np.lexsort((slots, masks.ravel(), costs.ravel()))
     _, first = np.unique(buckets[ranked], return_index=True)
     chosen = ranked[np.sort(first)[:budget]]
-    code = buckets[chosen].astype("<u8").view(np.uint8).reshape(-1, 8)[:, : -(-num_bits // 8)]
-    held = index.within(np.ascontiguousarray(code), 0)
-    cost = (costs.ravel()[chosen] * unit).astype(np.float32)
-    return ProbedBuckets(code, cost, slots[chosen], held.offsets, held.item)
+    return _with_items(index, buckets[chosen], costs.ravel()[chosen] * unit, slots[chosen])
+
+
+def _with_items(
+    index: BucketIndex,
+    words: UInt64[np.ndarray, " b *w"],
+    cost: Float[np.ndarray, " b"],
+    query_code: Int64[np.ndarray, " b"],
+) -> ProbedBuckets:
+    """Returns buckets with the items that they hold."""
+    raw = words.astype("<u8").view(np.uint8).reshape(len(words), -1)
+    code = np.ascontiguousarray(raw[:, : -(-index.num_bits // 8)])
+    held = index.within(code, 0)
+    return ProbedBuckets(code, cost.astype(np.float32), query_code, held.offsets, held.item)

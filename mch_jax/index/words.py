@@ -3,18 +3,21 @@
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8, UInt32, UInt64
 
-MAX_BITS = 64  # a code is one word
+MAX_BITS = 64  # of a code that is one word, and of codes that are trained
+MAX_LONG_BITS = 1024  # of a code of several words
 MAX_ITEM = 2**32 - 1
 
 
 def words_from_bytes(
     codes: UInt8[np.ndarray, "c bytes"], num_bits: int
-) -> UInt64[np.ndarray, " c"]:
+) -> UInt64[np.ndarray, " c *w"]:
     """Returns codes as integers: bit i % 8 of byte i // 8 of a code is bit i of its word.
+
+    Codes of more than 64 bits are rows of words: bit i is bit i % 64 of word i // 64.
 
     Args:
       codes: Codes as in a codes file.
-      num_bits: Code length q, up to 64.
+      num_bits: Code length q, up to 1,024.
 
     Raises:
       ValueError: Dtype, shape or padding are not those of codes of this length.
@@ -28,10 +31,11 @@ def words_from_bytes(
     if num_bytes == 8:
         words = np.ascontiguousarray(codes).view("<u8")[:, 0]
     else:
-        wide = np.zeros((len(codes), 8), np.uint8)
+        wide = np.zeros((len(codes), -(-num_bytes // 8) * 8), np.uint8)
         wide[:, :num_bytes] = codes
-        words = wide.view("<u8")[:, 0]
-    if num_bits % 8 and len(words) and int(words.max()) >> num_bits:
+        words = wide.view("<u8")
+        words = words[:, 0] if num_bits <= MAX_BITS else words
+    if num_bits % 8 and codes.size and int(codes[:, -1].max()) >> num_bits % 8:
         raise ValueError(f"codes have bits set past the {num_bits} that count; padding must be 0")
     return words
 
@@ -89,7 +93,9 @@ def checked_margins(
     return np.ascontiguousarray(rows)
 
 
-def query_words(query_codes: UInt8[np.ndarray, "..."], num_bits: int) -> UInt64[np.ndarray, "m t"]:
+def query_words(
+    query_codes: UInt8[np.ndarray, "..."], num_bits: int
+) -> UInt64[np.ndarray, "m t *w"]:
     """Returns the codes of queries as integers.
 
     Args:
@@ -106,7 +112,7 @@ def query_words(query_codes: UInt8[np.ndarray, "..."], num_bits: int) -> UInt64[
     if num_codes == 0:
         raise ValueError(f"query codes are {list(codes.shape)}, expected at least one per query")
     words = words_from_bytes(codes.reshape(num_queries * num_codes, num_bytes), num_bits)
-    return words.reshape(num_queries, num_codes)
+    return words.reshape(num_queries, num_codes, *words.shape[1:])
 
 
 def allowed_items(

@@ -3,10 +3,11 @@
 | module | holds |
 | --- | --- |
 | `jit` | the two decorators, and when a compiled kernel on disk is out of date |
-| `bits` | popcount, distance, hash and rank of codes, each a 64-bit word |
+| `bits` | popcount, distance, hash and rank of codes of one or several 64-bit words |
 | `arrays` | sorting, selection, and buffers that grow |
 | `segment` | the arrays of a segment, and reads of single buckets |
 | `build` | making the arrays of a segment |
+| `build_long` | the same for codes of several words, where they need another way |
 | `scan` | finding the buckets within a distance of a query |
 | `rank` | ordering the items of the buckets found |
 | `search` | the k nearest items |
@@ -14,6 +15,7 @@
 | `within` | every item within a radius |
 | `masks` | the flip masks of least quantization distance |
 | `probe` | the items of the buckets of least quantization distance |
+| `probe_long` | the same for codes of several words, from a heap of flip masks |
 | `visits` | the buckets that Algorithm 1 visits, one by one |
 | `visit_counts` | how many buckets it visits, from known distances |
 | `histogram` | items per distance and relevance |

@@ -64,16 +64,47 @@ def fill_tables(steps, tables):
 
 
 @leaf
-def _append_costs(segments, found, query, tables, bound, costed, count):
-    """Appends the buckets found that cost no more than `bound`; returns their new number."""
-    base, delta, delta_row = segments.base, segments.delta, segments.base.keys.size
-    for i in range(found.counters[NUM_FOUND]):
-        row = found.buckets[i] & ROW_MASK
-        mask = query ^ (base.keys[row] if row < delta_row else delta.keys[row - delta_row])
-        cost = ZERO
+def cost_of(codes, row, query, tables):
+    """Returns the asymmetric distance of a query to one of several codes, in steps.
+
+    Args:
+      codes: The codes, in any of the forms that `bits` describes.
+      row: The row of the code.
+      query: The query's code.
+      tables: int64 [bytes, 256], the cost of every value of every byte of a flip mask.
+    """
+    cost = ZERO
+    if codes.ndim == 1:
+        mask = codes[row] ^ query
         for byte in range(tables.shape[0]):
             cost += tables[byte, np.int64(mask & np.uint64(255))]
             mask >>= np.uint64(8)
+        return cost
+    for byte in range(tables.shape[0]):
+        j = byte >> 3
+        if codes.ndim == 2:
+            mask = codes[row, j] ^ query[j]
+        else:
+            mask = codes[row >> 3, j, row & 7] ^ query[j]
+        cost += tables[byte, np.int64((mask >> np.uint64(8 * (byte & 7))) & np.uint64(255))]
+    return cost
+
+
+@leaf
+def _append_costs(keys, delta_keys, delta_row, found, query, tables, bound, costed, count):
+    """Appends the buckets found that cost no more than `bound`; returns their new number."""
+    for i in range(found.counters[NUM_FOUND]):
+        row = found.buckets[i] & ROW_MASK
+        if keys.ndim == 1:  # not by `cost_of`, whose arguments would take as long as its loop
+            mask = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
+            cost = ZERO
+            for byte in range(tables.shape[0]):
+                cost += tables[byte, np.int64(mask & np.uint64(255))]
+                mask >>= np.uint64(8)
+        elif row < delta_row:
+            cost = cost_of(keys, row, query, tables)
+        else:
+            cost = cost_of(delta_keys, row - delta_row, query, tables)
         if cost <= bound:
             costed.costs[count], costed.rows[count] = cost, row
             count += 1
@@ -94,7 +125,7 @@ def _read_near(segments, query, num_bits, enough, pivot_orders, found):
     find_nearest_pivot(base.pivots, query, base_pivots.order)
     find_nearest_pivot(delta.pivots, query, delta_pivots.order)
     return scan_rings(base, ZERO, query, num_bits, enough, base_pivots, found) and scan_rings(
-        delta, base.keys.size, query, num_bits, enough, delta_pivots, found
+        delta, base.offsets.size - 1, query, num_bits, enough, delta_pivots, found
     )
 
 
@@ -150,7 +181,7 @@ def _rank(segments, costs, rows, seen, stamp, tied, item, distance):
     Returns:
       The number of items, and the buffer, which may have been replaced by a larger one.
     """
-    base, delta, delta_row = segments.base, segments.delta, segments.base.keys.size
+    base, delta, delta_row = segments.base, segments.delta, segments.base.offsets.size - 1
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
     order, count, start = np.argsort(costs), ZERO, 0
@@ -183,13 +214,13 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
     Args:
       base: The large segment.
       delta: The small segment.
-      queries: uint64 [m, t], the codes of each query.
+      queries: uint64 [m, t] or [m, t, w], the codes of each query.
       margins: float32 [m, t, q], finite and at least 0.
       num_bits: Code length q.
       item: int64 [m, k], filled; -1 where fewer exist.
       distance: float32 [m, k], filled; -1 likewise.
     """
-    segments = Segments(base, delta)
+    segments, delta_row = Segments(base, delta), base.offsets.size - 1
     num_codes, k = queries.shape[1], min(item.shape[1], base.items.size + delta.items.size)
     steps, order = np.empty((num_codes, num_bits), np.int64), np.empty(num_bits, np.int64)
     tables = np.empty((num_codes, (num_bits + 7) // 8, 256), np.int64)
@@ -214,8 +245,9 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
                 reach[t], more = found.counters[REACH], found.counters[NUM_FOUND]
                 costs, rows = ensure_capacity(costs, used, more), ensure_capacity(rows, used, more)
                 used = _append_costs(
-                    segments, found, codes[t], tables[t], NO_LIMIT, Costed(costs, rows), used
-                )
+                    base.keys, delta.keys, delta_row, found, codes[t], tables[t], NO_LIMIT,
+                    Costed(costs, rows), used,
+                )  # fmt: skip
             stamp += 1
             count, tied = _rank(
                 segments, costs[:used], rows[:used], seen, stamp, tied, nearest, cheapest
@@ -235,8 +267,9 @@ def nearest_by_cost(base, delta, queries, margins, num_bits, item, distance):
                     costs = ensure_capacity(costs, used, more)
                     rows = ensure_capacity(rows, used, more)
                     used = _append_costs(
-                        segments, found, codes[t], tables[t], bound, Costed(costs, rows), used
-                    )
+                        base.keys, delta.keys, delta_row, found, codes[t], tables[t], bound,
+                        Costed(costs, rows), used,
+                    )  # fmt: skip
                 stamp += 1
                 count, tied = _rank(
                     segments, costs[:used], rows[:used], seen, stamp, tied, nearest, cheapest

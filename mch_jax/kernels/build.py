@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mch_jax.kernels.bits import hamming, mix, popcount
+from mch_jax.kernels.bits import distance_to, hash_of_row, popcount
 from mch_jax.kernels.jit import kernel
 from mch_jax.kernels.segment import DIRECT_BITS, NO_LIMIT
 
@@ -42,12 +42,16 @@ def group_by_code(codes, items):
 @kernel
 def choose_pivots(candidates, separation, limit):
     """Returns the first `limit` candidates that lie more than `separation` bits apart."""
-    pivots = np.empty(limit, np.uint64)
+    if candidates.ndim == 1:
+        pivots = np.empty(limit, np.uint64)
+    else:
+        pivots = np.empty((limit, candidates.shape[1]), np.uint64)
     count = 0
-    for candidate in candidates:
+    for row in range(candidates.shape[0]):
+        candidate = candidates[row]
         near = False
         for i in range(count):
-            if hamming(candidate, pivots[i]) <= separation:
+            if distance_to(pivots, i, candidate) <= separation:
                 near = True
                 break
         if not near:
@@ -109,15 +113,16 @@ def sort_by_ring(keys, offsets, items, ring, num_rings, sorted_keys):
 
 
 @kernel
-def fill_table(keys, table, num_bits):
+def fill_table(keys, num_keys, table, num_bits):
     """Enters the row of every key into an empty table."""
-    if num_bits <= DIRECT_BITS:
-        for row in range(keys.size):
-            table[np.int64(keys[row])] = np.uint32(row + 1)
-        return
+    if keys.ndim == 1:  # noqa: SIM102 - numba leaves out a branch only if nothing else decides it
+        if num_bits <= DIRECT_BITS:
+            for row in range(keys.size):
+                table[np.int64(keys[row])] = np.uint32(row + 1)
+            return
     bits = popcount(np.uint64(table.size - 1))
-    for row in range(keys.size):
-        hashed = mix(keys[row])
+    for row in range(num_keys):
+        hashed = hash_of_row(keys, row)
         slot = np.int64(hashed >> (np.uint64(64) - bits))
         while table[slot] != 0:
             slot = (slot + 1) & (table.size - 1)

@@ -4,7 +4,8 @@ The quantization distance of a bucket is the sum of the margins of the bits in w
 the query's code. Sums have to be exact, or else the order of nearly equal ones would depend on the
 order of the additions. Margins are therefore integers here: multiples of a power of two that is
 2^-56 of the largest margin or less. Those of at least 2^-32 of the largest one are represented
-exactly, and no sum of 64 overflows.
+exactly, and no sum of 64 overflows. Of codes of more than 64 bits, whose sums have up to 1,024
+terms, the unit is 2^-52 of the largest margin, and margins of at least 2^-28 of it are exact.
 """
 
 import math
@@ -15,6 +16,7 @@ from mch_jax.kernels.arrays import sort
 from mch_jax.kernels.jit import leaf
 
 STEP_BITS = 56  # the largest margin is below 2^STEP_BITS units
+LONG_STEP_BITS = 52  # of codes of more than 64 bits
 BIT_MASK = 63
 
 
@@ -26,12 +28,13 @@ def fill_steps(margins, steps):
       margins: float32 [t, q], those of all codes of a query.
       steps: int64 [t, q].
     """
+    step_bits = STEP_BITS if margins.shape[1] <= 64 else LONG_STEP_BITS
     largest = 0.0
     for row in range(margins.shape[0]):
         for bit in range(margins.shape[1]):
             largest = max(largest, np.float64(margins[row, bit]))
     _, exponent = math.frexp(largest)
-    scale = math.ldexp(1.0, STEP_BITS - exponent)
+    scale = math.ldexp(1.0, step_bits - exponent)
     for row in range(margins.shape[0]):
         for bit in range(margins.shape[1]):
             steps[row, bit] = np.int64(np.float64(margins[row, bit]) * scale + 0.5)

@@ -127,16 +127,16 @@ def _list_block(frontier, codes, stamp, count, block):
 
 
 @leaf
-def _look_up(segment, codes, num_bits, rows):
+def look_up(segment, codes, num_bits, rows):
     """Fills the rows of codes, or -1, and returns the number of their items."""
     keys, offsets, items, table = segment.keys, segment.offsets, segment.items, segment.table
     rows[:] = -1
     if keys.size == 0:
         return ZERO
     if num_bits > DIRECT_BITS:
-        for code in codes:
-            prefetch(table, first_slot(table, code))
-    for i in range(codes.size):
+        for i in range(len(codes)):
+            prefetch(table, first_slot(table, keys, codes[i]))
+    for i in range(len(codes)):
         rows[i] = find_row(table, keys, codes[i], num_bits)
         if rows[i] >= 0:
             prefetch(offsets, rows[i])
@@ -171,7 +171,7 @@ def _is_new_bit(bits, item):
 
 
 @leaf
-def _clear_bits(bits, items):
+def clear_bits(bits, items):
     """Removes the items of a query from the bitmap."""
     if bits.size:
         for item in items:
@@ -247,8 +247,43 @@ def _take_bucket(base, delta, row, delta_row, cost, limit, stamp, met, used):
     return used, read
 
 
+@leaf
+def take_block(base, delta, block, count, unit, limit, stamp, met, used):
+    """Appends the items of the first `count` buckets of a block, as `_take_bucket` does.
+
+    Args:
+      base: The items of the base.
+      delta: The items of the delta.
+      block: Buckets that were looked up.
+      count: Number of these buckets.
+      unit: The margin that is one step of their costs.
+      limit: Number of items at which to stop.
+      stamp: Number of this query, from 1.
+      met: The items met; changed.
+      used: Number of items in `met.item`.
+
+    Returns:
+      The number of buckets looked at, that of those with items, that of codes read, and the new
+      number of items.
+    """
+    looked_at, nonempty, candidates = 0, 0, 0
+    for i in range(count):
+        looked_at += 1
+        if block.rows[i] < 0 and block.delta_rows[i] < 0:
+            continue
+        used, read = _take_bucket(
+            base, delta, block.rows[i], block.delta_rows[i], np.float32(block.costs[i] * unit),
+            limit, stamp, met, used,
+        )  # fmt: skip
+        nonempty += read > 0
+        candidates += read
+        if used == limit:
+            break
+    return looked_at, nonempty, candidates, used
+
+
 @kernel
-def _with_room(met, used, num_new, stamp):
+def with_room(met, used, num_new, stamp):
     """Returns `met`, or larger copies of its arrays if `num_new` more items do not fit.
 
     Args:
@@ -315,6 +350,19 @@ class Answers(NamedTuple):
 
 
 @kernel
+def has_answered(answers, m, met, used, probed, nonempty, candidates):
+    """Writes the answer to query m; returns False if its items do not fit."""
+    start = answers.bounds[m]
+    if start + used > answers.item.size:
+        return False
+    answers.item[start : start + used] = met.item[:used]
+    answers.cost[start : start + used] = met.cost[:used]
+    answers.bounds[m + 1] = start + used
+    answers.counts[0, m], answers.counts[1, m], answers.counts[2, m] = probed, nonempty, candidates
+    return True
+
+
+@kernel
 def probed_items(base, delta, queries, margins, num_bits, budget, k, words, done, answers):
     """Looks at the buckets of least quantization distance of each query.
 
@@ -363,28 +411,16 @@ def probed_items(base, delta, queries, margins, num_bits, budget, k, words, done
                 _list_from_start(frontier, codes, steps, order, num_lists, probed, block)
             count = min(BLOCK, size - probed)
             _list_block(frontier, codes, num_lists, count, block)
-            num_items = _look_up(base, block.codes[:count], num_bits, block.rows[:count])
-            num_items += _look_up(delta, block.codes[:count], num_bits, block.delta_rows[:count])
-            met = _with_room(met, used, min(num_items, k - used), stamp)
-            for i in range(count):
-                probed += 1
-                if block.rows[i] < 0 and block.delta_rows[i] < 0:
-                    continue
-                used, read = _take_bucket(
-                    base_items, delta_items, block.rows[i], block.delta_rows[i],
-                    np.float32(block.costs[i] * unit), k, stamp, met, used,
-                )  # fmt: skip
-                nonempty += read > 0
-                candidates += read
-                if used == k:
-                    break
-        _clear_bits(met.bits, met.item[:used])
-        start = answers.bounds[m]
-        if start + used > answers.item.size:
+            num_items = look_up(base, block.codes[:count], num_bits, block.rows[:count])
+            num_items += look_up(delta, block.codes[:count], num_bits, block.delta_rows[:count])
+            met = with_room(met, used, min(num_items, k - used), stamp)
+            looked_at, occupied, read, used = take_block(
+                base_items, delta_items, block, count, unit, k, stamp, met, used
+            )
+            probed += looked_at
+            nonempty += occupied
+            candidates += read
+        clear_bits(met.bits, met.item[:used])
+        if not has_answered(answers, m, met, used, probed, nonempty, candidates):
             return m, used
-        answers.item[start : start + used] = met.item[:used]
-        answers.cost[start : start + used] = met.cost[:used]
-        answers.bounds[m + 1] = start + used
-        answers.counts[0, m], answers.counts[1, m] = probed, nonempty
-        answers.counts[2, m] = candidates
     return num_queries, ZERO

@@ -27,7 +27,8 @@ class Ranking(NamedTuple):
     Attributes:
       rows: Rows of the buckets within reach, by distance.
       starts: The rows at distance d are rows[starts[d]:starts[d + 1]].
-      masks: A heap of flip masks, code XOR query, as large as `rows`.
+      masks: A heap of flip masks, code XOR query, as large as `rows`; for codes of several words,
+        of the positions of the masks in ascending order.
       seen: Hash table of the items met, as (item + 1) << DISTANCE_BITS | distance; 0 if empty.
       ties: Items at the distance of the k-th item.
     """
@@ -47,7 +48,8 @@ def group_by_distance(segments, found, ranking):
     """
     base, delta, buckets = segments.base, segments.delta, found.buckets
     rows, starts = ranking.rows, ranking.starts
-    reach, count, delta_row = found.counters[REACH], found.counters[NUM_FOUND], base.keys.size
+    reach, count = found.counters[REACH], found.counters[NUM_FOUND]
+    delta_row = base.offsets.size - 1
     starts[: reach + 3] = 0
     for i in range(count):
         distance = buckets[i] >> ROW_BITS
@@ -165,7 +167,7 @@ def _smallest_ties(segments, rows, distance, seen, ties, item):
     base, delta = segments.base, segments.delta
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
-    need, count, limit, delta_row = item.size, ZERO, NO_LIMIT, base.keys.size
+    need, count, limit, delta_row = item.size, ZERO, NO_LIMIT, base.offsets.size - 1
     for row in rows:
         if row < delta_row:
             count, limit = _add_ties(base_items, row, distance, need, seen, ties, count, limit)
@@ -175,6 +177,74 @@ def _smallest_ties(segments, rows, distance, seen, ties, item):
     sort_unique(ties[:count], need)
     for i in range(need):
         item[i] = ties[i]
+
+
+@leaf
+def word_of(keys, delta_keys, delta_row, row, j):
+    """Returns a word of a code of several words, by its row among the rows of both segments."""
+    if row < delta_row:
+        return keys[row >> 3, j, row & 7]
+    row -= delta_row
+    return delta_keys[row >> 3, j, row & 7]
+
+
+@leaf
+def compare_masks(keys, delta_keys, delta_row, query, one, other):
+    """Returns -1, 0 or 1 as the flip mask of one row is below, equal to or above another's."""
+    for j in range(query.size - 1, -1, -1):
+        a = word_of(keys, delta_keys, delta_row, one, j) ^ query[j]
+        b = word_of(keys, delta_keys, delta_row, other, j) ^ query[j]
+        if a != b:
+            return -1 if a < b else 1
+    return 0
+
+
+@leaf
+def sort_by_mask(keys, delta_keys, delta_row, query, rows):
+    """Sorts the rows of codes of several words by ascending flip mask (Shell's method)."""
+    gap = 1
+    while 9 * gap < rows.size:
+        gap = 3 * gap + 1
+    while gap:
+        for i in range(gap, rows.size):
+            row, j = rows[i], i
+            while j >= gap and (
+                compare_masks(keys, delta_keys, delta_row, query, row, rows[j - gap]) < 0
+            ):
+                rows[j] = rows[j - gap]
+                j -= gap
+            rows[j] = row
+        gap //= 3
+
+
+@leaf
+def fill_masks(keys, delta_keys, delta_row, query, rows, masks):
+    """Fills the flip mask of each row or, for codes of several words, its position.
+
+    Positions are those among the masks in ascending order, and equal masks have the same one. The
+    rows are sorted then.
+
+    Args:
+      keys: The keys of the base.
+      delta_keys: The keys of the delta.
+      delta_row: Number of the delta's first row among the rows of both segments.
+      query: The query's code.
+      rows: Rows of buckets; of several words, changed.
+      masks: uint64, filled.
+    """
+    if keys.ndim == 1:
+        for i in range(rows.size):
+            row = rows[i]
+            masks[i] = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
+        return
+    sort_by_mask(keys, delta_keys, delta_row, query, rows)
+    position = np.uint64(0)
+    for i in range(rows.size):
+        if i > 0:
+            position += np.uint64(
+                compare_masks(keys, delta_keys, delta_row, query, rows[i - 1], rows[i]) != 0
+            )
+        masks[i] = position
 
 
 @leaf
@@ -191,18 +261,18 @@ def rank_items(segments, query, k, reach, ranking, item, distance):
       distance: Filled with their distances.
 
     Returns:
-      The number of items, the flip mask of the bucket that held the k-th, and the number of
-      non-empty buckets up to it. With fewer than k items the mask has no meaning.
+      The number of items, the row of the bucket that held the k-th, and the number of non-empty
+      buckets up to it. With fewer than k items the row has no meaning.
     """
     rows_by_distance, starts, masks = ranking.rows, ranking.starts, ranking.masks
     seen, ties = ranking.seen, ranking.ties
     seen[:] = 0
     base, delta = segments.base, segments.delta
-    keys, delta_keys, offsets = base.keys, delta.keys, base.offsets
+    offsets = base.offsets
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
-    changed, delta_row = base.dead.size > 0 or delta_keys.size > 0, keys.size
-    count, nonempty = ZERO, 0
+    changed, delta_row = base.dead.size > 0 or delta.items.size > 0, base.offsets.size - 1
+    count, nonempty, last = ZERO, 0, ZERO
     mask = np.uint64(0)
     for radius in range(reach + 1):
         rows = rows_by_distance[starts[radius] : starts[radius + 1]]
@@ -215,15 +285,14 @@ def rank_items(segments, query, k, reach, ranking, item, distance):
             for row in rows:
                 count, _ = _take_items(base_items, row, radius, k, seen, item, count)
         else:
-            for i in range(rows.size):
-                row = rows[i]
-                masks[i] = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
+            fill_masks(base.keys, delta.keys, delta_row, query, rows, masks)
             for i in range(rows.size // 2 - 1, -1, -1):
                 _sift_down(masks, rows, i, rows.size)
             counted = False  # whether the bucket `mask` was counted: both segments may hold it
             for left in range(rows.size - 1, -1, -1):
                 counted = counted and masks[0] == mask
                 mask, row = masks[0], rows[0]
+                last = row
                 if row < delta_row:
                     count, alive = _take_items(base_items, row, radius, k, seen, item, count)
                 else:
@@ -242,4 +311,4 @@ def rank_items(segments, query, k, reach, ranking, item, distance):
         distance[before:count] = radius
         if count == k:
             break
-    return count, mask, nonempty
+    return count, last, nonempty

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from mch_jax.kernels.asymmetric import fill_tables
+from mch_jax.kernels.asymmetric import cost_of, fill_tables
 from mch_jax.kernels.jit import kernel, leaf
 from mch_jax.kernels.masks import fill_steps
-from mch_jax.kernels.segment import NO_LIMIT, ZERO
+from mch_jax.kernels.segment import NO_LIMIT
 
 
 @leaf
@@ -13,21 +13,17 @@ def _least_cost(words, items, one, queries, tables):
     """Returns the least cost of the codes of an item.
 
     Args:
-      words: uint64 [c], codes by item.
+      words: uint64 [c] or [c, w], codes by item.
       items: uint32 [c], the item of each code, ascending.
       one: The item.
-      queries: uint64 [t], the codes of the query.
+      queries: uint64 [t] or [t, w], the codes of the query.
       tables: int64 [t, bytes, 256], the cost of every value of every byte of a flip mask.
     """
     least = NO_LIMIT
     row = np.searchsorted(items, one)
     while row < items.size and items[row] == one:
-        for t in range(queries.size):
-            mask, cost = words[row] ^ queries[t], ZERO
-            for byte in range(tables.shape[1]):
-                cost += tables[t, byte, np.int64(mask & np.uint64(255))]
-                mask >>= np.uint64(8)
-            least = min(least, cost)
+        for t in range(len(queries)):
+            least = min(least, cost_of(words, row, queries[t], tables[t]))
         row += 1
     return least
 
@@ -37,10 +33,10 @@ def cheapest_of(words, items, near, queries, margins, item, distance):
     """Fills the items of least asymmetric distance among some, equal distances by item.
 
     Args:
-      words: uint64 [c], codes by item.
+      words: uint64 [c] or [c, w], codes by item.
       items: uint32 [c], the item of each code, ascending.
       near: int64 [m, r], the items to rank for each query; -1 where there are fewer.
-      queries: uint64 [m, t], the codes of each query.
+      queries: uint64 [m, t] or [m, t, w], the codes of each query.
       margins: float32 [m, t, q], finite and at least 0.
       item: int64 [m, k], filled; -1 where fewer exist.
       distance: float32 [m, k], filled; -1 likewise.

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mch_jax.kernels.arrays import sort
-from mch_jax.kernels.bits import hamming, lowest_bit, mask_within, popcount
+from mch_jax.kernels.bits import distance_to, lowest_bit, mask_within, popcount
 from mch_jax.kernels.jit import kernel, leaf
 from mch_jax.kernels.segment import NO_LIMIT, ROW_BITS, ZERO, find_row
 
@@ -66,7 +66,7 @@ def with_twice_the_capacity(found):
 @kernel
 def new_pivot_orders(segments, num_bits):
     """Returns a `PivotOrder` for each of the two segments. They share their buffers."""
-    num_base, num_delta = segments.base.pivots.size, segments.delta.pivots.size
+    num_base, num_delta = len(segments.base.pivots), len(segments.delta.pivots)
     spare, starts = np.empty(max(num_base, num_delta), np.int64), np.zeros(num_bits + 2, np.int64)
     base = PivotOrder(np.empty(num_base, np.int64), spare, starts)
     return base, PivotOrder(np.empty(num_delta, np.int64), spare, starts)
@@ -74,9 +74,19 @@ def new_pivot_orders(segments, num_bits):
 
 @leaf
 def look_up_radius(segment, first_row, query, num_bits, radius, found):
+    """Looks up every code of one word at exactly `radius`; see `_look_up_flips`.
+
+    Codes of more words are never looked up here.
+    """
+    return _look_up_flips(segment.keys, segment, first_row, query, num_bits, radius, found)
+
+
+@leaf
+def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
     """Looks up every code at exactly `radius` and appends the buckets that exist to `found`.
 
     Args:
+      keys: The keys of the segment.
       segment: The segment to look in.
       first_row: Number of its first row among the rows of all segments.
       query: The query's code.
@@ -87,7 +97,9 @@ def look_up_radius(segment, first_row, query, num_bits, radius, found):
     Returns:
       False if `found` was too small for all of them.
     """
-    keys, offsets, table = segment.keys, segment.offsets, segment.table
+    if keys.ndim > 1:
+        return True
+    offsets, table = segment.offsets, segment.table
     buckets, counters = found.buckets, found.counters
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
@@ -138,7 +150,7 @@ def _scan_rows(keys, first_row, start, stop, query, enough, found):
         while mask:
             hit = begin + lowest_bit(mask)
             mask &= mask - np.uint64(1)
-            distance = hamming(keys[hit], query)
+            distance = distance_to(keys, hit, query)
             if distance > reach:  # reach fell within this block
                 continue
             buckets[count] = (distance << ROW_BITS) | (first_row + hit)
@@ -157,10 +169,10 @@ def _scan_rows(keys, first_row, start, stop, query, enough, found):
 def find_nearest_pivot(pivots, query, order):
     """Fills `order` with distance << 32 | pivot, the nearest pivot first, the others unsorted."""
     nearest = NO_LIMIT
-    for i in range(pivots.size):
-        order[i] = (hamming(pivots[i], query) << 32) | i
+    for i in range(order.size):
+        order[i] = (distance_to(pivots, i, query) << 32) | i
         nearest = min(nearest, order[i])
-    if pivots.size:
+    if order.size:
         order[0], order[nearest & PIVOT_MASK] = nearest, order[0]
 
 
@@ -212,7 +224,7 @@ def scan_rings(segment, first_row, query, num_bits, enough, pivots, found):
       False if `found` was too small.
     """
     keys, rings, width, counters = segment.keys, segment.rings, num_bits + 1, found.counters
-    if segment.pivots.size == 0:
+    if pivots.order.size == 0:
         return True
     nearest, own = pivots.order[0] >> 32, (pivots.order[0] & PIVOT_MASK) * width
     # The nearest pivot is read ring by ring, from the query's ring outward, so that reach falls
@@ -259,13 +271,13 @@ def find_ball(segments, query, num_bits, radius, by_lookup, pivot_orders, found)
     """
     base, delta = segments.base, segments.delta
     base_pivots, delta_pivots = pivot_orders
-    delta_row = base.keys.size
+    delta_row = base.offsets.size - 1
     found.per_distance[:], found.counters[:] = 0, 0
     if by_lookup:
         for r in range(radius + 1):
             if not look_up_radius(base, ZERO, query, num_bits, r, found):
                 return False
-            if delta.keys.size and not look_up_radius(delta, delta_row, query, num_bits, r, found):
+            if delta.items.size and not look_up_radius(delta, delta_row, query, num_bits, r, found):
                 return False
         return True
     found.counters[REACH] = radius

@@ -47,7 +47,8 @@ class Answers(NamedTuple):
     Attributes:
       item: The k nearest items, nearest first; -1 where fewer exist.
       distance: Their distances; -1 likewise.
-      probed: Buckets that Algorithm 1 visits; 0 for all 2^q, where fewer than k items exist.
+      probed: Buckets that Algorithm 1 visits; 0 for all 2^q, where fewer than k items exist. For
+        codes of several words, 1 + the row of the bucket with the k-th item instead.
       nonempty: Number of these that hold an item.
     """
 
@@ -76,6 +77,18 @@ def _next_radius(radius, count, nearest, k, num_bits):
 
 
 @leaf
+def _num_probed(keys, delta_keys, delta_row, query, row, num_bits, distance, binomials):
+    """Returns the number of buckets visited up to that of a row; see `Answers.probed`."""
+    if keys.ndim > 1:
+        return np.uint64(row + 1)
+    mask = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
+    probed = mask_rank(mask, binomials) + np.uint64(1)
+    for nearer in range(distance):
+        probed += binomials[num_bits, nearer]
+    return probed
+
+
+@leaf
 def _answer_from(begin, segments, queries, order, question, answers, pivot_orders, found, ranking):
     """Answers the queries in order[begin:] until `found` is too small for one.
 
@@ -96,11 +109,11 @@ def _answer_from(begin, segments, queries, order, question, answers, pivot_order
     k, num_bits, lookup_radius, binomials = question
     base, delta = segments.base, segments.delta
     base_pivots, delta_pivots = pivot_orders
-    counters, delta_row, nearest = found.counters, base.keys.size, NO_LIMIT
-    has_delta = delta.keys.size > 0
+    counters, delta_row, nearest = found.counters, base.offsets.size - 1, NO_LIMIT
+    has_delta = delta.items.size > 0
     for position in range(begin, order.size):
         m = order[position]
-        query, count, mask, radius = queries[m], ZERO, np.uint64(0), np.int64(-1)
+        query, count, last, radius = queries[m], ZERO, ZERO, np.int64(-1)
         item, distance = answers.item[m], answers.distance[m]
         enough, answers.nonempty[m] = k + k // 2, 0
         counters[:] = 0
@@ -121,7 +134,7 @@ def _answer_from(begin, segments, queries, order, question, answers, pivot_order
                 if radius == lookup_radius:
                     find_nearest_pivot(base.pivots, query, base_pivots.order)
                     find_nearest_pivot(delta.pivots, query, delta_pivots.order)
-                    nearest = base_pivots.order[0] >> 32 if base.pivots.size else ZERO
+                    nearest = base_pivots.order[0] >> 32 if base_pivots.order.size else ZERO
                 if counters[REACH] < radius:  # it fell for buckets that share items: ask for more
                     enough *= 2
                 elif radius == num_bits:
@@ -138,16 +151,16 @@ def _answer_from(begin, segments, queries, order, question, answers, pivot_order
                     return position
             if counters[NUM_FOUND]:
                 group_by_distance(segments, found, ranking)
-                count, mask, answers.nonempty[m] = rank_items(
+                count, last, answers.nonempty[m] = rank_items(
                     segments, query, k, counters[REACH], ranking, item, distance
                 )
         item[count:] = -1
         distance[count:] = -1
         answers.probed[m] = 0
         if count == k:
-            for nearer in range(distance[k - 1]):
-                answers.probed[m] += binomials[num_bits, nearer]
-            answers.probed[m] += mask_rank(mask, binomials) + np.uint64(1)
+            answers.probed[m] = _num_probed(
+                base.keys, delta.keys, delta_row, query, last, num_bits, distance[k - 1], binomials
+            )
     return order.size
 
 

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt32, UInt64
 
-from mch_jax.kernels.bits import mix, popcount
+from mch_jax.kernels.bits import hash_of, is_code, popcount
 from mch_jax.kernels.jit import kernel, leaf
 
 DIRECT_BITS = 16  # up to this code length, the table has a slot for every possible code
 ROW_BITS = 40  # a bucket found is distance << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
-DISTANCE_BITS = 8  # an item found is item << DISTANCE_BITS | distance
+DISTANCE_BITS = 11  # an item found is item << DISTANCE_BITS | distance
 DISTANCE_MASK = (1 << DISTANCE_BITS) - 1
 ITEM_BITS = 32
 ZERO, NO_LIMIT = np.int64(0), np.int64(2**63 - 1)
@@ -23,7 +23,7 @@ class Segment(NamedTuple):
     Buckets are sorted by their nearest pivot, then by the distance to it (the ring), then by code.
 
     Attributes:
-      keys: Distinct codes in that order.
+      keys: Distinct codes in that order, in blocks if they have more than one word (`bits`).
       offsets: The items of bucket i are items[offsets[i]:offsets[i + 1]].
       items: Items, ascending and distinct within a bucket.
       pivots: Codes around which the others are arranged.
@@ -34,10 +34,10 @@ class Segment(NamedTuple):
       dead: Bitmap of removed items; empty if none was removed.
     """
 
-    keys: UInt64[np.ndarray, " d"]
+    keys: UInt64[np.ndarray, " d"] | UInt64[np.ndarray, "blocks w 8"]
     offsets: UInt32[np.ndarray, " d+1"]
     items: UInt32[np.ndarray, " c"]
-    pivots: UInt64[np.ndarray, " p"]
+    pivots: UInt64[np.ndarray, " p"] | UInt64[np.ndarray, "p w"]
     rings: UInt32[np.ndarray, " p*(q+1)+1"]
     table: UInt32[np.ndarray, " slots"]
     dead: UInt64[np.ndarray, " words"]
@@ -89,10 +89,11 @@ def has_bit(bitmap, item):
 @leaf
 def find_row(table, keys, code, num_bits):
     """Returns the row of a code in `keys`, or -1 if it is not there."""
-    if num_bits <= DIRECT_BITS:
-        return np.int64(table[np.int64(code)]) - 1
+    if keys.ndim == 1:  # noqa: SIM102 - numba leaves out a branch only if nothing else decides it
+        if num_bits <= DIRECT_BITS:
+            return np.int64(table[np.int64(code)]) - 1
     bits = popcount(np.uint64(table.size - 1))
-    hashed = mix(code)
+    hashed = hash_of(keys, code)
     slot = np.int64(hashed >> (np.uint64(64) - bits))
     row_mask = (np.uint64(1) << bits) - np.uint64(1)
     tag = (hashed << bits) & np.uint64(0xFFFFFFFF)
@@ -102,15 +103,15 @@ def find_row(table, keys, code, num_bits):
             return -1
         if entry & ~row_mask == tag:
             row = np.int64(entry & row_mask) - 1
-            if keys[row] == code:
+            if is_code(keys, row, code):
                 return row
         slot = (slot + 1) & (table.size - 1)
 
 
 @leaf
-def first_slot(table, code):
+def first_slot(table, keys, code):
     """Returns the slot at which the search for a code begins in a table of hashed codes."""
-    return np.int64(mix(code) >> (np.uint64(64) - popcount(np.uint64(table.size - 1))))
+    return np.int64(hash_of(keys, code) >> (np.uint64(64) - popcount(np.uint64(table.size - 1))))
 
 
 @leaf

@@ -4,7 +4,7 @@ import numpy as np
 
 from mch_jax.kernels.arrays import ensure_capacity
 from mch_jax.kernels.jit import kernel, leaf
-from mch_jax.kernels.rank import slot_of
+from mch_jax.kernels.rank import compare_masks, slot_of, sort_by_mask, word_of
 from mch_jax.kernels.scan import (
     NUM_FOUND,
     find_ball,
@@ -44,51 +44,99 @@ def _meet_items(buckets, row, k, seen, count):
 
 
 @kernel
+def _rows_in_order(keys, delta_keys, delta_row, query, buckets):
+    """Returns the rows of the buckets found by distance, then by flip mask."""
+    if keys.ndim == 1:
+        flips = np.empty(buckets.size, np.uint64)
+        for i in range(buckets.size):
+            row = buckets[i] & ROW_MASK
+            flips[i] = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
+        order = np.argsort(flips)
+        order = order[np.argsort((buckets >> ROW_BITS)[order], kind="mergesort")]
+        return (buckets & ROW_MASK)[order]
+    order = np.argsort(buckets, kind="mergesort")  # the distance is in the high bits
+    rows, start = buckets[order] & ROW_MASK, 0
+    while start < rows.size:
+        stop, far = start, buckets[order[start]] >> ROW_BITS
+        while stop < rows.size and buckets[order[stop]] >> ROW_BITS == far:
+            stop += 1
+        sort_by_mask(keys, delta_keys, delta_row, query, rows[start:stop])
+        start = stop
+    return rows
+
+
+@leaf
+def _is_same_code(keys, delta_keys, delta_row, query, one, other):
+    """Returns whether two rows, of the two segments, have the same code."""
+    if keys.ndim == 1:
+        a = keys[one] if one < delta_row else delta_keys[one - delta_row]
+        return a == (keys[other] if other < delta_row else delta_keys[other - delta_row])
+    return compare_masks(keys, delta_keys, delta_row, query, one, other) == 0
+
+
+@leaf
+def _write_mask(keys, delta_keys, delta_row, query, row, masks, position):
+    """Writes the flip mask of a row to word `position` of `masks` and those after it."""
+    if keys.ndim == 1:
+        key = keys[row] if row < delta_row else delta_keys[row - delta_row]
+        masks[position] = key ^ query
+    else:
+        for j in range(query.size):
+            masks[position + j] = word_of(keys, delta_keys, delta_row, row, j) ^ query[j]
+
+
+@leaf
+def _num_words(keys):
+    """Returns the number of words of a code."""
+    if keys.ndim == 1:
+        return 1
+    return keys.shape[1]
+
+
+@kernel
 def visited_buckets(base, delta, queries, num_bits, radii, k):
     """Returns the non-empty buckets that Algorithm 1 visits up to the k-th item of each query.
 
     Args:
       base: The large segment.
       delta: The small segment.
-      queries: uint64 [m].
+      queries: uint64 [m] or [m, w].
       num_bits: Code length q.
       radii: int64 [m], distance of the k-th item, or q where fewer exist. No bucket beyond it is
         listed.
       k: Number of items.
 
     Returns:
-      offsets [m + 1], and for each bucket its flip mask and the number of items that it is the
-      first to hold.
+      offsets [m + 1], and for each bucket the words of its flip mask and the number of items that
+      it is the first to hold.
     """
-    bounds, used = np.zeros(queries.size + 1, np.int64), ZERO
+    bounds, used = np.zeros(len(queries) + 1, np.int64), ZERO
+    num_words = _num_words(base.keys)
     masks, new_items = np.empty(1024, np.uint64), np.empty(1024, np.int64)
     segments = Segments(base, delta)
     pivot_orders = new_pivot_orders(segments, num_bits)
     found = new_buckets_found(1024, num_bits)
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
-    delta_row = base.keys.size
+    delta_row = base.offsets.size - 1
     num_slots = 64
     while num_slots < 4 * min(k, base.items.size + delta.items.size):
         num_slots *= 2
     seen = np.empty(num_slots, np.int64)
-    for m in range(queries.size):
+    for m in range(len(queries)):
         query, count = queries[m], ZERO
         seen[:] = 0
         while not find_ball(segments, query, num_bits, radii[m], False, pivot_orders, found):
             found = with_twice_the_capacity(found)
         num_found, buckets = found.counters[NUM_FOUND], found.buckets
-        flips = np.empty(num_found, np.uint64)
-        for i in range(num_found):
-            row = buckets[i] & ROW_MASK
-            flips[i] = query ^ (base.keys[row] if row < delta_row else delta.keys[row - delta_row])
-        order = np.argsort(flips)
-        order = order[np.argsort((buckets[:num_found] >> ROW_BITS)[order], kind="mergesort")]
-        start = used
-        for i in order:
-            if count == k and masks[used - 1] != flips[i]:
+        rows = _rows_in_order(base.keys, delta.keys, delta_row, query, buckets[:num_found])
+        last = -1  # row of the bucket that was listed last
+        for row in rows:
+            is_same = last >= 0 and _is_same_code(
+                base.keys, delta.keys, delta_row, query, row, last
+            )
+            if count == k and not is_same:
                 break
-            row = buckets[i] & ROW_MASK
             if row < delta_row:
                 new, alive = _meet_items(base_items, row, k, seen, count)
             else:
@@ -96,12 +144,13 @@ def visited_buckets(base, delta, queries, num_bits, radii, k):
             if not alive:
                 continue
             count += new
-            if used > start and masks[used - 1] == flips[i]:  # both segments hold this bucket
+            if is_same:  # both segments hold this bucket
                 new_items[used - 1] += new
                 continue
-            masks = ensure_capacity(masks, used, np.int64(1))
+            masks = ensure_capacity(masks, used * num_words, np.int64(num_words))
             new_items = ensure_capacity(new_items, used, np.int64(1))
-            masks[used], new_items[used] = flips[i], new
+            _write_mask(base.keys, delta.keys, delta_row, query, row, masks, used * num_words)
+            new_items[used], last = new, row
             used += 1
         bounds[m + 1] = used
-    return bounds, masks[:used].copy(), new_items[:used].copy()
+    return bounds, masks[: used * num_words].copy(), new_items[:used].copy()

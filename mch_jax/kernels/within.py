@@ -14,8 +14,6 @@ from mch_jax.kernels.scan import (
 )
 from mch_jax.kernels.segment import (
     DIRECT_BITS,
-    DISTANCE_BITS,
-    DISTANCE_MASK,
     ITEM_BITS,
     ROW_BITS,
     ROW_MASK,
@@ -28,12 +26,16 @@ from mch_jax.kernels.segment import (
     live_size,
 )
 
-_ENTRY_BITS = ITEM_BITS + DISTANCE_BITS  # an entry is item << DISTANCE_BITS | distance
+
+@leaf
+def _distance_bits(num_bits):
+    """Returns the number of bits of a distance: an entry is item << distance_bits | distance."""
+    return 8 if num_bits <= 64 else 11
 
 
 @kernel
-def _append_entries(buckets, row, distance, entries, count):
-    """Appends item << DISTANCE_BITS | distance of a bucket's items.
+def _append_entries(buckets, row, distance, distance_bits, entries, count):
+    """Appends item << distance_bits | distance of a bucket's items.
 
     Returns:
       The entries, in a larger buffer where they did not fit, and their number.
@@ -43,26 +45,27 @@ def _append_entries(buckets, row, distance, entries, count):
     entries = ensure_capacity(entries, count, stop - start)
     for i in range(start, stop):
         if dead.size == 0 or not has_bit(dead, items[i]):
-            entries[count] = (np.int64(items[i]) << DISTANCE_BITS) | distance
+            entries[count] = (np.int64(items[i]) << distance_bits) | distance
             count += 1
     return entries, count
 
 
 @kernel
-def _sort_entries(entries, spare):
+def _sort_entries(entries, num_bits, spare):
     """Returns the entries in ascending order (radix sort).
 
     Bytes in which the entries do not differ are skipped.
 
     Args:
       entries: int64, overwritten.
+      num_bits: Number of bits of an entry.
       spare: A buffer of the same size. The result lies in either of the two.
     """
     if entries.size < 128:
         sort(entries)
         return entries
     counts = np.empty(257, np.int64)
-    for shift in range(0, _ENTRY_BITS, 8):
+    for shift in range(0, num_bits, 8):
         counts[:] = 0
         for entry in entries:
             counts[((entry >> shift) & 255) + 1] += 1
@@ -79,29 +82,43 @@ def _sort_entries(entries, spare):
 
 
 @kernel
-def _fill_nearest_first(entries, starts, item, distance):
+def _fill_nearest_first(entries, distance_bits, starts, item, distance):
     """Fills item and distance from sorted entries, each item once; returns their number."""
+    distance_mask = (np.int64(1) << distance_bits) - 1
     starts[:] = 0
     kept = 0
     for entry in entries:  # the first entry of an item is its nearest
-        if kept == 0 or entry >> DISTANCE_BITS != entries[kept - 1] >> DISTANCE_BITS:
+        if kept == 0 or entry >> distance_bits != entries[kept - 1] >> distance_bits:
             entries[kept] = entry
-            starts[(entry & DISTANCE_MASK) + 1] += 1
+            starts[(entry & distance_mask) + 1] += 1
             kept += 1
     for i in range(starts.size - 1):
         starts[i + 1] += starts[i]
     for entry in entries[:kept]:
-        position = starts[entry & DISTANCE_MASK]
-        item[position], distance[position] = entry >> DISTANCE_BITS, entry & DISTANCE_MASK
-        starts[entry & DISTANCE_MASK] += 1
+        position = starts[entry & distance_mask]
+        item[position], distance[position] = entry >> distance_bits, entry & distance_mask
+        starts[entry & distance_mask] += 1
     return kept
 
 
 @kernel
-def _num_live_codes(segments, found):
+def _num_live_codes(keys, segments, num_bits, found):
     """Returns the number of distinct codes among the buckets found that hold an item."""
-    base, delta, delta_row = segments.base, segments.delta, segments.base.keys.size
+    base, delta, delta_row = segments.base, segments.delta, segments.base.offsets.size - 1
     base_items, count = BucketItems(base.offsets, base.items, base.dead), ZERO
+    if keys.ndim > 1:
+        code = np.empty(keys.shape[1], np.uint64)
+        for i in range(found.counters[NUM_FOUND]):
+            row = found.buckets[i] & ROW_MASK
+            if row < delta_row:
+                count += live_size(base_items, row) > 0
+                continue
+            row -= delta_row
+            for j in range(code.size):
+                code[j] = delta.keys[row >> 3, j, row & 7]
+            row = find_row(base.table, base.keys, code, num_bits)
+            count += row < 0 or live_size(base_items, row) == 0
+        return count
     codes = np.empty(found.counters[NUM_FOUND], np.int64)
     for i in range(found.counters[NUM_FOUND]):
         row = found.buckets[i] & ROW_MASK
@@ -118,10 +135,10 @@ def _num_live_codes(segments, found):
 def _find_rows(segment, queries, num_bits, rows, bounds):
     """Fills the row of each query's own bucket, or -1, and where its items will begin."""
     keys, offsets, table = segment.keys, segment.offsets, segment.table
-    for m in range(queries.size):
+    for m in range(len(queries)):
         ahead = m + 8
-        if ahead < queries.size and num_bits > DIRECT_BITS:
-            prefetch(table, first_slot(table, queries[ahead]))
+        if ahead < len(queries) and num_bits > DIRECT_BITS:
+            prefetch(table, first_slot(table, keys, queries[ahead]))
         row = find_row(table, keys, queries[m], num_bits)
         rows[m] = row
         bounds[m + 1] = bounds[m]
@@ -144,9 +161,9 @@ def _copy_items(offsets, items, rows, bounds, item, nonempty):
 @kernel
 def items_at_code(segment, queries, num_bits):
     """Returns what `items_within` returns at radius 0, for one segment without removed items."""
-    rows, bounds = np.empty(queries.size, np.int64), np.zeros(queries.size + 1, np.int64)
+    rows, bounds = np.empty(len(queries), np.int64), np.zeros(len(queries) + 1, np.int64)
     _find_rows(segment, queries, num_bits, rows, bounds)
-    item, nonempty = np.empty(bounds[queries.size], np.int64), np.empty(queries.size, np.int64)
+    item, nonempty = np.empty(bounds[len(queries)], np.int64), np.empty(len(queries), np.int64)
     _copy_items(segment.offsets, segment.items, rows, bounds, item, nonempty)
     return bounds, item, np.zeros(item.size, np.int32), nonempty
 
@@ -166,7 +183,7 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
     Returns:
       offsets [m + 1], item, distance and the number of non-empty buckets [m].
     """
-    bounds, nonempty = np.zeros(queries.size + 1, np.int64), np.zeros(queries.size, np.int64)
+    bounds, nonempty = np.zeros(len(queries) + 1, np.int64), np.zeros(len(queries), np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
     entries, spare = np.empty(64, np.int64), np.empty(64, np.int64)
     starts = np.empty(radius + 2, np.int64)
@@ -175,8 +192,9 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
     found = new_buckets_found(1024, num_bits)
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
-    delta_row, changed = base.keys.size, base.dead.size > 0 or delta.keys.size > 0
-    for m in range(queries.size):
+    delta_row, changed = base.offsets.size - 1, base.dead.size > 0 or delta.items.size > 0
+    distance_bits = _distance_bits(num_bits)
+    for m in range(len(queries)):
         query, used, count = queries[m], bounds[m], ZERO
         while not find_ball(segments, query, num_bits, radius, by_lookup, pivot_orders, found):
             found = with_twice_the_capacity(found)
@@ -194,19 +212,27 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
         for i in range(num_found):
             row, far = found.buckets[i] & ROW_MASK, found.buckets[i] >> ROW_BITS
             if row < delta_row:
-                entries, count = _append_entries(base_items, row, far, entries, count)
+                entries, count = _append_entries(
+                    base_items, row, far, distance_bits, entries, count
+                )
             else:
                 row -= delta_row
-                entries, count = _append_entries(delta_items, row, far, entries, count)
-        nonempty[m] = _num_live_codes(segments, found) if changed else num_found
+                entries, count = _append_entries(
+                    delta_items, row, far, distance_bits, entries, count
+                )
+        nonempty[m] = num_found
+        if changed:
+            nonempty[m] = _num_live_codes(base.keys, segments, num_bits, found)
         bounds[m + 1] = used
         if count == 0:
             continue
         ordered = entries[:count]
         if num_found > 1:
             spare = ensure_capacity(spare, ZERO, count)
-            ordered = _sort_entries(ordered, spare[:count])
+            ordered = _sort_entries(ordered, ITEM_BITS + distance_bits, spare[:count])
         item, distance = ensure_capacity(item, used, count), ensure_capacity(distance, used, count)
-        bounds[m + 1] = used + _fill_nearest_first(ordered, starts, item[used:], distance[used:])
-    used = bounds[queries.size]
+        bounds[m + 1] = used + _fill_nearest_first(
+            ordered, distance_bits, starts, item[used:], distance[used:]
+        )
+    used = bounds[len(queries)]
     return bounds, item[:used].copy(), distance[:used].copy(), nonempty

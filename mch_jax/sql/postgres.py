@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 
 from mch_jax.files import whole_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BucketIndex, words_from_bytes
+from mch_jax.index import MAX_BITS, BucketIndex, words_from_bytes
 
 HEAD = """\
 -- {codes} codes of {num_bits} bits of {images} images; load with psql -f. See docs/sql.md.
@@ -65,15 +65,23 @@ def signed(codes: UInt8[np.ndarray, "c bytes"], num_bits: int) -> Int[np.ndarray
     Args:
       codes: Packed codes of at most 64 bits.
       num_bits: Code length.
+
+    Raises:
+      ValueError: num_bits is above 64, or the codes have the wrong form.
     """
+    if num_bits > MAX_BITS:
+        raise ValueError(
+            f"codes have {num_bits} bits, expected at most {MAX_BITS}: the tables keep a code in a "
+            "bigint; search longer codes with mch_jax.index"
+        )
     return words_from_bytes(codes, num_bits).view(np.int64)
 
 
 def statements(file: CodeFile) -> Iterator[str]:
     """Yields the SQL file in parts: definitions of the tables, their rows, and the functions."""
+    code = signed(file.codes, file.num_bits)
     index = BucketIndex.build(file.codes, file.item, file.num_bits)
     pivot, ring = index.rings(file.codes)
-    code = signed(file.codes, file.num_bits)
     yield HEAD.format(codes=len(code), num_bits=file.num_bits, images=len(file.ids))
     yield from _copy("mch_images", enumerate(map(_escaped, file.ids.tolist())))
     yield from _copy("mch_pivots", enumerate(index.pivots.view(np.int64).tolist()))
