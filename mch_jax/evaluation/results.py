@@ -12,7 +12,7 @@ from mch_jax.files import code_sets, codes_file, read_json, read_npz, schemas, w
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.methods import OBJECTIVES
 from mch_jax.query_codes import QueryRegions
-from mch_jax.training import encode, run, threshold
+from mch_jax.training import encode, neighbours, run, threshold
 
 FILE = "results.json"
 
@@ -42,6 +42,10 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     logits = None if of_queries is None else of_queries.logits[:, 0]
     base = controls.base_codes(database)
     counts = evaluate.histogram(query, base)
+    similarity = {}
+    if neighbours.is_source(config):
+        measures_by = "neighbours" if neighbours.read(workdir).measures else "labels"
+        similarity = {"similarity": {"training": "neighbours", "measures": measures_by}}
     results = {
         "dataset": {
             "queries": len(query.ids),
@@ -50,6 +54,7 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             "classes": query.labels.shape[1],
             "queries_without_relevant": int((~metrics.has_relevant(counts)).sum()),
         },
+        **similarity,
         "method": config["method"],
         "num_bits": query.num_bits,
         "seed": config["seed"],
@@ -196,4 +201,5 @@ def text_table(results: Mapping[str, Any]) -> str:
         name = f"  {name}" if choice.is_control else name
         lines.append(f"{name:12}" + "".join(f"{row[column]:15.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
+    lines += measures.similarity_note(results)
     return "\n".join(lines)
