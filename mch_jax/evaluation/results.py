@@ -195,11 +195,12 @@ def verify(workdir: Path) -> list[str]:
 def text_table(results: Mapping[str, Any]) -> str:
     """Returns the results of a run as lines of text."""
     columns = [measure.key for measure in measures.measured(results)]
-    lines = [f"{'':12}" + "".join(f"{name:>15}" for name in columns)]
+    width = 20 if "similarity" in results else 12
+    lines = [" " * width + "".join(f"{name:>15}" for name in columns)]
     for choice, row in measures.chosen(results):
         name = {"mch": "MCH"}.get(choice.key, choice.key)
         name = f"  {name}" if choice.is_control else name
-        lines.append(f"{name:12}" + "".join(f"{row[column]:15.4f}" for column in columns))
+        lines.append(f"{name:{width}}" + "".join(f"{row[column]:15.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
     lines += measures.similarity_note(results)
     return "\n".join(lines)

@@ -42,7 +42,7 @@ class Neighbours(NamedTuple):
     measures: bool
 
 
-def is_source(config: Mapping[str, Any]) -> bool:
+def is_source(config: Any) -> bool:
     """Returns True if the similarity in training comes from neighbours instead of labels.
 
     Args:
