@@ -16,15 +16,16 @@ from mch_jax.training import features_file, neighbours, run, validation
 GROUPS = {"similarity__source": "neighbours", "similarity__num_groups": 8}
 
 
-def cross_fit(**changes):
-    config = tiny(**GROUPS, **changes)
+def cross_fit():
+    config = tiny(**GROUPS)
     config.agent.update(recipe="cross_fit", num_folds=2, calibrate=True)
     return config
 
 
-def of_folder(root, **changes):
-    config = tiny(**GROUPS, **changes)
-    config.dataset.update(name="folder", root=str(root), settings={})
+def of_folder(root):
+    config = tiny(similarity__source="neighbours", similarity__num_groups=3)
+    config.dataset.update(name="folder", root=str(root))
+    config.dataset.settings = {}
     config.base.update(batch_size=2)
     config.agent.update(batch_size=4)
     config.evaluate.bucket_k = (1, 2)
@@ -113,7 +114,7 @@ def test_photos_without_labels_end_to_end(tmp_path):
     dataset = data.load("folder", tmp_path / "photos")
     assert sorted(dataset.ids.tolist()) == sorted([*NAMES, "sub/a.jpg", "sub/b.jpg"])
     assert dataset.classes == () and dataset.labels.shape == (12, 0)
-    config = of_folder(tmp_path / "photos", similarity__num_groups=3)
+    config = of_folder(tmp_path / "photos")
     found = pipeline.run_stages(config, tmp_path / "run")
     assert found is not None
     assert found["similarity"] == {"training": "neighbours", "measures": "neighbours"}
@@ -138,7 +139,7 @@ def test_photos_without_labels_need_neighbours(tmp_path):
 def test_labels_that_are_added_later_measure(tmp_path):
     root = tmp_path / "photos"
     write_photos(root)
-    config = of_folder(root, similarity__num_groups=3)
+    config = of_folder(root)
     this: Any = run.open_run(config, tmp_path / "run")
     assert this.neighbours.measures and this.dataset.classes[0] == "group 0"
     make(root)
@@ -176,7 +177,7 @@ def test_more_groups_than_regions_are_refused(tmp_path):
     [
         ({"source": "captions"}, "similarity.source is 'captions', expected one of labels, neigh"),
         ({"regions": "some"}, "similarity.regions is 'some', expected one of all, whole"),
-        ({"num_groups": 0}, "similarity.num_groups is 0, expected a whole number of at least 1"),
+        ({"num_groups": 0}, "similarity.num_groups is 0, expected a whole number from 1"),
         ({"num_groups": 4, "num_nearest": 5}, "num_nearest is 5, expected at most similarity.num"),
         ({"features": "a.npz"}, "similarity.features is 'a.npz', expected empty where"),
     ],
