@@ -31,7 +31,8 @@ def test_similarity_of_groups_equals_a_double_loop(key):
                 assert found[i, j] == bool(nearest[0] & nearest[1])
         np.testing.assert_array_equal(found, found.T)
         assert found.diagonal().all()
-        assert labels.sum(1).min() >= num_nearest and labels.sum(1).max() <= 3 * num_nearest
+        assert labels.sum(1).min() >= num_nearest
+        assert labels.sum(1).max() <= 3 * num_nearest
 
 
 def test_centres_equal_a_plain_loop(key):

@@ -1,5 +1,6 @@
 """Training without labels, by neighbours; hidden labels and neighbours as what measures."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from main_test import interrupt_and_resume
 from tiny_run import assert_same, read, tiny
 
 from configs import default
-from mch_jax import data, models, pairs, pipeline
-from mch_jax.evaluation import results
+from mch_jax import command, data, main, models, pairs, pipeline
+from mch_jax.evaluation import results, rival_table
 from mch_jax.training import features_file, neighbours, run, validation
 
 GROUPS = {"similarity__source": "neighbours", "similarity__num_groups": 8}
@@ -44,9 +45,8 @@ def test_hidden_labels_only_measure(hidden, tmp_path, monkeypatch):
     """With other labels, everything is the same but the measures and the oracles."""
     dataset = run.read_dataset(cross_fit())
     shuffled = np.random.default_rng(0).permutation(dataset.labels)
-    monkeypatch.setattr(
-        run, "read_dataset", lambda config: dataset.__class__(**{**vars(dataset), "labels": shuffled})
-    )
+    other = dataclasses.replace(dataset, labels=shuffled)
+    monkeypatch.setattr(run, "read_dataset", lambda config: other)
     pipeline.run_stages(cross_fit(), tmp_path)
     (first, codes), (second, others) = read(hidden), read(tmp_path)
     for name in codes:
@@ -68,7 +68,8 @@ def test_results_and_report_say_what_similarity_is(hidden):
 
 def test_a_run_with_labels_says_nothing_of_neighbours(finished):
     found = results.read_results(finished)
-    assert "similarity" not in found and "oracle_neighbours" not in found["controls"]
+    assert "similarity" not in found
+    assert "oracle_neighbours" not in found["controls"]
     assert not (finished / neighbours.FILE).exists()
     assert "training_reward" not in np.load(finished / "codes" / "regions.npz").files
 
@@ -113,15 +114,18 @@ def test_photos_without_labels_end_to_end(tmp_path):
     (tmp_path / "photos" / "notes.txt").write_text("not a photo")
     dataset = data.load("folder", tmp_path / "photos")
     assert sorted(dataset.ids.tolist()) == sorted([*NAMES, "sub/a.jpg", "sub/b.jpg"])
-    assert dataset.classes == () and dataset.labels.shape == (12, 0)
+    assert dataset.classes == ()
+    assert dataset.labels.shape == (12, 0)
     config = of_folder(tmp_path / "photos")
     found = pipeline.run_stages(config, tmp_path / "run")
     assert found is not None
     assert found["similarity"] == {"training": "neighbours", "measures": "neighbours"}
-    assert found["dataset"]["classes"] == 3 and found["chance_map"] > 0
+    assert found["dataset"]["classes"] == 3
+    assert found["chance_map"] > 0
     assert "oracle_neighbours" not in found["controls"]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "because there are no labels" in page and "group 0" in page
+    assert "because there are no labels" in page
+    assert "group 0" in page
     for stage in ("evaluate", "report"):
         pipeline.run_stages(config, tmp_path / "run", stage)
     assert pipeline.verify(tmp_path / "run") == 0
@@ -141,10 +145,12 @@ def test_labels_that_are_added_later_measure(tmp_path):
     write_photos(root)
     config = of_folder(root)
     this: Any = run.open_run(config, tmp_path / "run")
-    assert this.neighbours.measures and this.dataset.classes[0] == "group 0"
+    assert this.neighbours.measures
+    assert this.dataset.classes[0] == "group 0"
     make(root)
     this = run.open_run(config, tmp_path / "run")
-    assert not this.neighbours.measures and this.dataset.classes == ("cat", "dog")
+    assert not this.neighbours.measures
+    assert this.dataset.classes == ("cat", "dog")
     assert not neighbours.read(tmp_path / "run").measures
 
 
@@ -192,3 +198,27 @@ def test_wrong_settings(changes, message):
 def test_configs_of_earlier_versions_use_labels():
     assert not neighbours.is_source({"method": "dch"})
     assert neighbours.is_source({"similarity": {"source": "neighbours"}})
+
+
+def test_the_command_answers_with_one_line(tmp_path, capfd):
+    write_photos(tmp_path / "photos")
+    arguments = [
+        "--config=folder_dch",
+        f"--config.dataset.root={tmp_path / 'photos'}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    for more, message in (
+        ([], "the photos have no labels"),
+        (["--config.similarity.source=captions"], "expected one of labels, neighbours"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            command.run(main.main, [*arguments, *more])
+        assert stopped.value.code == 2
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert message in lines[0]
+
+
+def test_rivals_need_the_labels_that_were_hidden(hidden):
+    with pytest.raises(ValueError, match="was trained without its labels.*expected a run with"):
+        rival_table.read_material(hidden)

@@ -167,7 +167,8 @@ def folder(
         else:
             rows = split_rows(splits)
     elif not has_list(path) and (found := sources.find_files(path)):
-        ids, classes, labels = np.array([photo.id for photo in found]), (), np.zeros((len(found), 0), np.uint8)
+        ids, classes = np.array([photo.id for photo in found]), ()
+        labels = np.zeros((len(ids), 0), np.uint8)
         rows = random_split(len(ids), seed, query_fraction, train_fraction)
     else:
         ids, classes, labels, rows = read_lists(path)

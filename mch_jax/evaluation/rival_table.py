@@ -121,6 +121,11 @@ def read_material(workdir: Path) -> Material:
     """
     query_file = codes_file.load(workdir / "codes" / "query.npz")
     this = run.open_run(ConfigDict(run.read_config(workdir)), workdir)
+    if this.neighbours is not None and not this.neighbours.measures:
+        raise ValueError(
+            f"{workdir} was trained without its labels, from which the classifier and other rivals "
+            "learn; expected a run with config.similarity.source = labels"
+        )
     encode.check(this)
     encoder, dataset = Encoder.from_run(workdir), this.dataset
     size = this.config.encode.batch_size
