@@ -28,6 +28,13 @@ def get_config() -> ConfigDict:
     config.dataset.image_size = 256  # photos are resized to this square, then cropped on the device
     config.dataset.on_damaged = "refuse"  # or skip: what to do with photos that cannot be decoded
 
+    config.similarity = ConfigDict()
+    config.similarity.source = "labels"  # or neighbours: train without labels (docs/own-photos.md)
+    config.similarity.features = ""  # file of features to find neighbours by; empty: the model's
+    config.similarity.regions = "all"  # or whole: which regions of a photo have neighbours
+    config.similarity.num_groups = 64  # number of groups of neighbours
+    config.similarity.num_nearest = 1  # number of groups that a region belongs to
+
     config.model = ConfigDict()
     config.model.weights = ""  # AlexNet (.pth, .safetensors, .npz), or lpips: conv1-conv5 only
     config.model.input_size = 224  # side of the network's input in pixels

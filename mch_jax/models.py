@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 from mch_jax import regions
-from mch_jax.codes import Encoding
+from mch_jax.codes import AnyArray, Encoding
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -154,6 +154,17 @@ class AlexNet(nn.Module):
     ) -> Encoding:
         """Returns features and logits of images in [0, 255]."""
         return self.head(self.conv_features(images), dropout_keys)
+
+
+def mean_over_places(model: AlexNet, conv: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b c"]:
+    """Returns the mean of the convolutions' features over the places of their map.
+
+    Args:
+      model: The network whose convolutions the features come from.
+      conv: Features of `AlexNet.conv_features`.
+    """
+    channels = max(1, round(CONV_LAYERS[-1][1] * model.width))
+    return conv.reshape(*conv.shape[:-1], -1, channels).astype(jnp.float32).mean(-2)
 
 
 def encode(

@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mch_jax.data.audits import audit
+from mch_jax.data.audits import audit, label_counts
 from mch_jax.data.dataset import Dataset
 from mch_jax.data.literature import coco, mirflickr, nuswide
 from mch_jax.data.loader import batches, epoch
@@ -38,6 +38,7 @@ __all__ = [
     "decode",
     "epoch",
     "folder",
+    "label_counts",
     "load",
     "mirflickr",
     "nuswide",

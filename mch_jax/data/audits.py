@@ -78,6 +78,19 @@ def _drop(dataset: Dataset, rows: Iterable[int]) -> Dataset:
     )
 
 
+def label_counts(dataset: Dataset) -> dict[str, Any]:
+    """Returns what an audit counts of the labels; see `audit`."""
+    num_labels = dataset.labels.sum(1)
+    per_class = dataset.labels.sum(0, dtype=int).tolist()
+    return {
+        "classes": len(dataset.classes),
+        "unlabelled": int((num_labels == 0).sum()),
+        "labels_per_photo": float(num_labels.mean()),
+        "per_class": dict(zip(dataset.classes, per_class, strict=True)),
+        **_chance(dataset),
+    }
+
+
 def _chance(dataset: Dataset) -> dict[str, Any]:
     """Returns how many photos are relevant, and the mAP of a random ranking."""
     database = dataset.labels[dataset.database].astype(np.float32)
@@ -159,14 +172,8 @@ def audit(
         "queries": len(dataset.query),
         "database": len(dataset.database),
         "train": len(dataset.train),
-        "classes": len(dataset.classes),
         "damaged": names,
         "reasons": list(damaged.values()),
-        "unlabelled": int((dataset.labels.sum(1) == 0).sum()),
-        "labels_per_photo": float(dataset.labels.sum(1).mean()),
         "notes": list(dataset.notes),
-        "per_class": dict(
-            zip(dataset.classes, dataset.labels.sum(0, dtype=int).tolist(), strict=True)
-        ),
     }
-    return dataset, counts | _chance(dataset)
+    return dataset, counts | label_counts(dataset)

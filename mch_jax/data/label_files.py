@@ -208,6 +208,11 @@ def read_list(path: pathlib.Path, name: Callable[[str, str], str]) -> dict[str, 
     return dict(zip(names, labels, strict=True))
 
 
+def has_list(root: pathlib.Path) -> bool:
+    """Returns True if a folder has any of the list files that `read_lists` reads."""
+    return any((root / name).exists() for names in _LISTS for name in names)
+
+
 def read_lists(
     root: pathlib.Path,
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, dict[str, np.ndarray]]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mch_jax.data import composer
+from mch_jax.data import composer, sources
 from mch_jax.data.archives import tar_members
 from mch_jax.data.dataset import Dataset
-from mch_jax.data.label_files import read_lists, read_table
+from mch_jax.data.label_files import has_list, read_lists, read_table
 from mch_jax.data.photos import file_bytes, found_bytes, read_file, read_found
 from mch_jax.data.splits import limited, random_split, split_rows, without_classes
 
@@ -141,6 +141,9 @@ def folder(
     in the database, and the columns width, height and caption are ignored. Without a column split
     the splits are drawn at random. An absolute path in a list is taken relative to `root`.
 
+    Without labels.csv and lists, the data set is every photo in the folder and its subfolders, has
+    no classes, and its splits are drawn at random.
+
     Args:
       root: The folder.
       seed: Seed of the splits, if they are drawn.
@@ -163,6 +166,10 @@ def folder(
             rows = random_split(len(ids), seed, query_fraction, train_fraction)
         else:
             rows = split_rows(splits)
+    elif not has_list(path) and (found := sources.find_files(path)):
+        ids, classes = np.array([photo.id for photo in found]), ()
+        labels = np.zeros((len(ids), 0), np.uint8)
+        rows = random_split(len(ids), seed, query_fraction, train_fraction)
     else:
         ids, classes, labels, rows = read_lists(path)
     rows["train"] = without_classes(rows["train"], labels, classes, hidden_classes)

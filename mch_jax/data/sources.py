@@ -74,12 +74,20 @@ def find(source: str | os.PathLike[str]) -> list[Photo]:
     return found
 
 
+def find_files(folder: str | os.PathLike[str]) -> list[Photo]:
+    """Returns the photos that are files in a folder or its subfolders; there may be none.
+
+    The order does not depend on the machine. Hidden files are skipped.
+    """
+    return list(_in_folder(pathlib.Path(folder).resolve(), with_tars=False))
+
+
 def _is_photo(name: str) -> bool:
     path = pathlib.PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _in_folder(root: pathlib.Path) -> Iterator[Photo]:
+def _in_folder(root: pathlib.Path, with_tars: bool = True) -> Iterator[Photo]:
     waiting = [""]
     while waiting:
         folder = waiting.pop()
@@ -101,7 +109,7 @@ def _in_folder(root: pathlib.Path) -> Iterator[Photo]:
                 folders += [] if entry.is_symlink() else [f"{name}/"]
             elif _is_photo(name):
                 yield Photo(name, str(root))
-            elif name.endswith(".tar"):
+            elif with_tars and name.endswith(".tar"):
                 for photo in _in_tar(root / name):
                     yield photo._replace(id=f"{name}/{photo.id}")
         waiting += reversed(folders)

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int32, Int64, UInt8
 
-from mch_jax import alignment, batched, groups
+from mch_jax import alignment, batched, components
 from mch_jax.duplicates.fingerprints import Fingerprints, Maker
 from mch_jax.files import whole_file
 from mch_jax.index import BucketIndex
@@ -121,7 +121,7 @@ def groups_of(
       verify: Whether to compare the pixels of each pair too.
     """
     result = []
-    for rows in groups.connected(pairs_of(found, maker, threshold, verify), len(found.row)):
+    for rows in components.connected(pairs_of(found, maker, threshold, verify), len(found.row)):
         codes, first = found.codes[rows], found.codes[rows[:1]]
         there = distances(codes[:, 0], np.broadcast_to(first, codes.shape)).min(1)
         back = distances(np.broadcast_to(first[:, 0], codes[:, 0].shape), codes).min(1)

@@ -102,7 +102,9 @@ def controls(
 
     `always` keeps the codes of all regions, `random` as many as the agent on average, `oracle`
     those whose true reward, computed from the item's own labels, is positive, and `oracle_ap` those
-    of `average_precision_kept`. Keeping none gives `base_codes`.
+    of `average_precision_kept`. Keeping none gives `base_codes`. If training was by neighbours, and
+    labels were hidden from it, `oracle_neighbours` keeps the regions whose reward by the neighbours
+    is positive.
 
     Args:
       database: The database's codes, chosen by the agent.
@@ -118,4 +120,6 @@ def controls(
         "oracle": never | (regions["reward"] > 0),
         "oracle_ap": average_precision_kept(database, regions, is_train),
     }
+    if "training_reward" in regions:
+        choices["oracle_neighbours"] = never | (regions["training_reward"] > 0)
     return {name: with_kept(database, regions, kept) for name, kept in choices.items()}

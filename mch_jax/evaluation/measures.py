@@ -125,6 +125,8 @@ CHOICES = (
     Choice("oracle", "Oracle", "regions with a positive true reward", True),
     Choice("oracle_ap", "Oracle of AP", "regions that raise the training photos’ average "
            "precision by the true labels, chosen greedily", True),
+    Choice("oracle_neighbours", "Oracle of neighbours", "regions with a positive reward by the "
+           "neighbours that training saw", True),
 )  # fmt: skip
 
 ORACLES = {"oracle": "the oracle", "oracle_ap": "the AP oracle"}  # controls with true labels
@@ -169,6 +171,20 @@ def oracle_gain_share(results: Mapping[str, Any], oracle: str, key: str = "map")
     base = results["base"][key]
     gain = results["controls"][oracle][key] - base
     return (results["mch"][key] - base) / gain if gain > 0 else None
+
+
+def similarity_note(results: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on a run without labels in training; none for other runs."""
+    if "similarity" not in results:
+        return []
+    training = "Training saw no labels: two photos are similar if regions of them are neighbours."
+    if results["similarity"]["measures"] == "labels":
+        return [training, "Labels only measure."]
+    return [
+        training,
+        "Relevant in every measure are these neighbours as well, because there are no labels: the "
+        "measures say how well codes keep neighbours, not how well they find what people look for.",
+    ]
 
 
 def terms(results: Mapping[str, Any] | None = None) -> list[Term]:

@@ -12,7 +12,7 @@ from mch_jax.files import code_sets, codes_file, read_json, read_npz, schemas, w
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.methods import OBJECTIVES
 from mch_jax.query_codes import QueryRegions
-from mch_jax.training import encode, run, threshold
+from mch_jax.training import encode, neighbours, run, threshold
 
 FILE = "results.json"
 
@@ -42,6 +42,10 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     logits = None if of_queries is None else of_queries.logits[:, 0]
     base = controls.base_codes(database)
     counts = evaluate.histogram(query, base)
+    similarity = {}
+    if neighbours.is_source(config):
+        measures_by = "neighbours" if neighbours.read(workdir).measures else "labels"
+        similarity = {"similarity": {"training": "neighbours", "measures": measures_by}}
     results = {
         "dataset": {
             "queries": len(query.ids),
@@ -50,6 +54,7 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             "classes": query.labels.shape[1],
             "queries_without_relevant": int((~metrics.has_relevant(counts)).sum()),
         },
+        **similarity,
         "method": config["method"],
         "num_bits": query.num_bits,
         "seed": config["seed"],
@@ -190,10 +195,12 @@ def verify(workdir: Path) -> list[str]:
 def text_table(results: Mapping[str, Any]) -> str:
     """Returns the results of a run as lines of text."""
     columns = [measure.key for measure in measures.measured(results)]
-    lines = [f"{'':12}" + "".join(f"{name:>15}" for name in columns)]
+    width = 20 if "similarity" in results else 12
+    lines = [" " * width + "".join(f"{name:>15}" for name in columns)]
     for choice, row in measures.chosen(results):
         name = {"mch": "MCH"}.get(choice.key, choice.key)
         name = f"  {name}" if choice.is_control else name
-        lines.append(f"{name:12}" + "".join(f"{row[column]:15.4f}" for column in columns))
+        lines.append(f"{name:{width}}" + "".join(f"{row[column]:15.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
+    lines += measures.similarity_note(results)
     return "\n".join(lines)

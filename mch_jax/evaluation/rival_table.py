@@ -122,6 +122,11 @@ def read_material(workdir: Path, backbone: str | None = None) -> Material:
     """
     query_file = codes_file.load(workdir / "codes" / "query.npz")
     this = run.reopen(workdir, backbone)
+    if this.neighbours is not None and not this.neighbours.measures:
+        raise ValueError(
+            f"{workdir} was trained without its labels, from which the classifier and other rivals "
+            "learn; expected a run with config.similarity.source = labels"
+        )
     encode.check(this)
     encoder, dataset = Encoder.load(workdir / ENCODER), this.dataset
     size = this.config.encode.batch_size

@@ -15,6 +15,7 @@ _REGIONS = {
 }
 REGIONS = _REGIONS | {
     "reward": Field("f4", ("items", "regions")),
+    "training_reward": Field("f4", ("items", "regions"), is_optional=True),
     "box": Field("i4", ("items", "regions", 4), 0),
 }
 SWEPT_REGIONS = _REGIONS | {"box": REGIONS["box"]}
@@ -74,6 +75,11 @@ FEATURES = {
     "regions": Field("f", ("photos", 6, "width")),
     "view_ids": Field("U", ("train",), is_optional=True),
     "views": Field("f", ("train", "views", "width"), is_optional=True),
+}
+NEIGHBOURS = {
+    "groups": Field("u1", ("photos", "groups"), 0, 1),
+    "made_from": Field("U", ()),
+    "measures": Field("b1", ()),
 }
 PROGRESS = {"done": _COUNT}
 PLAN = {"format": str, "count": _SOME, "shard_size": _SOME, "batch_size": _SOME}

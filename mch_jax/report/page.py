@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mch_jax.data import Dataset
-from mch_jax.evaluation.measures import MEASURE, ORACLES, Measure, chosen, measured, terms
+from mch_jax.evaluation.measures import (
+    MEASURE,
+    ORACLES,
+    Measure,
+    chosen,
+    measured,
+    similarity_note,
+    terms,
+)
 from mch_jax.report import figures, model_card, plots, run_files
 from mch_jax.report.gallery import NUM_NEAREST, NUM_QUERIES, Gallery, pick_answers
 from mch_jax.report.markup import data, figure, plain_table, section, show, words
@@ -153,6 +161,7 @@ def _results(results: Mapping[str, Any]) -> str:
         note += f" The agent’s gain in mAP over the base is {words(shares)}."
     if "calibration" in results:
         note += _calibrated(results["calibration"])
+    note += "".join(f" {sentence}" for sentence in similarity_note(results))
     return (
         f"<section><h2>Results</h2>{_tiles(results)}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of results"><table>'

@@ -65,7 +65,7 @@ def objective_loss(run: Run) -> Callable:
         model=run.model,
         objective=run.objective,
         similar_fraction=run.similar_fraction,
-        num_classes=len(run.dataset.classes),
+        num_classes=run.num_classes,
         dropout=run.config.base.dropout,
         label_weight=run.config.base.label_weight,
     )
@@ -76,7 +76,7 @@ def objective_params(run: Run) -> dict[str, Any]:
     if run.objective.parameters is None:
         return {}
     rng = generator(run.config.seed, Stream.OBJECTIVE_PARAMS)
-    return {base_step.OBJECTIVE: run.objective.parameters(len(run.dataset.classes), rng)}
+    return {base_step.OBJECTIVE: run.objective.parameters(run.num_classes, rng)}
 
 
 def descend(

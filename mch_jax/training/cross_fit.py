@@ -89,7 +89,7 @@ def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
         threshold.calibrate(run, [(fold.out, fold.encoded) for fold in folds], of_folds)
     rows = run.dataset.train
     packed = encodings.of_regions(run, base_params, rows, 1).packed[:, 0]
-    reference = reward_reference(run, packed, run.dataset.labels[rows])
+    reference = reward_reference(run, packed, run.target_labels[rows])
     variables["evidence"]["reference"] = reference._asdict()
     heads = [fold.label_head for fold in folds if fold.label_head is not None]
     if heads:
@@ -119,7 +119,7 @@ def learn(
 
 def leave_out(run: Run) -> list[LeftOut]:
     """Returns the training photos fold by fold, each under a base model without it."""
-    rows, labels = run.dataset.train, run.dataset.labels[run.dataset.train]
+    rows, labels = run.dataset.train, run.target_labels[run.dataset.train]
     found = []
     for fold in range(run.config.agent.num_folds):
         out = run.folds == fold
@@ -147,7 +147,7 @@ def leave_out(run: Run) -> list[LeftOut]:
 
 def agent_examples(run: Run, folds: Sequence[LeftOut]) -> AgentExamples:
     """Returns states and rewards of all training photos, each under a base model without it."""
-    labels = run.dataset.labels[run.dataset.train]
+    labels = run.target_labels[run.dataset.train]
     label_logits = np.zeros((len(labels), *folds[0].encoded.label_logits.shape[1:]), np.float32)
     for fold in folds:
         label_logits[fold.out] = fold.encoded.label_logits

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mch_jax import agent, batched, codes, methods
+from mch_jax import agent, batched, codes, methods, pairs
 from mch_jax.backbones import Backbone
 from mch_jax.encoder import FILE, Encoder, RegionOutputs
 from mch_jax.files import code_sets, codes_file, made_from, npz, read_json, whole_file, write_json
@@ -196,22 +196,45 @@ def _encode_database(run: Run, encoder: Encoder) -> None:
     packed, keep_prob = _encode_rows(run, encoder.encode_regions, rows, "database")
     code_set = encoder.code_set(packed, keep_prob, dataset.sizes[rows])
     ids, labels, is_train = dataset.ids[rows], dataset.labels[rows], np.isin(rows, dataset.train)
-    reward = np.zeros(code_set.keep_prob.shape, np.float32)
+    rewards = {"reward": np.zeros(code_set.keep_prob.shape, np.float32)}
     if run.config.method in methods.OBJECTIVES:
-        table = losses.loss_table(run.objective, num_bits, run.similar_fraction)
-        reward = true_rewards(code_set.packed, run.labels[rows], is_train, table)
+        rewards = _rewards(run, code_set.packed, rows, is_train)
     with whole_file(directory / "regions.npz") as temporary:
         np.savez_compressed(
             temporary,
             codes=codes.to_bytes(code_set.packed, num_bits),
             keep_prob=code_set.keep_prob,
-            reward=reward,
+            **rewards,
             box=code_set.box,
         )
     train = codes.CodeSet(*(x[is_train] for x in code_set))
     train_file = code_sets.flatten(train, ids[is_train], labels[is_train], num_bits)
     codes_file.save(directory / "train.npz", train_file)
     codes_file.save(directory / "database.npz", code_sets.flatten(code_set, ids, labels, num_bits))
+
+
+def _rewards(
+    run: Run,
+    packed: UInt32[np.ndarray, "n 6 w"],
+    rows: Int[np.ndarray, " n"],
+    is_train: Bool[np.ndarray, " n"],
+) -> dict[str, Float[np.ndarray, "n 6"]]:
+    """Returns the `true_rewards` of photos by the labels that measure, as `reward`.
+
+    If training had other labels, those of its neighbours, the rewards by these are
+    `training_reward`.
+    """
+
+    def by(labels, similar_fraction):
+        table = losses.loss_table(run.objective, run.config.num_bits, similar_fraction)
+        return true_rewards(packed, labels[rows], is_train, table)
+
+    own = by(run.labels, run.similar_fraction)
+    if run.neighbours is None or run.neighbours.measures:
+        return {"reward": own}
+    hidden = pairs.pack_labels(run.dataset.labels)
+    fraction = pairs.similar_fraction(hidden[run.dataset.train])
+    return {"reward": by(hidden, fraction), "training_reward": own}
 
 
 def inputs(run: Run) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mch_jax import backbones, batched, data, methods, models, pairs
+from mch_jax import backbones, batched, data, methods, models, pairs, regions
 from mch_jax.files import (
     Checkpoints,
     import_alexnet,
@@ -25,7 +25,16 @@ from mch_jax.files import (
 )
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
-from mch_jax.training import events, features, features_file, logs, network, validation
+from mch_jax.training import (
+    events,
+    features,
+    features_file,
+    logs,
+    neighbours,
+    network,
+    validation,
+)
+from mch_jax.training.neighbours import Neighbours
 from mch_jax.training.streams import Stream, generator
 
 # Fields of a config that change no result: paths, additional logs, and what the digests of photos,
@@ -53,12 +62,14 @@ class Run:
       workdir: Directory of the run's files.
       dataset: The data set, without damaged photos.
       audit: What the audit of the data set counted.
+      neighbours: The groups that take the place of labels in training; None if labels are used.
     """
 
     config: Any
     workdir: Path
     dataset: data.Dataset
     audit: Mapping[str, Any]
+    neighbours: Neighbours | None = None
 
     @functools.cached_property
     def resolved(self) -> dict[str, Any]:
@@ -75,7 +86,7 @@ class Run:
     @functools.cached_property
     def model(self) -> AlexNet:
         """The base model's network."""
-        return network.base_model(self.config, len(self.dataset.classes))
+        return network.base_model(self.config, self.num_classes)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -83,13 +94,25 @@ class Run:
         return methods.objective(self.config.method, self.config.num_bits, **self.config.objective)
 
     @functools.cached_property
+    def target_labels(self) -> np.ndarray:
+        """What training takes for labels [n c], multi-hot: those of the data set, or groups."""
+        if self.neighbours is None:
+            return self.dataset.labels
+        return self.neighbours.groups
+
+    @property
+    def num_classes(self) -> int:
+        """Number of columns of `target_labels`."""
+        return self.target_labels.shape[1]
+
+    @functools.cached_property
     def labels(self) -> np.ndarray:
-        """Packed labels of every photo of the data set."""
-        return pairs.pack_labels(self.dataset.labels)
+        """Packed `target_labels` of every photo of the data set."""
+        return pairs.pack_labels(self.target_labels)
 
     @functools.cached_property
     def train_labels(self) -> np.ndarray:
-        """Packed labels of the training photos."""
+        """Packed `target_labels` of the training photos."""
         return self.labels[self.dataset.train]
 
     @functools.cached_property
@@ -127,10 +150,8 @@ class Run:
         }
         found = {
             "config": made_from.digest(json.dumps(fields, sort_keys=True)),
-            "training photos": self._photos_digest(dataset.train),
-            "labels of the training photos": made_from.digest(
-                *dataset.classes, dataset.labels[dataset.train]
-            ),
+            "training photos": self.photos_digest(dataset.train),
+            "labels of the training photos": self._target_digest(dataset.train),
         }
         if config.model.weights:
             found["initial weights"] = features.fingerprint(self.initial_params)
@@ -141,14 +162,22 @@ class Run:
         """Digests of what codes are made from, apart from the encoder, by name."""
         dataset = self.dataset
         found = {
-            "queries' photos": self._photos_digest(dataset.query),
-            "database's photos": self._photos_digest(dataset.database),
-            "training photos": self._photos_digest(dataset.train),
+            "queries' photos": self.photos_digest(dataset.query),
+            "database's photos": self.photos_digest(dataset.database),
+            "training photos": self.photos_digest(dataset.train),
             "labels": made_from.digest(
                 *dataset.classes, dataset.labels[dataset.query], dataset.labels[dataset.database]
             ),
         }
+        if self.neighbours is not None:
+            found["neighbours"] = made_from.digest(self.neighbours.groups)
         return found | self._features_digests
+
+    def _target_digest(self, rows: np.ndarray) -> str:
+        """Returns a digest of what training takes for the labels of photos."""
+        if self.neighbours is not None:
+            return made_from.digest(self.target_labels[rows])
+        return made_from.digest(*self.dataset.classes, self.dataset.labels[rows])
 
     @functools.cached_property
     def _features_digests(self) -> dict[str, str]:
@@ -166,7 +195,7 @@ class Run:
             found["backbone"] = made_from.digest(settings, record.probe)
         return found
 
-    def _photos_digest(self, rows: np.ndarray) -> str:
+    def photos_digest(self, rows: np.ndarray) -> str:
         """Returns a digest of the names, places in the data set and contents of photos."""
         if self.dataset.digests is None:
             raise ValueError(f"{self.dataset.name} has no digests; expected an audited data set")
@@ -358,9 +387,63 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
                     f"{new.get(key)}; use that value, or another workdir"
                 )
     dataset = read_dataset(config)
+    if not dataset.classes and not neighbours.is_source(config):
+        raise ValueError(
+            f"{dataset.name}: the photos have no labels, which config.similarity.source = labels "
+            "needs; add labels.csv, or set --config.similarity.source=neighbours"
+        )
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
     write_json(path, resolved)
-    return Run(config, workdir, dataset, counts)
+    this = Run(config, workdir, dataset, counts)
+    return _with_neighbours(this) if neighbours.is_source(config) else this
+
+
+def _with_neighbours(this: Run) -> Run:
+    """Returns a run whose training takes the groups of neighbours for labels.
+
+    Photos without labels also get them as labels to measure by.
+    """
+    config, dataset = this.config, this.dataset
+    chosen, given = config.similarity, config.similarity.features or config.model.features
+    has_backbone = bool(config.model.get("backbone", ""))
+    if given:
+        origin = made_from.digest_file(given)
+    elif has_backbone:
+        origin = this._features_digests["backbone"]
+    else:
+        convolutions = {k: v for k, v in this.initial_params.items() if k.startswith("conv")}
+        sizes = (config.dataset.image_size, config.model.input_size)
+        origin = features.fingerprint(convolutions, *sizes)
+    inputs = {
+        "features": origin,
+        "photos": this.photos_digest(np.arange(len(dataset.ids))),
+        "training photos": made_from.digest(dataset.train),
+        "crop_ratio": config.encode.crop_ratio,
+        "seed": config.seed,
+        "groups": [chosen.num_groups, chosen.num_nearest, chosen.regions],
+        "measures": not dataset.classes,
+    }
+
+    def make():
+        if chosen.features:
+            of_regions = features_file.load(given, dataset, config.encode.crop_ratio).regions
+        else:
+            of_regions = this.region_features
+        is_map = not given and not has_backbone
+        num_regions = regions.NUM_REGIONS if chosen.regions == "all" else 1
+        # Where in a map something is seen says little about what it is.
+        pool = functools.partial(models.mean_over_places, this.model) if is_map else np.asarray
+        vectors = neighbours.vectors(of_regions[:, :num_regions], pool)
+        settings = {"num_groups": chosen.num_groups, "num_nearest": chosen.num_nearest}
+        return neighbours.find(vectors, dataset, seed=config.seed, **settings)
+
+    found = neighbours.kept(this.workdir, inputs, make, not dataset.classes)
+    if not found.measures:
+        return dataclasses.replace(this, neighbours=found)
+    names = neighbours.class_names(found.groups.shape[1])
+    dataset = dataclasses.replace(dataset, classes=names, labels=found.groups)
+    audit = {**this.audit, **data.label_counts(dataset)}
+    return dataclasses.replace(this, neighbours=found, dataset=dataset, audit=audit)
 
 
 def reopen(workdir: Path, backbone: str | None = None) -> Run:

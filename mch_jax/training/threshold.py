@@ -40,7 +40,7 @@ def calibrate(
     """
     config = run.config
     tried = calibration.thresholds(config.encode.keep_threshold)
-    labels = run.dataset.labels[run.dataset.train]
+    labels = run.target_labels[run.dataset.train]
     trials = []
     for (out, encoded), variables in zip(folds, policies, strict=True):
         keep_prob = probabilities(config, encoded, variables)

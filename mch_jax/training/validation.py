@@ -88,6 +88,11 @@ RULES: Mapping[str, Rule] = {
     "dataset.image_size": _whole(1, MAX_SIDE),
     "dataset.settings": _MAPPING,
     "dataset.on_damaged": _one_of("refuse", "skip"),
+    "similarity.source": _one_of("labels", "neighbours"),
+    "similarity.features": _TEXT,
+    "similarity.regions": _one_of("all", "whole"),
+    "similarity.num_groups": _whole(1, MAX_WIDTH),
+    "similarity.num_nearest": _whole(1, MAX_WIDTH),
     "model.weights": _TEXT,
     "model.features": _TEXT,
     "model.backbone": _TEXT,
@@ -145,6 +150,16 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "base.num_views",
         lambda c: c.base.train_conv or c.method not in methods.OBJECTIVES or c.base.num_views > 0,
         "at least 1 where base.train_conv is False: the agent draws its regions from these views",
+    ),
+    (
+        "similarity.features",
+        lambda c: not c.similarity.features or c.similarity.source == "neighbours",
+        "empty where similarity.source is labels: only neighbours are found by features",
+    ),
+    (
+        "similarity.num_nearest",
+        lambda c: c.similarity.num_nearest <= c.similarity.num_groups,
+        "at most similarity.num_groups: a region belongs to the nearest of the groups",
     ),
     (
         "model.width",
