@@ -29,10 +29,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
     for field in _NOT_HASHED:
         *parents, leaf = field.split(".")
         functools.reduce(lambda node, name: node.get(name, {}), parents, plain).pop(leaf, None)
-    model = plain.get("model", {})
-    if isinstance(model, dict) and not model.get("backbone"):
+    if not plain.get("model", {}).get("backbone"):
         for leaf in ("backbone", "mean", "std"):  # no effect without one, and not in older configs
-            model.pop(leaf, None)
+            plain.get("model", {}).pop(leaf, None)
+    if plain.get("similarity", {}).get("source", "labels") == "labels":
+        plain.pop("similarity", None)  # the same of training with labels
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

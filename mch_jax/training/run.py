@@ -29,6 +29,7 @@ from mch_jax.training import (
     events,
     features,
     features_file,
+    fields,
     logs,
     neighbours,
     network,
@@ -43,8 +44,6 @@ _WITHOUT_EFFECT = {
     "cache_dir", "dataset.root", "dataset.on_damaged", "model.features", "model.weights",
     "model.backbone", "model.mean", "model.std", "tensorboard",
 }  # fmt: skip
-# Fields that configs of earlier versions lack, and that have no effect without a backbone.
-_OF_BACKBONE = ("model.backbone", "model.mean", "model.std")
 
 
 def default_workdir(config: Any) -> Path:
@@ -143,13 +142,13 @@ class Run:
     def training_inputs(self) -> dict[str, str]:
         """Digests of what the training learns from, by name (`files.made_from`)."""
         config, dataset = self.config, self.dataset
-        fields = {
+        chosen = {
             name: value
-            for name, value in _flat(self.resolved).items()
+            for name, value in fields.effective(self.resolved).items()
             if name not in _WITHOUT_EFFECT
         }
         found = {
-            "config": made_from.digest(json.dumps(fields, sort_keys=True)),
+            "config": made_from.digest(json.dumps(chosen, sort_keys=True)),
             "training photos": self.photos_digest(dataset.train),
             "labels of the training photos": self._target_digest(dataset.train),
         }
@@ -375,17 +374,7 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     resolved = _resolved(config)
     path = workdir / "config.json"
     if path.exists():
-        before = read_config(workdir)
-        old, new = _flat(before), _flat(resolved)
-        ignored = {"tensorboard"}
-        if not old.get("model.backbone") and not new.get("model.backbone"):
-            ignored |= set(_OF_BACKBONE)
-        for key in sorted((old.keys() | new.keys()) - ignored):
-            if old.get(key) != new.get(key):
-                raise ValueError(
-                    f"workdir {workdir} belongs to a run with {key} = {old.get(key)}, this one has "
-                    f"{new.get(key)}; use that value, or another workdir"
-                )
+        fields.check_same(read_config(workdir), resolved, workdir)
     dataset = read_dataset(config)
     if not dataset.classes and not neighbours.is_source(config):
         raise ValueError(
@@ -497,11 +486,3 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 def _resolved(config: Any) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        name = prefix + key
-        flat |= _flat(value, name + ".") if isinstance(value, Mapping) else {name: value}
-    return flat

@@ -1,0 +1,57 @@
+"""The fields of a resolved config by name, such as `base.num_epochs`, and which have an effect.
+
+A config of an earlier version lacks fields that were added since. Those are listed here with the
+value that means what every earlier version did, so that old runs resume and keep their digests.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Fields that switch a part on, their value where it is off, and what then has no effect.
+_SWITCHES = (
+    ("model.backbone", "", ("model.backbone", "model.mean", "model.std")),
+    ("similarity.source", "labels", ("similarity.",)),
+)
+# Further fields that old configs may lack.
+_ADDED = {"agent.calibrate": False, "agent.evidence_features": "", "agent.select": "each"}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a nested config by the names of their fields, joined by dots."""
+    found = {}
+    for key, value in tree.items():
+        name = prefix + key
+        found |= flat(value, name + ".") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values by field, without the fields of parts that are switched off."""
+    found = flat(config)
+    for switch, off, names in _SWITCHES:
+        if found.get(switch, off) == off:
+            found = {key: value for key, value in found.items() if not key.startswith(names)}
+    return found
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
+    """Checks that the config of a workdir's run is the present one.
+
+    Args:
+      before: Resolved config of the run, which may be of an earlier version.
+      now: Resolved config.
+      workdir: Directory of the run, for the error message.
+
+    Raises:
+      ValueError: A field differs, other than that of an additional log.
+    """
+    off = {switch: value for switch, value, _ in _SWITCHES}
+    old, new = (_ADDED | off | effective(config) for config in (before, now))
+    keys = (old.keys() | new.keys()) - {"tensorboard"}
+    for key in sorted(keys, key=lambda key: (key not in off, key)):
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"workdir {workdir} belongs to a run with {key} = {old.get(key)}, this one has "
+                f"{new.get(key)}; use that value, or another workdir"
+            )
