@@ -60,12 +60,12 @@ def plain_scan(index):
 def usearch_index(num_bits, codes):
     """Returns a usearch index of codes, or None if usearch is not installed."""
     try:
-        from usearch.index import Index, MetricKind, ScalarKind
+        from usearch import index as usearch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    index = Index(
-        ndim=num_bits, metric=MetricKind.Hamming, dtype=ScalarKind.B1, connectivity=16,
-        expansion_search=64,
+    index = usearch.Index(
+        ndim=num_bits, metric=usearch.MetricKind.Hamming, dtype=usearch.ScalarKind.B1,
+        connectivity=16, expansion_search=64,
     )  # fmt: skip
     index.add(np.arange(len(codes)), codes, threads=1)
     return index
@@ -158,7 +158,7 @@ def measure(kind, num_images, num_bits, graphs, k, repeats):
     for name, (search, seconds) in others(codes, most, graphs).items():
         calls[name], number[name] = lambda search=search: search(few), len(few)
         found = search(queries[:CHECKED])
-        answer = [distinct_distances(*pair, item, k) for pair in zip(*found, strict=True)]
+        answer = [distinct_distances(one, two, item, k) for one, two in zip(*found, strict=True)]
         rows.append({"engine": name, "build": seconds, "recall": recall(answer, truth)})
     spent = rounds(calls, repeats)
     for row in rows:
