@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mch_jax import groups
+from mch_jax import components
 from mch_jax.data import photos, sources
 from mch_jax.duplicates import fingerprints, pairs
 
@@ -173,7 +173,7 @@ def peer(
     names = sorted(answer["found"])
     row = {name: number for number, name in enumerate(names)}
     found = [(row[a], row[b]) for a, others in answer["found"].items() for b in others]
-    parts = groups.connected(np.array(found, np.int64).reshape(-1, 2), len(names))
+    parts = components.connected(np.array(found, np.int64).reshape(-1, 2), len(names))
     return [[names[i] for i in part] for part in parts], answer["seconds"]
 
 

@@ -134,9 +134,9 @@ def test_pairs_are_those_of_a_double_loop():
 def test_distances_of_a_group_are_to_its_first():
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 256, (3, 2, 8), np.uint8)
-    codes[1, 0] = codes[0, 1] ^ np.uint8([1, 0, 0, 0, 0, 0, 0, 0])
-    codes[2, 0] = codes[1, 0] ^ np.uint8([255, 1, 0, 0, 0, 0, 0, 0])
-    codes[2, 1] = codes[0, 0] ^ np.uint8([0, 0, 0, 0, 0, 0, 0, 127])
+    codes[1, 0] = codes[0, 1] ^ np.array([1, 0, 0, 0, 0, 0, 0, 0], np.uint8)
+    codes[2, 0] = codes[1, 0] ^ np.array([255, 1, 0, 0, 0, 0, 0, 0], np.uint8)
+    codes[2, 1] = codes[0, 0] ^ np.array([0, 0, 0, 0, 0, 0, 0, 127], np.uint8)
     blank = np.zeros((3, 32, 32), np.uint8)
     found = Fingerprints(np.arange(3), codes, blank, np.full((3, 2), 9, np.int32), {})
     groups = pairs.groups_of(found, fingerprints.perceptual_codes(), 9, verify=False)

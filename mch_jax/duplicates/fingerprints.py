@@ -227,7 +227,7 @@ def _gather(
 ) -> Fingerprints:
     """Returns the fingerprints by position, and removes the files that have none of them."""
     row = np.array([r for r in range(len(identities)) if r not in damaged], np.int64)
-    places = [known[identities[r]] for r in row]
+    places = [known[identities[int(r)]] for r in row]
     by_path: dict[Path, list[int]] = {}
     for position, (path, _) in enumerate(places):
         by_path.setdefault(path, []).append(position)
