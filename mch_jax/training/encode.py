@@ -192,7 +192,7 @@ def _encode_database(run: Run, encoder: Encoder) -> None:
     packed, keep_prob = _encode_rows(run, encoder.encode_regions, rows, "database")
     code_set = encoder.code_set(packed, keep_prob, dataset.sizes[rows])
     ids, labels, is_train = dataset.ids[rows], dataset.labels[rows], np.isin(rows, dataset.train)
-    rewards = {"reward": np.zeros(code_set.keep_prob.shape, np.float32)}
+    rewards: dict[str, Any] = {"reward": np.zeros(code_set.keep_prob.shape, np.float32)}
     if run.config.method in methods.OBJECTIVES:
         rewards = _rewards(run, code_set.packed, rows, is_train)
     with whole_file(directory / "regions.npz") as temporary:
