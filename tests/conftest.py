@@ -1,5 +1,6 @@
 """Setup of all tests: 8 CPU devices, strict broadcasting, checks of shapes, and fixtures."""
 
+import gc
 import os
 import pathlib
 
@@ -23,6 +24,19 @@ jaxtyping.install_import_hook(
     [f"mch_jax.{path.stem}" for path in _SOURCES if not path.stem.startswith(_UNCHECKED)],
     "beartype.beartype",
 )
+
+
+_MAPS = pathlib.Path("/proc/self/maps")  # on Linux
+_MOST_MAPS = 30_000  # Linux allows a process 65,530, and XLA crashes beyond
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_compiled_programs():
+    """Drops compiled programs between files of tests before they use up the memory maps."""
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
