@@ -117,7 +117,6 @@ ENCODERS = {
         small.encoder(), policy=None, policy_variables={}
     ),
     "closed form, 40 bits": closed_form,
-    "evidence": functools.partial(with_evidence, "each"),
     "set": functools.partial(with_evidence, "set"),
     "kernel head, evidence": functools.partial(with_evidence, "each", hidden=0, num_anchors=5),
 }
