@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mch_jax.files.codes_file import CodeFile
+from mch_jax.training import fields
 
 PACKAGES = ("mch_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 # The paths of files and additional logs change no result. What the photos contain is part of the
@@ -24,16 +25,11 @@ TOLERANCE = 1e-9  # for means of the same integers that were summed in another o
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Returns a hash of a resolved config without its paths, which change no result."""
-    plain = json.loads(json.dumps(config))
+    """Returns a hash of a resolved config without fields that change no result, such as paths."""
+    plain = json.loads(json.dumps(fields.with_effect(config)))
     for field in _NOT_HASHED:
         *parents, leaf = field.split(".")
         functools.reduce(lambda node, name: node.get(name, {}), parents, plain).pop(leaf, None)
-    if not plain.get("model", {}).get("backbone"):
-        for leaf in ("backbone", "mean", "std"):  # no effect without one, and not in older configs
-            plain.get("model", {}).pop(leaf, None)
-    if plain.get("similarity", {}).get("source", "labels") == "labels":
-        plain.pop("similarity", None)  # the same of training with labels
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

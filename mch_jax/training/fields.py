@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Fields that switch a part on, their value where it is off, and what then has no effect.
+# Fields that switch a part on: their section, name and value where it is off, and the fields of the
+# section that then have no effect; None for all of them.
 _SWITCHES = (
-    ("model.backbone", "", ("model.backbone", "model.mean", "model.std")),
-    ("similarity.source", "labels", ("similarity.",)),
+    ("model", "backbone", "", ("backbone", "mean", "std")),
+    ("similarity", "source", "labels", None),
 )
 # Further fields that old configs may lack.
 _ADDED = {"agent.calibrate": False, "agent.evidence_features": "", "agent.select": "each"}
@@ -26,13 +27,23 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def effective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values by field, without the fields of parts that are switched off."""
-    found = flat(config)
-    for switch, off, names in _SWITCHES:
-        if found.get(switch, off) == off:
-            found = {key: value for key, value in found.items() if not key.startswith(names)}
+def with_effect(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a resolved config without the fields of parts that are switched off."""
+    found = dict(config)
+    for section, switch, off, names in _SWITCHES:
+        fields = found.get(section, {})
+        if fields.get(switch, off) != off:
+            continue
+        if names is None:
+            found.pop(section, None)
+        elif section in found:
+            found[section] = {name: fields[name] for name in fields if name not in names}
     return found
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values by field of `with_effect`."""
+    return flat(with_effect(config))
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
@@ -46,7 +57,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path)
     Raises:
       ValueError: A field differs, other than that of an additional log.
     """
-    off = {switch: value for switch, value, _ in _SWITCHES}
+    off = {f"{section}.{switch}": value for section, switch, value, _ in _SWITCHES}
     old, new = (_ADDED | off | effective(config) for config in (before, now))
     keys = (old.keys() | new.keys()) - {"tensorboard"}
     for key in sorted(keys, key=lambda key: (key not in off, key)):
