@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from mch_jax import batched
 from mch_jax.codes import AnyArray
 
 NUM_TURNS = 20  # turns of k-means
@@ -73,6 +74,5 @@ def multi_hot(
         return jax.nn.one_hot(nearest, len(centres), dtype=jnp.uint8).max((1, 2))
 
     found = [np.zeros((0, len(centres)), np.uint8)]
-    for start in range(0, len(features), _IMAGES):
-        found.append(np.asarray(block(features[start : start + _IMAGES])))
+    found += [np.asarray(block(part)) for part in batched.split(features, _IMAGES)]
     return np.concatenate(found)
