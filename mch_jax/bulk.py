@@ -200,7 +200,7 @@ def prepare(photo: sources.Photo, side: int) -> Prepared:
     return Prepared(photos.resize(pixels, side), (width, height), "", status, digest)
 
 
-def _prefetch(
+def prefetch(
     pool: ThreadPoolExecutor, function: Callable[[_S], _T], items: Iterable[_S], count: int
 ) -> Iterator[_T]:
     """Yields `function(item)` in the items' order, and computes at most `count` of them ahead."""
@@ -228,7 +228,7 @@ def encode_shards(
     """
     with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode") as pool:
         wanted = itertools.chain.from_iterable(plan.shards[number] for number in numbers)
-        ready = _prefetch(
+        ready = prefetch(
             pool, lambda photo: prepare(photo, encoder.image_size), wanted, 3 * plan.batch_size
         )
         for number in numbers:

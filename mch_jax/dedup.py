@@ -32,6 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "threshold", None, "Largest distance in bits between codes of near-duplicates; by default "
         "12 of 64, and an eighth of an encoder's bits.", lower_bound=0, flag_values=values,
     )  # fmt: skip
+    command.define_backbone(values)
     flags.DEFINE_bool(
         "verify", True, "Compare the pixels of photos with near codes too.", flag_values=values
     )
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     _check_place(out, Path(options.images), fingerprints.FOLDER)
     found = sources.find(options.images)
     if options.run:
-        maker = fingerprints.encoder_codes(Path(options.run))
+        maker = fingerprints.encoder_codes(Path(options.run), options.backbone)
     else:
         maker = fingerprints.perceptual_codes()
     default = 12 if not options.run else maker.num_bits // 8

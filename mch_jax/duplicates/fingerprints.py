@@ -5,10 +5,9 @@ earlier calls are used again as long as the size and the times of the photo's fi
 that a folder in which some photos were added or removed takes little time.
 """
 
-import collections
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
-from mch_jax import batched, codes, perceptual
+from mch_jax import batched, bulk, codes, perceptual
 from mch_jax.data import photos, sources
 from mch_jax.encoder import FILE, Encoder
 from mch_jax.files import read_npz, schemas, whole_file
@@ -79,11 +78,12 @@ def perceptual_codes() -> Maker:
     )
 
 
-def encoder_codes(run: Path) -> Maker:
+def encoder_codes(run: Path, backbone: str | None = None) -> Maker:
     """Returns the maker of the codes that a run's encoder keeps.
 
     Args:
       run: Workdir of a finished run.
+      backbone: The run's backbone, as `Encoder.from_run` takes it.
 
     Raises:
       ValueError: The run has no encoder, or one that cannot encode photos.
@@ -94,7 +94,7 @@ def encoder_codes(run: Path) -> Maker:
         raise ValueError(
             f"{run / FILE}: {error.strerror}; expected the encoder of a finished run"
         ) from None
-    encoder = Encoder.from_run(run)
+    encoder = Encoder.from_run(run, backbone)
     num_bits = encoder.model.num_bits
 
     def encode(small: np.ndarray, sizes: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -164,19 +164,6 @@ def _write(path: Path, maker: Maker, good: Sequence[tuple[sources.Photo, _Prepar
         )
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, found: Sequence[sources.Photo], image_size: int, count: int
-) -> Iterator[_Prepared]:
-    """Yields the photos, read in threads, at most `count` of them ahead."""
-    waiting = collections.deque()
-    for photo in found:
-        waiting.append(pool.submit(_prepare, photo, image_size))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def make(found: Sequence[sources.Photo], directory: Path, maker: Maker) -> Fingerprints:
     """Returns the fingerprints of photos, and keeps them in a directory.
 
@@ -200,7 +187,9 @@ def make(found: Sequence[sources.Photo], directory: Path, maker: Maker) -> Finge
     number = int(paths[-1].stem) + 1 if paths else 0
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
         wanted = [found[row] for row in pending]
-        ready = _ahead(pool, wanted, maker.image_size, 2 * _BATCH)
+        ready = bulk.prefetch(
+            pool, lambda photo: _prepare(photo, maker.image_size), wanted, 2 * _BATCH
+        )
         shown = logs.progress(ready, len(found), "photos", len(found) - len(pending))
         good: list[tuple[sources.Photo, _Prepared]] = []
         for row, one in zip(pending, shown, strict=True):

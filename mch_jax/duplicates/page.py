@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mch_jax.data import sources
+from mch_jax.data import decode, sources
 from mch_jax.duplicates.pairs import Member
 from mch_jax.files import whole_file
 from mch_jax.files.text import printable
@@ -39,7 +39,7 @@ def _thumbnail(folder: Path, photo: sources.Photo) -> tuple[str, int]:
         data = sources.content(photo)
         name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.jpg"
         if not (folder / name).exists():
-            image = Image.fromarray(sources.decode(photo))
+            image = Image.fromarray(decode(data, photo.id))
             image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
             with whole_file(folder / name) as temporary:
                 image.save(temporary, "JPEG", quality=85)
