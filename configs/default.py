@@ -13,7 +13,7 @@ SETTINGS = (
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seeds everything random in a run
-    config.method = "dch"  # lsh itq ksh hashnet adsh dch mmhh orthohash hyp2 csq dpn talr
+    config.method = "dch"  # lsh itq ksh hashnet adsh dch mmhh orthohash hyp2 csq dpn talr dphn
     config.objective = ConfigDict()  # settings of the method; None takes the method's own default
     for setting in SETTINGS:
         config.objective[setting] = placeholder(float)
@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     config.dataset.on_damaged = "refuse"  # or skip: what to do with photos that cannot be decoded
 
     config.similarity = ConfigDict()
-    config.similarity.source = "labels"  # or neighbours: train without labels (docs/own-photos.md)
+    config.similarity.source = "labels"  # or neighbours, pairs, triplets (docs/own-photos.md)
+    config.similarity.threshold = 0.5  # score in pairs.csv from which two photos are similar
     config.similarity.features = ""  # file of features to find neighbours by; empty: the model's
     config.similarity.regions = "all"  # or whole: which regions of a photo have neighbours
     config.similarity.num_groups = 64  # number of groups of neighbours

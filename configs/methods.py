@@ -107,3 +107,10 @@ def talr(config: ConfigDict) -> ConfigDict:
     return _changed(
         config, "talr", num_epochs=50, batch_size=256, learning_rate=2e-4, hash_rate=100.0
     )
+
+
+def dphn(config: ConfigDict) -> ConfigDict:
+    """TALR's settings, since the paper's are not at hand; the reward is the same measure."""
+    return _changed(
+        config, "dphn", num_epochs=50, batch_size=256, learning_rate=2e-4, hash_rate=100.0
+    )

@@ -22,7 +22,14 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 DATASETS = ("scenes", "coco18", "coco", "nuswide", "mirflickr", "folder")
 METHODS = tuple(methods.METHODS)
 FILES = sorted(FOLDER.glob("*_*.py"))
-NEW = ("orthohash", "hyp2", "csq", "dpn", "talr")  # methods that have not been measured on coco18
+NEW = (
+    "orthohash",
+    "hyp2",
+    "csq",
+    "dpn",
+    "talr",
+    "dphn",
+)  # methods that have not been measured on coco18
 
 
 def load(path):

@@ -187,7 +187,7 @@ def test_more_groups_than_regions_are_refused(tmp_path):
         ({"regions": "some"}, "similarity.regions is 'some', expected one of all, whole"),
         ({"num_groups": 0}, "similarity.num_groups is 0, expected a whole number from 1"),
         ({"num_groups": 4, "num_nearest": 5}, "num_nearest is 5, expected at most similarity.num"),
-        ({"features": "a.npz"}, "similarity.features is 'a.npz', expected empty where"),
+        ({"features": "a.npz"}, "similarity.features is 'a.npz', expected empty unless"),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -198,8 +198,8 @@ def test_wrong_settings(changes, message):
 
 
 def test_configs_of_earlier_versions_use_labels():
-    assert not neighbours.is_source({"method": "dch"})
-    assert neighbours.is_source({"similarity": {"source": "neighbours"}})
+    assert neighbours.source({"method": "dch"}) == "labels"
+    assert neighbours.source({"similarity": {"source": "neighbours"}}) == "neighbours"
 
 
 def test_the_command_answers_with_one_line(tmp_path):

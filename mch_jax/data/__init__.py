@@ -3,6 +3,7 @@
   dataset: `Dataset`: names, labels, three splits, and a function that decodes a photo.
   readers, literature: Readers of the built-in scenes, coco18, folders, and published data sets.
   label_files, split_lists: Readers of the text files with labels and splits.
+  similar_pairs: Readers of the text files with pairs and triplets of similar photos.
   splits: Random splits.
   archives, photos, sources: Photos in folders, tars and zips, and their decoding.
   audits: Checks that every data set passes before a run.

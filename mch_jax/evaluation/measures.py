@@ -126,7 +126,7 @@ CHOICES = (
     Choice("oracle_ap", "Oracle of AP", "regions that raise the training photos’ average "
            "precision by the true labels, chosen greedily", True),
     Choice("oracle_neighbours", "Oracle of neighbours", "regions with a positive reward by the "
-           "neighbours that training saw", True),
+           "neighbours or pairs that training saw", True),
 )  # fmt: skip
 
 ORACLES = {"oracle": "the oracle", "oracle_ap": "the AP oracle"}  # controls with true labels
@@ -177,9 +177,16 @@ def similarity_note(results: Mapping[str, Any]) -> list[str]:
     """Returns sentences on a run without labels in training; none for other runs."""
     if "similarity" not in results:
         return []
-    training = "Training saw no labels: two photos are similar if regions of them are neighbours."
-    if results["similarity"]["measures"] == "labels":
+    source, measures = results["similarity"]["training"], results["similarity"]["measures"]
+    if source == "neighbours":
+        training = "two photos are similar if regions of them are neighbours."
+    else:
+        training = f"two photos are similar if {source}.csv says so."
+    training = f"Training saw no labels: {training}"
+    if measures == "labels":
         return [training, "Labels only measure."]
+    if source != "neighbours":
+        return [training, "Relevant in every measure are these pairs as well."]
     return [
         training,
         "Relevant in every measure are these neighbours as well, because there are no labels: the "

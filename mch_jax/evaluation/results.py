@@ -43,9 +43,10 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     base = controls.base_codes(database)
     counts = evaluate.histogram(query, base)
     similarity = {}
-    if neighbours.is_source(config):
-        measures_by = "neighbours" if neighbours.read(workdir).measures else "labels"
-        similarity = {"similarity": {"training": "neighbours", "measures": measures_by}}
+    source = neighbours.source(config)
+    if source != "labels":
+        measures_by = source if neighbours.read(workdir).measures else "labels"
+        similarity = {"similarity": {"training": source, "measures": measures_by}}
     results = {
         "dataset": {
             "queries": len(query.ids),

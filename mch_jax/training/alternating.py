@@ -81,7 +81,7 @@ def train(
     rows = np.zeros(len(run.dataset.train), np.int32)  # row of each position in the free codes
     rows[positions] = np.arange(len(positions))
     rows = jnp.asarray(rows)
-    sample_size = min(len(positions), max(plan.sample_size, config.batch_size))
+    sample_size = min(len(positions), max(plan.sample_size or len(positions), config.batch_size))
     per_turn = plan.num_epochs * (sample_size // config.batch_size)
     num_turns = max(num_steps // per_turn, 1)
 
@@ -89,8 +89,9 @@ def train(
         encoding = models.encode(run.model, params, batch, keys if config.dropout else None)
         relaxed = run.objective.relax(encoding.logits, progress)
         similar = pairs.similarity(batch["labels"], labels)
+        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # dropout has `keys`
         loss = plan.loss(
-            relaxed, rows[batch["position"]], similar, shared["codes"], shared["target"]
+            relaxed, rows[batch["position"]], similar, shared["codes"], shared["target"], own_keys
         )
         return base_step.with_label_loss(
             loss, {"loss": loss}, params, encoding.features, batch["labels"],

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 # Fields that switch a part on: their section, name and value where it is off, and the fields of the
-# section that then have no effect; None for all of them.
+# section that then have no effect; None for all of them. The last entry of a switch has the value
+# of configs that lack it.
 _SWITCHES = (
     ("model", "backbone", "", ("backbone", "mean", "std")),
+    ("similarity", "source", "neighbours", ("threshold",)),
     ("similarity", "source", "labels", None),
 )
 # Further fields that old configs may lack.

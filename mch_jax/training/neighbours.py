@@ -29,7 +29,7 @@ _PHOTOS = 256  # photos whose features are read at a time
 
 
 class Neighbours(NamedTuple):
-    """The groups of photos that take the place of labels in training.
+    """The groups of photos that take the place of labels in training, of neighbours or given pairs.
 
     Attributes:
       groups: Groups of every photo of the data set, multi-hot.
@@ -42,13 +42,13 @@ class Neighbours(NamedTuple):
     measures: bool
 
 
-def is_source(config: Any) -> bool:
-    """Returns True if the similarity in training comes from neighbours instead of labels.
+def source(config: Any) -> str:
+    """Returns where the similarity in training comes from: `labels`, `neighbours` or given pairs.
 
     Args:
       config: A ConfigDict, or the resolved config of a run, which may be of an earlier version.
     """
-    return dict(config.get("similarity", {})).get("source", "labels") == "neighbours"
+    return dict(config.get("similarity", {})).get("source", "labels")
 
 
 def class_names(num_groups: int) -> tuple[str, ...]:

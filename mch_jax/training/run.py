@@ -30,6 +30,7 @@ from mch_jax.training import (
     features,
     features_file,
     fields,
+    given_pairs,
     logs,
     neighbours,
     network,
@@ -376,7 +377,8 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     if path.exists():
         fields.check_same(read_config(workdir), resolved, workdir)
     dataset = read_dataset(config)
-    if not dataset.classes and not neighbours.is_source(config):
+    source = neighbours.source(config)
+    if not dataset.classes and source == "labels":
         raise ValueError(
             f"{dataset.name}: the photos have no labels, which config.similarity.source = labels "
             "needs; add labels.csv, or set --config.similarity.source=neighbours"
@@ -384,14 +386,18 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
     write_json(path, resolved)
     this = Run(config, workdir, dataset, counts)
-    return _with_neighbours(this) if neighbours.is_source(config) else this
+    if source == "labels":
+        return this
+    if source == "neighbours":
+        found, dataset = _neighbours(this)
+    else:
+        found, dataset = given_pairs.find(config, workdir, dataset)
+    audit = {**counts, **data.label_counts(dataset)} if found.measures else counts
+    return dataclasses.replace(this, neighbours=found, dataset=dataset, audit=audit)
 
 
-def _with_neighbours(this: Run) -> Run:
-    """Returns a run whose training takes the groups of neighbours for labels.
-
-    Photos without labels also get them as labels to measure by.
-    """
+def _neighbours(this: Run) -> tuple[Neighbours, data.Dataset]:
+    """Returns the groups of neighbours, and the data set, with them as labels if it has none."""
     config, dataset = this.config, this.dataset
     chosen, given = config.similarity, config.similarity.features or config.model.features
     has_backbone = bool(config.model.get("backbone", ""))
@@ -427,12 +433,10 @@ def _with_neighbours(this: Run) -> Run:
         return neighbours.find(vectors, dataset, seed=config.seed, **settings)
 
     found = neighbours.kept(this.workdir, inputs, make, not dataset.classes)
-    if not found.measures:
-        return dataclasses.replace(this, neighbours=found)
-    names = neighbours.class_names(found.groups.shape[1])
-    dataset = dataclasses.replace(dataset, classes=names, labels=found.groups)
-    audit = {**this.audit, **data.label_counts(dataset)}
-    return dataclasses.replace(this, neighbours=found, dataset=dataset, audit=audit)
+    if found.measures:
+        names = neighbours.class_names(found.groups.shape[1])
+        dataset = dataclasses.replace(dataset, classes=names, labels=found.groups)
+    return found, dataset
 
 
 def reopen(workdir: Path, backbone: str | None = None) -> Run:

@@ -88,7 +88,8 @@ RULES: Mapping[str, Rule] = {
     "dataset.image_size": _whole(1, MAX_SIDE),
     "dataset.settings": _MAPPING,
     "dataset.on_damaged": _one_of("refuse", "skip"),
-    "similarity.source": _one_of("labels", "neighbours"),
+    "similarity.source": _one_of("labels", "neighbours", "pairs", "triplets"),
+    "similarity.threshold": _NUMBER,
     "similarity.features": _TEXT,
     "similarity.regions": _one_of("all", "whole"),
     "similarity.num_groups": _whole(1, MAX_WIDTH),
@@ -154,7 +155,7 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "similarity.features",
         lambda c: not c.similarity.features or c.similarity.source == "neighbours",
-        "empty where similarity.source is labels: only neighbours are found by features",
+        "empty unless similarity.source is neighbours: only neighbours are found by features",
     ),
     (
         "similarity.num_nearest",
