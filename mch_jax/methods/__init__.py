@@ -10,7 +10,21 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mch_jax.methods import adsh, csq, dch, dpn, hashnet, hyp2, itq, ksh, lsh, mmhh, orthohash, talr
+from mch_jax.methods import (
+    adsh,
+    csq,
+    dch,
+    dphn,
+    dpn,
+    hashnet,
+    hyp2,
+    itq,
+    ksh,
+    lsh,
+    mmhh,
+    orthohash,
+    talr,
+)
 from mch_jax.methods.base import Method, Objective
 
 # In the order of the paper's Table 2, followed by methods that are not in it.
@@ -27,6 +41,7 @@ METHODS: dict[str, Method] = {
     "csq": Method(csq.csq),
     "dpn": Method(dpn.dpn),
     "talr": Method(talr.talr),
+    "dphn": Method(dphn.dphn, alternating=dphn.alternating),
 }
 
 # The methods that have a pair loss, hence a reward and an agent.

@@ -45,7 +45,8 @@ def alternating(*, sample: int = 2000, epochs: int = 3, gamma: float = 200.0) ->
       gamma: Weight of the quantization loss.
     """
 
-    def loss(relaxed, rows, similar, codes, dissimilar):
+    def loss(relaxed, rows, similar, codes, dissimilar, keys):
+        del keys
         target = soft_similarity(similar, dissimilar)
         return train_loss(relaxed, codes[rows], codes, target, gamma=gamma)
 

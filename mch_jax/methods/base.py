@@ -69,19 +69,20 @@ class Alternating(NamedTuple):
     stands for what `make_target` returned for the turn's sample.
 
     Attributes:
-      sample_size: Number of images in a sample; at most the training set, at least a batch.
+      sample_size: Number of images in a sample; at most the training set, at least a batch. None
+        for the whole training set.
       num_epochs: Number of epochs over the sample in each turn.
       make_target: (similarity [m n] of the sample to the training set) -> target of the turn.
       loss: (relaxed codes [b q], rows [b] of the batch in the training set, similarity [b n], free
-        codes [n q], target) -> loss of the batch.
+        codes [n q], target, random keys [b]) -> loss of the batch.
       update: (free codes [n q], relaxed codes [m q] of the sample, rows [m], similarity [m n],
         target) -> free codes [n q]. The free codes are zero before the first update.
     """
 
-    sample_size: int
+    sample_size: int | None
     num_epochs: int
     make_target: Callable[[Array], Array]
-    loss: Callable[[Array, Array, Array, Array, Array], Array]
+    loss: Callable[[Array, Array, Array, Array, Array, Array], Array]
     update: Callable[[Array, Array, Array, Array, Array], Array]
 
 
