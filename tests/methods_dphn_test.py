@@ -23,12 +23,12 @@ def plain_reward(code: np.ndarray, row: int, similar: np.ndarray, codes: np.ndar
 
 def test_rewards_are_average_precisions():
     rng = np.random.default_rng(0)
-    codes, drawn = (rng.choice(np.float32([-1, 1]), s) for s in ((20, 6), (4, 3, 6)))
+    codes, drawn = (rng.choice(np.array([-1, 1], np.float32), s) for s in ((20, 6), (4, 3, 6)))
     similar, rows = rng.random((4, 20)) < 0.3, np.array([3, 0, 19, 7])
     similar[2] = False
     found = dphn.rewards(*map(jnp.asarray, (drawn, rows, similar, codes)))
     expected = [
-        [plain_reward(c, *x, codes) for c in d] for d, *x in zip(drawn, rows, similar, strict=True)
+        [plain_reward(code, rows[i], similar[i], codes) for code in drawn[i]] for i in range(4)
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert not found[2].any()
@@ -57,7 +57,9 @@ def test_a_turn_copies_the_codes_of_the_network():
     plan = dphn.alternating()
     assert plan.sample_size is None
     relaxed = jnp.array([[0.2, -0.9], [-0.1, 0.0]])
-    found = plan.update(jnp.zeros((2, 2)), relaxed, jnp.array([1, 0]), None, None)
+    found = plan.update(
+        jnp.zeros((2, 2)), relaxed, jnp.array([1, 0]), jnp.zeros((2, 2)), jnp.zeros(())
+    )
     np.testing.assert_array_equal(found, [[-1, 1], [1, -1]])
     with pytest.raises(ValueError, match="draws is 1, expected at least 2"):
         dphn.alternating(draws=1)
