@@ -111,6 +111,10 @@ def talr(config: ConfigDict) -> ConfigDict:
 
 def dphn(config: ConfigDict) -> ConfigDict:
     """TALR's settings, since the paper's are not at hand; the reward is the same measure."""
-    return _changed(
+    config = _changed(
         config, "dphn", num_epochs=50, batch_size=256, learning_rate=2e-4, hash_rate=100.0
     )
+    config.base.dphn_epochs = 1  # epochs between two copies of the network
+    config.base.dphn_draws = 4  # codes drawn for a photo in each step
+    config.base.dphn_entropy = 0.01  # weight of their entropy
+    return config

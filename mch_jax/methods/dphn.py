@@ -9,8 +9,8 @@ a turn. The policy gradient of the mean reward is that of
     -1/m sum_s (R(b_s) - baseline_s) sum_k log P(b_sk)
 
 over m codes of the photo, as in REINFORCE. The paper's text was not at hand, only its abstract. The
-baseline is therefore a choice: the mean reward of the photo's other m - 1 codes, which leaves the
-gradient unbiased. Where codes are at equal distance, the average precision is the tie-aware one of
+baseline is therefore a choice, the mean reward of the photo's other m - 1 codes, which leaves the
+gradient unbiased, and so is the weight of the codes' entropy. Where codes are at equal distance, the average precision is the tie-aware one of
 `methods.talr`. The paper's recipe of the agent needs a loss of two photos; as the measure is the
 same, it is that of `methods.talr`.
 """
@@ -36,12 +36,14 @@ def dphn(num_bits: int) -> Objective:
     return talr.talr(num_bits)._replace(relax=relax, batch_loss=None)
 
 
-def alternating(*, epochs: int = 1, draws: int = 4) -> Alternating:
+def alternating(*, epochs: int = 1, draws: int = 4, entropy: float = 0.01) -> Alternating:
     """Returns DPHN's training.
 
     Args:
       epochs: Number of epochs between two copies of the network.
       draws: Number of codes drawn for a photo in each step, at least 2.
+      entropy: Weight of the mean entropy of a photo's code in nats, which is maximised. Without it
+        the bits become certain within a few hundred steps, and nothing is learned any more.
 
     Raises:
       ValueError: `draws` is below 2, so that there is no baseline.
@@ -56,7 +58,8 @@ def alternating(*, epochs: int = 1, draws: int = 4) -> Alternating:
             keys, jax.lax.stop_gradient(probability)
         )
         reward = rewards(jnp.where(drawn, 1.0, -1.0), rows, similar, codes)
-        return policy_loss(probability, drawn, reward)
+        uncertainty = jax.scipy.special.entr(probability) + jax.scipy.special.entr(1 - probability)
+        return policy_loss(probability, drawn, reward) - entropy * jnp.mean(uncertainty.sum(-1))
 
     def update(codes, relaxed, rows, similar, target):
         del similar, target
