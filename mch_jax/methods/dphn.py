@@ -10,9 +10,9 @@ a turn. The policy gradient of the mean reward is that of
 
 over m codes of the photo, as in REINFORCE. The paper's text was not at hand, only its abstract. The
 baseline is therefore a choice, the mean reward of the photo's other m - 1 codes, which leaves the
-gradient unbiased, and so is the weight of the codes' entropy. Where codes are at equal distance, the average precision is the tie-aware one of
-`methods.talr`. The paper's recipe of the agent needs a loss of two photos; as the measure is the
-same, it is that of `methods.talr`.
+gradient unbiased, and so is the weight of the codes' entropy. Where codes are at equal distance,
+the average precision is the tie-aware one of `methods.talr`. The paper's recipe of the agent needs
+a loss of two photos; as the measure is the same, it is that of `methods.talr`.
 """
 
 import jax
