@@ -12,6 +12,7 @@ from typing import Any
 # section that then have no effect; None for all of them.
 _SWITCHES = (
     ("model", "backbone", "", ("backbone", "mean", "std")),
+    ("model", "conv_dtype", "float32", ("conv_dtype",)),
     ("similarity", "source", "labels", None),
 )
 # Further fields that old configs may lack.
