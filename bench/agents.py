@@ -150,12 +150,12 @@ def agent_setup(train_conv, batch_size, num_train):
         packed, packed[::-1].copy(), labels.packed[:batch_size], train_set["packed"][0],
         train_set["labels"][0], train_set["count"][0],
     )  # fmt: skip
-    policy_step = stepping(parallel.over_devices(update, (None, 0, 0, 0), 1), state)
+    policy_step = stepping(jax.jit(update, donate_argnums=0), state)
     policy_inputs = jax.device_put(
         (
-            np.zeros((1, batch_size, agent_state.width(HIDDEN, NUM_BITS)), np.float32),
-            np.ones((1, batch_size), np.float32),
-            jax.random.split(key, (1, batch_size)),
+            np.zeros((batch_size, agent_state.width(HIDDEN, NUM_BITS)), np.float32),
+            np.ones(batch_size, np.float32),
+            jax.random.split(key, batch_size),
         )
     )
     parts = {

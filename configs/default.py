@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.model.weights = ""  # AlexNet (.pth, .safetensors, .npz), or lpips: conv1-conv5 only
     config.model.input_size = 224  # side of the network's input in pixels
     config.model.width = 1.0  # multiplies the channels of conv1-conv5
+    config.model.conv_dtype = "float32"  # or bfloat16, in which the convolutions then compute
     config.model.hidden = 4096  # width of fc6 and fc7; 0 leaves both out
     config.model.features = ""  # file of features to replace the convolutions (docs/backbones.md)
     config.model.backbone = ""  # network to replace them: package.module:function or net.onnx

@@ -1,7 +1,8 @@
 """Compiles the project's programs for accelerators that this machine does not have.
 
 The real compilers run without a device: XLA for TPU from `libtpu`, XLA for CUDA from the plugin of
-JAX. The result is a JSON list with a row for each program and target. Nothing is executed.
+JAX. The result is a JSON list with a row for each program and target. Nothing is executed. If the
+file of the result exists, its rows of other programs and targets are kept.
 
     python -m pip install -e '.[aot]'
     python launch/aot_check.py --targets=v5e-4,h100-4 --out=aot.json
@@ -9,6 +10,7 @@ JAX. The result is a JSON list with a row for each program and target. Nothing i
 
 import argparse
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,15 +18,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aot_programs import PROGRAMS, training_bytes
+
 from mch_jax.files import whole
 
-NUM_TRAIN, NUM_ITEMS, NUM_QUERIES = 10_000, 117_218, 5_000
-BATCH, NUM_BITS, NUM_CLASSES = 256, 64, 80
-SIMILAR_FRACTION = 0.35  # about that of COCO; a constant of the programs
 COLLECTIVES = (
     "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
     "reduce-scatter",
@@ -62,239 +63,6 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def settings() -> Any:
-    """Returns the default config with the sizes of this check."""
-    from configs import default
-
-    config: Any = default.get_config()
-    config.num_bits, config.base.batch_size, config.agent.batch_size = NUM_BITS, BATCH, BATCH
-    return config
-
-
-def array(shape: tuple[int, ...], dtype: Any = "float32") -> Any:
-    """Returns an abstract array."""
-    import jax
-
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def key() -> Any:
-    """Returns an abstract random key."""
-    import jax
-
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def network() -> tuple[Any, Any]:
-    """Returns AlexNet with its abstract parameters."""
-    import jax
-
-    from mch_jax.models import AlexNet
-
-    model = AlexNet(NUM_BITS)
-    made = jax.eval_shape(model.init, key(), array((1, 224, 224, 3)))
-    return model, made["params"]
-
-
-def inputs(cached: bool, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Returns abstract photos, or their convolutional features."""
-    if cached:
-        return {"conv": array((*shape, 9216), "float16")}
-    return {"image": array((*shape, 256, 256, 3), "uint8")}
-
-
-def labels(*shape: int) -> Any:
-    """Returns abstract packed labels."""
-    return array((*shape, -(-NUM_CLASSES // 32)), "uint32")
-
-
-def words(*shape: int) -> Any:
-    """Returns abstract packed codes."""
-    return array((*shape, NUM_BITS // 32), "uint32")
-
-
-def base_step(devices: Any, cached: bool = False) -> Any:
-    """Lowers a training step of DCH on photos, or on features of fixed convolutions."""
-    import jax
-
-    from mch_jax import methods, models
-    from mch_jax.training import base, base_step, parallel
-
-    config, num_steps, n = settings(), 1000, len(devices)
-    model, params = network()
-    params = models.without_convolutions(params) if cached else params
-    tx = base.optimizer(config.base, num_steps)
-    loss_fn = functools.partial(
-        base_step.objective_loss, model=model, objective=methods.objective("dch", NUM_BITS),
-        similar_fraction=SIMILAR_FRACTION, num_classes=NUM_CLASSES, dropout=True, label_weight=0.0,
-    )  # fmt: skip
-    step = functools.partial(
-        base_step.train_step, loss_fn=loss_fn, prepare=base.preparation(config), tx=tx,
-        num_steps=num_steps,
-    )  # fmt: skip
-    state = jax.eval_shape(lambda p: base_step.initial_state(p, tx), params)
-    each = (n, BATCH // n)
-    batch = {**inputs(cached, each), "labels": labels(*each)}
-    over = parallel.mapped_over(step, (None, 0, None, None), devices)
-    return over.lower(state, batch, key(), {})
-
-
-def train_set(n: int) -> dict[str, Any]:
-    """Returns the abstract training set, split over n devices, as `paper.shared_train_set` does."""
-    part = -(-NUM_TRAIN // n)
-    packed, packed_labels = words(1).shape[-1], labels(1).shape[-1]
-    return {
-        "packed": array((n, packed, part), "uint32"),
-        "labels": array((n, packed_labels, part), "uint32"),
-        "count": array((n, part), "int32"),
-    }
-
-
-def encodings(n: int) -> Any:
-    """Returns abstract encodings of a batch, split over n devices."""
-    from mch_jax.codes import Encoding
-
-    each = (n, BATCH // n)
-    return Encoding(array((*each, 4096)), array((*each, NUM_BITS)), array((*each, 0)))
-
-
-def loss_table() -> Any:
-    """Returns the loss at each distance."""
-    from mch_jax import methods
-    from mch_jax.training import paper
-
-    return paper.loss_table(methods.objective("dch", NUM_BITS), NUM_BITS, SIMILAR_FRACTION)
-
-
-def agent_step(devices: Any, cached: bool = False) -> Any:
-    """Lowers a training step of the agent by the paper's recipe."""
-    import jax
-
-    from mch_jax import models
-    from mch_jax.agent import state as agent_state
-    from mch_jax.training import paper, parallel, policy
-
-    config, n = settings(), len(devices)
-    model, params = network()
-    params = models.without_convolutions(params) if cached else params
-    tx = policy.optimizer(config)
-    step = functools.partial(
-        paper.train_step, model=model, crop_ratio=config.encode.crop_ratio, input_size=224,
-        loss_table=loss_table(), num_train=NUM_TRAIN, update=policy.update(config, tx),
-    )  # fmt: skip
-    width = agent_state.width(4096, NUM_BITS)
-    state = jax.eval_shape(lambda: policy.initial_state(config, width, tx))
-    each = (n, BATCH // n)
-    batch = {**inputs(cached, each), **encodings(n)._asdict(), "labels": labels(*each)}
-    over = parallel.mapped_over(step, (None, 0, 0, None, None), devices)
-    return over.lower(state, batch, train_set(n), params, key())
-
-
-def cross_fit_step(devices: Any) -> Any:
-    """Lowers a training step of the agent by the cross-fitted recipe."""
-    import jax
-
-    from mch_jax.agent import evidence
-    from mch_jax.training import cross_fit, parallel, policy
-
-    config, n, width = settings(), len(devices), len(evidence.NAMES)
-    tx = policy.optimizer(config)
-    step = functools.partial(cross_fit.train_step, update=policy.update(config, tx))
-    state = jax.eval_shape(lambda: policy.initial_state(config, width, tx))
-    each = (n, BATCH // n)
-    batch = {"state": array((*each, width)), "reward": array(each)}
-    return parallel.mapped_over(step, (None, 0, None), devices).lower(state, batch, key())
-
-
-def reward(devices: Any) -> Any:
-    """Lowers the rewards of a batch against the training set on all devices (Eq. 6)."""
-    import jax
-
-    from mch_jax.training import paper, parallel
-
-    n, table = len(devices), loss_table()
-
-    def rewards(image, region, batch_labels, shared):
-        own = paper.sharded_rewards(image, region, batch_labels, shared, table, NUM_TRAIN, NUM_BITS)
-        return jax.lax.all_gather(own, parallel.AXIS, tiled=True)
-
-    over = parallel.mapped_over(rewards, (0, 0, 0, 0), devices, ())
-    return over.lower(encodings(n), encodings(n), labels(n, BATCH // n), train_set(n))
-
-
-def on_one(function: Any, devices: Any, *arguments: Any, **static: Any) -> Any:
-    """Lowers a jitted function of abstract arrays on the first device."""
-    import jax
-    import numpy as np
-
-    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("one",))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
-    )
-    return function.lower(*placed, **static)
-
-
-def encoder(devices: Any) -> Any:
-    """Lowers the encoding of six regions of a batch of photos, with the policy."""
-    import jax
-
-    from mch_jax.agent import state as agent_state
-    from mch_jax.encoder import Encoder
-    from mch_jax.training import policy
-
-    config = settings()
-    model, params = network()
-    actor, width = policy.network(config), agent_state.width(4096, NUM_BITS)
-    variables = dict(jax.eval_shape(actor.init, key(), array((1, width))))
-    made = Encoder(model, params, actor, variables, 0.5, 0.5, 256, 224)
-    images = inputs(False, (BATCH,))["image"]
-    return on_one(made._encode, devices, params, variables, images, num_regions=6)
-
-
-def evaluator(devices: Any) -> Any:
-    """Lowers the histograms of COCO's queries against its database, with six codes per photo."""
-    from mch_jax import histograms
-
-    lw = labels(1).shape[-1]
-    return on_one(
-        histograms._device_histogram, devices, words(NUM_QUERIES),
-        array((6, NUM_BITS // 32, NUM_ITEMS), "uint32"), labels(NUM_QUERIES),
-        array((lw, NUM_ITEMS), "uint32"), num_bits=NUM_BITS,
-    )  # fmt: skip
-
-
-def evidence(devices: Any) -> Any:
-    """Lowers the evidence of a batch of photos against the training set."""
-    from mch_jax.agent import evidence
-
-    reference = evidence.Reference(
-        words(NUM_TRAIN), array((NUM_TRAIN, NUM_CLASSES), "uint8"),
-        array((NUM_TRAIN, 2, NUM_BITS + 1)),
-    )  # fmt: skip
-    width = evidence.POSTERIOR_WIDTH
-    calibration = {
-        "shared": array((width,)), "own": array((NUM_CLASSES, width)), "bias": array((NUM_CLASSES,))
-    }  # fmt: skip
-    return on_one(
-        evidence.states, devices, words(BATCH, 6), array((BATCH, 6, NUM_BITS)),
-        array((BATCH, 6, NUM_CLASSES)), calibration, reference,
-    )  # fmt: skip
-
-
-PROGRAMS = {
-    "reward": reward,
-    "evidence": evidence,
-    "evaluator": evaluator,
-    "agent_step_cached": functools.partial(agent_step, cached=True),
-    "cross_fit_step": cross_fit_step,
-    "agent_step": agent_step,
-    "encoder": encoder,
-    "base_step_cached": functools.partial(base_step, cached=True),
-    "base_step": base_step,
-}
-
-
 def missing(target: str) -> str | None:
     """Returns the name of the first package that a target needs and that is not installed."""
     for module, package in PACKAGES[TARGETS[target][0]].items():
@@ -324,6 +92,37 @@ def count(text: str, names: Iterable[str]) -> dict[str, int]:
     return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", text)) for name in names}
 
 
+def moved_arrays(text: str) -> list[dict[str, Any]]:
+    """Returns what each collective of a compiled program moves.
+
+    Each has its `name`, the `arrays` of its result, their `bytes` on one device, and the `source`,
+    the operation of the program that it stems from, or None for one that the compiler put together.
+    """
+    found = []
+    names = "|".join(COLLECTIVES)
+    for line in text.splitlines():
+        match = re.search(rf" = (.*?[)}}\]]) ({names})(-start)?\(", line)
+        if not match:
+            continue
+        result, name, starts = match.groups()
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        if starts and name != "all-reduce":  # the operands come first, then the results
+            arrays = arrays[len(arrays) // 2 :]
+        size = sum(
+            int(re.sub(r"\D", "", dtype) or 8) // 8
+            * functools.reduce(int.__mul__, map(int, filter(None, shape.split(","))), 1)
+            for dtype, shape in arrays
+        )  # fmt: skip
+        source = re.search(r'op_name="([^"]*)"', line)
+        found.append(
+            {
+                "name": name, "arrays": [f"{dtype}[{shape}]" for dtype, shape in arrays],
+                "bytes": size, "source": source[1] if source else None,
+            }
+        )  # fmt: skip
+    return found
+
+
 def product_types(text: str) -> dict[str, int]:
     """Returns how many products a compiled program has of each type, such as `bf16,bf16->f32`.
 
@@ -348,7 +147,8 @@ def text_fields(text: str) -> dict[str, Any]:
     """Returns the fields of a row that are read from the text of a compiled program."""
     found = count(text, ("copy", "scatter"))
     return {
-        "collectives": count(text, COLLECTIVES), "copies": found["copy"],
+        "collectives": count(text, COLLECTIVES), "moved": moved_arrays(text),
+        "copies": found["copy"],
         "scatters": found["scatter"], "products": product_types(text),
     }  # fmt: skip
 
@@ -371,30 +171,59 @@ def roofline(target: str, flops: float | None, moved: float | None) -> dict[str,
     }
 
 
+def counted(module: Any) -> Mapping[str, float]:
+    """Returns the operations and bytes of a module, as XLA counts them without its compiler."""
+    import jax
+    from jax._src.lib import xla_client
+
+    return xla_client._xla.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+
+
+def cost(lowered: Any, compiled: Any) -> tuple[float, float]:
+    """Returns the operations and the moved bytes of one device.
+
+    They are the compiler's own. If it has none, the operations are those of the program before
+    compilation, because products are calls of libraries afterwards.
+    """
+    found = compiled.cost_analysis()
+    if found:
+        found = found[0] if isinstance(found, list) else found
+        return found["flops"], found["bytes accessed"]
+    module = compiled.runtime_executable().hlo_modules()[0]
+    before = lowered.compiler_ir("hlo").as_hlo_module()
+    return counted(before)["flops"], counted(module)["bytes accessed"]
+
+
+def versions(target: str) -> dict[str, str]:
+    """Returns the versions of JAX and of a target's compiler."""
+    names = ("jax", "jaxlib", *PACKAGES[TARGETS[target][0]].values())
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def empty_row(program: str, target: str, error: str) -> dict[str, Any]:
     """Returns the row of a program that was not compiled."""
     return {
         "program": program, "target": target, "ok": False, "error": error, "seconds": None,
         "temp_bytes": None, "argument_bytes": None, "peak_bytes": None, "flops": None,
         "bytes": None, **roofline(target, None, None), **dict.fromkeys(text_fields("")),
-        "collectives": {},
+        "collectives": {}, "state_bytes": None, "activation_bytes": None, "versions": {},
     }  # fmt: skip
 
 
 def compiled_row(program: str, target: str) -> dict[str, Any]:
     """Compiles a program in this process and returns its row."""
-    start = time.monotonic()
-    compiled = PROGRAMS[program](devices_of(target)).compile()
+    start, devices = time.monotonic(), devices_of(target)
+    lowered = PROGRAMS[program](devices)
+    compiled = lowered.compile()
     seconds = round(time.monotonic() - start, 1)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    cost = cost[0] if isinstance(cost, list) else cost
-    flops, moved = cost.get("flops"), cost.get("bytes accessed")
+    memory, (flops, moved) = compiled.memory_analysis(), cost(lowered, compiled)
     fields, unread = read_text(compiled)
     return {
         **empty_row(program, target, ""), "ok": True, "error": unread, "seconds": seconds,
         "temp_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes, "flops": flops, "bytes": moved,
-        **roofline(target, flops, moved), **fields,
+        **roofline(target, flops, moved), **fields, **training_bytes(program, len(devices)),
+        "versions": versions(target),
     }  # fmt: skip
 
 
@@ -444,6 +273,24 @@ def check(program: str, target: str, timeout: float) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
+def earlier_rows(path: str | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the rows that the file of the result has, by target and program."""
+    found = Path(path) if path else None
+    if found is None or not found.exists():
+        return {}
+    try:
+        return {(row["target"], row["program"]): row for row in json.loads(found.read_text())}
+    except (ValueError, TypeError, KeyError):
+        sys.stderr.write(f"{path} is not a list of rows; expected one, or a new file: --out=FILE\n")
+        raise SystemExit(2) from None
+
+
+def in_order(rows: Mapping[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows in the order of targets and programs."""
+    names = [(target, program) for target in TARGETS for program in PROGRAMS]
+    return [rows[name] for name in names if name in rows]
+
+
 def chosen(kind: str, text: str, choices: Any) -> list[str]:
     """Returns the names of a comma-separated list, or ends the program at an unknown one."""
     names = [name for name in text.split(",") if name] if text else list(choices)
@@ -468,16 +315,17 @@ def main() -> int:
     if arguments.child:
         child(programs[0], targets[0])
         return 0
-    rows = []
+    rows, failed = earlier_rows(arguments.out), False
     for target in targets:
         for program in programs:
-            rows.append(check(program, target, arguments.timeout))
-            sys.stderr.write(f"{target} {program}: {rows[-1]['error'] or 'ok'}\n")
+            row = check(program, target, arguments.timeout)
+            sys.stderr.write(f"{target} {program}: {row['error'] or 'ok'}\n")
+            rows, failed = rows | {(target, program): row}, failed or not row["ok"]
             if arguments.out:
-                whole.write_json(arguments.out, rows)
+                whole.write_json(arguments.out, in_order(rows))
     if not arguments.out:
-        print(json.dumps(rows, indent=1))  # noqa: T201
-    return 0 if all(row["ok"] for row in rows) else 1
+        print(json.dumps(in_order(rows), indent=1))  # noqa: T201
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import gpu_programs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,17 +167,16 @@ def roofline() -> dict[str, float]:
 
 def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
     """Measures AlexNet, the evaluator and the reward, also as shares of the device's limits."""
-    model, rows = workload.MODEL, []
+    rows, params = [], workload.base_params()
     count = 256 if ON_GPU else 4
-    for dtype in (jnp.float32, jnp.bfloat16):
-        params = jax.tree.map(lambda x, d=dtype: x.astype(d), workload.base_params())
-        images = jnp.asarray(workload.pixels(count, workload.INPUT), dtype)
+    images = jnp.asarray(workload.pixels(count, workload.INPUT), jnp.float32)
+    for name in models.CONV_DTYPES:
+        model = workload.MODEL.clone(conv_dtype=name)
 
-        def loss(params, x):
-            return jnp.mean(model.apply({"params": params}, x).logits.astype(jnp.float32) ** 2)
+        def loss(params, x, apply=model.apply):
+            return jnp.mean(apply({"params": params}, x).logits ** 2)
 
         forward, backward = jax.jit(loss), jax.jit(jax.grad(loss))
-        name = jnp.dtype(dtype).name
         calls = {
             "forward": lambda f=forward, p=params, x=images: f(p, x),
             "forward and backward": lambda f=backward, p=params, x=images: f(p, x),
@@ -186,7 +186,7 @@ def speed(limits: dict[str, float]) -> list[dict[str, Any]]:
             flops = rate * workload.FLOPS * (3 if "back" in title else 1)
             rows.append(
                 {
-                    "bench": f"AlexNet {title}, {name}, batch {count}", "rate": rate,
+                    "bench": f"AlexNet {title}, {name} convolutions, batch {count}", "rate": rate,
                     "unit": "images/s", "share": flops / 1e12 / limits[f"{name} TFLOP/s"],
                     "limit": f"product of large {name} matrices",
                 }
@@ -241,11 +241,15 @@ def main() -> int:
     if not ON_GPU:
         print("no GPU: large inputs, the share of its peak and TF32 are left out", flush=True)
         record["left out"] = "no GPU: large inputs, the share of its peak, TF32"
+        gpu_programs.use_small_programs()
     parts = (packing, histogram, reward, products, network, crops, expectations)
     record["correctness"] = {x.__name__: part(x.__name__, x) for x in parts}
     limits = record["limits"] = part("roofline", roofline)
     if isinstance(limits, dict):
         record["speed"] = part("speed", speed, limits)
+        record["bounds"] = part("bounds", gpu_programs.bounds, limits)
+    for name in ("sharded", "precision", "exported"):
+        record[name] = part(name, getattr(gpu_programs, name))
     record["training"] = part("training", training)
     record["seconds"], record["failed"] = time.perf_counter() - began, failed
     name = re.sub("[^a-z0-9]+", "-", device.lower()).strip("-") if ON_GPU else "none"

@@ -244,6 +244,8 @@ class Encoder:
             "widths": list(self.policy.widths) if self.policy else None,
             "select": self.select,
         } | {name: getattr(self, name) for name in _NUMBERS}
+        if self.model.conv_dtype != "float32":  # files of earlier versions have no such setting
+            settings["conv_dtype"] = self.model.conv_dtype
         tree: dict[str, Any] = {"base": self.params, "policy": self.policy_variables}
         if self.backbone is not None:
             settings["backbone"] = self.backbone.record.settings()
@@ -273,6 +275,8 @@ class Encoder:
             json_values.check({"widths": widths or []}, {"widths": [schemas.WIDTH]})
             if select not in ("each", "set"):
                 raise ValueError(f"select is {select!r}, expected each or set")
+            if model.conv_dtype not in models.CONV_DTYPES:
+                raise ValueError(f"conv_dtype is {model.conv_dtype!r}, expected a type of floats")
             policy = Policy(tuple(widths)) if widths else None
             params, policy_variables = tree.get("base", {}), tree.get("policy", {})
             backbone = None

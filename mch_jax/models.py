@@ -20,6 +20,8 @@ from mch_jax.codes import AnyArray, Encoding
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+CONV_DTYPES = ("float32", "bfloat16")  # in which the convolutions may compute
+
 # Name, channels, window, stride, padding, and whether 3 x 3 max pooling with stride 2 follows.
 CONV_LAYERS = (
     ("conv1", 64, 11, 4, 2, True),
@@ -90,6 +92,8 @@ class AlexNet(nn.Module):
       num_anchors: Number of anchors of a kernel hash layer (`KernelHead`); 0 for a linear one.
       num_classes: Number of outputs of the linear label head on the features, which the
         cross-fitted agent needs; 0 for none.
+      conv_dtype: Type in which the convolutions compute, one of `CONV_DTYPES`. Parameters, the
+        features and all other layers are float32 in either case.
     """
 
     num_bits: int
@@ -97,13 +101,16 @@ class AlexNet(nn.Module):
     width: float = 1.0
     num_anchors: int = 0
     num_classes: int = 0
+    conv_dtype: str = "float32"
 
     def setup(self):
         """Creates the layers, named in torchvision's order: features.0 is conv1, and so on."""
         for name, channels, window, stride, padding, _ in CONV_LAYERS:
             channels = max(1, round(channels * self.width))
             pads = [(padding, padding)] * 2
-            layer = nn.Conv(channels, (window, window), (stride, stride), pads, name=name)
+            layer = nn.Conv(
+                channels, (window, window), (stride, stride), pads, dtype=self.conv_dtype, name=name
+            )
             setattr(self, name, layer)
         if self.hidden:
             init = nn.initializers.he_normal()
@@ -124,7 +131,7 @@ class AlexNet(nn.Module):
             x = nn.relu(getattr(self, name)(x))
             if pooled:
                 x = max_pool(x)
-        x = adaptive_mean_pool(x, 6)
+        x = adaptive_mean_pool(x.astype(jnp.float32), 6)
         return x.reshape(x.shape[0], -1)
 
     def features(
@@ -262,12 +269,10 @@ class Policy(nn.Module):
     Attributes:
       widths: Widths of the four hidden layers.
       dropout: Dropout rate after each hidden layer, if keys are given.
-      axis_name: Mapped axis to average batch statistics over, or None.
     """
 
     widths: Sequence[int] = (1024, 512, 256, 128)
     dropout: float = 0.0
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -281,12 +286,7 @@ class Policy(nn.Module):
         x = state
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                axis_name=self.axis_name,
-            )(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
             x = nn.relu(x)
             if dropout_keys is not None and self.dropout:
                 keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(dropout_keys)

@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).parents[1] / "launch" / "aot_check.py"
 
 @pytest.fixture(scope="module")
 def names():
-    return runpy.run_path(str(SCRIPT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        return runpy.run_path(str(SCRIPT))
 
 
 def run(*arguments, environment=None):
@@ -54,6 +56,40 @@ def test_a_collective_is_counted_where_it_starts(names):
     counts = names["count"](text, names["COLLECTIVES"])
     assert counts["all-reduce"] == counts["all-gather"] == 1
     assert sum(counts.values()) == 2
+
+
+def test_a_collective_is_listed_with_its_bytes_and_its_source(names):
+    text = """
+      %all-reduce.1 = f32[8,2]{1,0} all-reduce(%a), to_apply=%add, metadata={op_name="jit(f)/psum"}
+      %g = ((f32[4,3]{1,0}, u32[4]{0}), (f32[8,3]{1,0}, u32[8]{0})) all-gather-start(%b, %c)
+      %all-gather-done = (f32[8,3]{1,0}, u32[8]{0}) all-gather-done(%g)
+      %t = (f32[2]{0:T(128)}, bf16[3,1]{1,0}) all-reduce(%d, %e), replica_groups={}
+    """
+    assert names["moved_arrays"](text) == [
+        {"name": "all-reduce", "arrays": ["f32[8,2]"], "bytes": 64, "source": "jit(f)/psum"},
+        {"name": "all-gather", "arrays": ["f32[8,3]", "u32[8]"], "bytes": 128, "source": None},
+        {"name": "all-reduce", "arrays": ["f32[2]", "bf16[3,1]"], "bytes": 14, "source": None},
+    ]
+
+
+def test_rows_of_other_programs_are_kept(names, tmp_path):
+    out = tmp_path / "rows.json"
+    kept = {"program": "evaluator", "target": "v6e-4", "ok": True}
+    out.write_text(json.dumps([kept, {"program": "reward", "target": "v6e-4"}]))
+    rows = names["earlier_rows"](str(out))
+    new = {"program": "reward", "target": "v6e-4", "ok": False}
+    assert names["in_order"](rows | {("v6e-4", "reward"): new}) == [new, kept]
+    out.write_text("[1]")
+    with pytest.raises(SystemExit):
+        names["earlier_rows"](str(out))
+
+
+def test_a_training_step_holds_its_state_twice_at_most(names):
+    found = names["training_bytes"]("base_step_cached", 4)
+    parameters = 4 * (9216 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 64 + 64)
+    assert found["state_bytes"] == pytest.approx(3 * parameters, rel=1e-6)
+    assert found["activation_bytes"] > 4 * 64 * (9216 + 2 * 4096)
+    assert set(names["training_bytes"]("reward", 4).values()) == {None}
 
 
 TEXT = """

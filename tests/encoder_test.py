@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import small_run as small
@@ -63,6 +65,17 @@ def test_settings_that_old_files_lack_have_the_default(encoder, images, tmp_path
     loaded = Encoder.from_run(tmp_path)
     assert loaded.model == AlexNet(small.NUM_BITS, small.HIDDEN, 1 / 16)
     np.testing.assert_array_equal(loaded.encode(images), encoder.encode(images))
+
+
+def test_the_type_of_the_convolutions_is_kept(encoder, images, tmp_path):
+    model = encoder.model.clone(conv_dtype="bfloat16")
+    other = dataclasses.replace(encoder, model=model)
+    other.save(tmp_path / FILE)
+    assert Encoder.from_run(tmp_path).model == model
+    variables, settings = load_arrays(tmp_path / FILE)
+    save_arrays(tmp_path / FILE, variables, settings | {"conv_dtype": "float8"})
+    with pytest.raises(ValueError, match="conv_dtype is 'float8'"):
+        Encoder.from_run(tmp_path)
 
 
 def test_a_file_of_another_version_is_refused(encoder, tmp_path):

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -46,6 +47,20 @@ def test_alexnet_layers(params):
     conv = SMALL.apply(params, images, method="conv_features")
     head = SMALL.apply(params, conv, method="head")
     np.testing.assert_allclose(head.logits, encoding.logits, rtol=1e-5, atol=1e-7)
+
+
+def test_convolutions_may_compute_in_bfloat16(params):
+    model: Any = SMALL.clone(conv_dtype="bfloat16")
+    images = jnp.linspace(0, 255, 2 * 64 * 64 * 3).reshape(2, 64, 64, 3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    outputs = [m.apply(params, images, method="conv_features") for m in (SMALL, model)]
+    assert outputs[1].dtype == jnp.float32
+    assert (outputs[0] != outputs[1]).any()
+    np.testing.assert_allclose(*outputs, atol=0.03 * outputs[0].max())
+    text = jax.jit(model.apply).lower(params, images).as_text()
+    assert len(re.findall(r"stablehlo.convolution.*-> tensor<.*xbf16>", text)) == 5
+    assert len(re.findall(r"stablehlo.dot_general.*-> tensor<.*xf32>", text)) == 3
 
 
 def test_without_hidden_layers_features_are_the_convolutions(params):

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mch_jax import collectives
 from mch_jax.training import parallel
 
 
@@ -27,9 +28,10 @@ def test_keys_and_results_do_not_depend_on_the_number_of_devices(key, num_device
     batch = {"x": np.arange(12, dtype=np.float32)}
 
     def step(state, batch, key):
-        keys = parallel.example_keys(key, state["step"], len(batch["x"]))
-        noise = jax.vmap(jax.random.normal)(keys)
         rows = parallel.example_rows(len(batch["x"]))
+        keys = parallel.example_keys(key, state["step"], rows)
+        noise = jax.vmap(jax.random.normal)(keys)
+        assert parallel.whole_size(len(rows)) == 12
         gathered = jax.lax.all_gather((noise, rows), parallel.AXIS, tiled=True)
         mean = jax.lax.pmean(jnp.mean(batch["x"] * noise), parallel.AXIS)
         return {"step": state["step"] + 1, "mean": state["mean"] + mean}, gathered
@@ -65,3 +67,38 @@ def test_each_process_takes_its_part_of_a_batch(monkeypatch):
     assert len(parallel.pad_for_devices(np.zeros(7), 2)) == 12
     with pytest.raises(ValueError, match="a batch of 8 cannot be split among 3 processes"):
         parallel.usable_devices(8)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_gather_puts_rows_of_several_types_together(num_devices):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "float": rng.normal(size=(8, 3, 2)).astype(np.float32),
+        "words": rng.integers(0, 2**32, (8, 2), np.uint32),
+        "row": np.arange(8, dtype=np.int32),
+    }
+    mapped = parallel.mapped_over(
+        lambda tree: collectives.gather(tree, parallel.AXIS),
+        (0,), jax.local_devices()[:num_devices], (),
+    )  # fmt: skip
+    split = parallel.split_batch(arrays, num_devices)
+    jax.tree.map(np.testing.assert_array_equal, dict(mapped(split)), arrays)
+    text = mapped.lower(split).as_text()
+    assert text.count("stablehlo.all_gather") == (num_devices > 1)
+
+
+def test_the_whole_batch_passes_its_gradient_to_the_rows_of_each_device():
+    logits = np.arange(12, dtype=np.float32).reshape(4, 3)
+    weights = np.arange(12, dtype=np.float32).reshape(4, 3) ** 2
+
+    def gradient(own):
+        def loss(own):
+            whole, _ = collectives.whole_batch(own, own[:, :1].astype(jnp.uint32), parallel.AXIS)
+            return jnp.sum(weights * whole)
+
+        grads = jax.grad(loss)(own)
+        return jax.lax.all_gather(grads, parallel.AXIS, tiled=True)
+
+    mapped = parallel.mapped_over(gradient, (0,), jax.local_devices()[:2], ())
+    found = mapped(parallel.split_batch(logits, 2))
+    np.testing.assert_array_equal(found, 2 * weights)

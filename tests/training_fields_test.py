@@ -21,7 +21,7 @@ def before(now):
     """Returns the same config as an earlier version wrote it."""
     old = copy.deepcopy(now)
     del old["similarity"]
-    for name in ("backbone", "mean", "std"):
+    for name in ("backbone", "mean", "std", "conv_dtype"):
         del old["model"][name]
     for name in ("calibrate", "evidence_features", "select"):
         del old["agent"][name]
@@ -43,6 +43,7 @@ def test_fields_of_parts_that_are_off_have_no_effect(now, before):
     ("section", "field", "value"),
     [
         ("model", "backbone", "net.onnx"),
+        ("model", "conv_dtype", "bfloat16"),
         ("similarity", "source", "neighbours"),
         ("agent", "select", "set"),
         ("base", "num_epochs", 3),

@@ -1,6 +1,5 @@
 """One step of policy gradient, which both recipes of the agent share."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,27 +86,28 @@ def policy_step(
     entropy_weight: float = 0.0,
     scale_reward: bool = True,
     keep_threshold: float = 0.5,
-    average: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[AgentTrainState, dict[str, Array]]:
-    """Returns the state after one step on a device's part of a batch, and scalars to log.
+    """Returns the state after one step on a batch, and scalars to log.
+
+    The batch is whole. With several devices each of them takes the same step: the statistics of
+    batch norm would otherwise have to be summed for each layer, forward and backward, and the
+    gradient is larger than the batch.
 
     Args:
       state: State before the step.
       features: What the policy sees of each region: `states` (Eq. 3) or normalized evidence.
       reward: Reward of keeping each region (Eq. 6).
       keys: Random key of each region's action and dropout.
-      network: The policy. With several devices its axis name is the mapped axis.
+      network: The policy.
       tx: The optimizer.
       gradient: `sampled` for REINFORCE (Eq. 7), `exact` for its expectation over both actions.
       entropy_weight: Weight of the policy's entropy, which is maximised.
       scale_reward: Whether rewards are divided by their running root mean square.
       keep_threshold: Keep probability xi from which a region counts as kept in `keep_rate`.
-      average: Averages a tree of arrays over the devices.
     """
     action_keys, dropout_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
-    square = average(jnp.mean(reward**2))
     decay = jnp.where(state.step == 0, 0.0, SCALE_DECAY)
-    square = decay * state.reward_square + (1 - decay) * square
+    square = decay * state.reward_square + (1 - decay) * jnp.mean(reward**2)
     scaled = reward * jax.lax.rsqrt(square + 1e-12) if scale_reward else reward
 
     def loss_fn(params):
@@ -136,7 +136,6 @@ def policy_step(
         return loss, (changed["batch_stats"], scalars)
 
     grads, (batch_stats, scalars) = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads, batch_stats, scalars = average((grads, batch_stats, scalars))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     state = AgentTrainState(
         step=state.step + 1,

@@ -105,6 +105,7 @@ ENCODER = {
     "width": Number(math.ulp(0), 2**10),
     "num_anchors": Optional(Number(0, MAX_WIDTH, is_whole=True)),
     "num_classes": Optional(Number(0, MAX_WIDTH, is_whole=True)),
+    "conv_dtype": Optional(str),
     "crop_ratio": Number(math.ulp(0), 1),
     "keep_threshold": THRESHOLD,
     "image_size": SIDE,

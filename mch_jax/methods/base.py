@@ -1,15 +1,13 @@
 """What makes up a base hashing model, and the loss of a batch."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike, UInt32
 
-from mch_jax import pairs
+from mch_jax import collectives, pairs
 from mch_jax.codes import sign
 
 
@@ -123,8 +121,8 @@ def base_loss(
 
     If the objective has a batch loss, that takes the place of the mean over pairs.
 
-    With `axis_name` each device holds an equal share of the batch and compares it with the whole
-    batch. The mean over devices of the losses, and of their gradients, then equals what one device
+    With `axis_name` each device holds an equal share of the batch, and all of them compute the loss
+    of the whole batch. The mean over devices of their gradients then equals what one device
     computes on the whole batch.
 
     Args:
@@ -143,24 +141,16 @@ def base_loss(
     Raises:
       ValueError: The objective has a batch loss and the number of classes is not given.
     """
-    relaxed = objective.relax(logits, progress)
-    gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
-    all_relaxed, all_labels, first = relaxed, labels, 0
     if axis_name is not None:
-        all_relaxed, all_labels = gather((relaxed, labels))
-        first = jax.lax.axis_index(axis_name) * len(logits)
+        logits, labels = collectives.whole_batch(logits, labels, axis_name)
+    relaxed = objective.relax(logits, progress)
     if objective.batch_loss is None:
-        pair_loss = _mean_over_pairs(
-            objective, relaxed, labels, all_relaxed, all_labels, first, similar_fraction
-        )
+        pair_loss = _mean_over_pairs(objective, relaxed, labels, similar_fraction)
     elif num_classes is None:
         raise ValueError("num_classes: got None, expected a number, which the batch loss needs")
     else:
-        # Each device computes the loss of the whole batch. all_gather sums the gradients that the
-        # devices return for its part, so that the mean over devices is again the gradient.
-        targets = pairs.unpack_labels(all_labels, num_classes)
-        all_logits = logits if axis_name is None else gather(logits)
-        pair_loss = objective.batch_loss(Batch(all_logits, all_relaxed, targets, parameters))
+        targets = pairs.unpack_labels(labels, num_classes)
+        pair_loss = objective.batch_loss(Batch(logits, relaxed, targets, parameters))
     codes = sign(logits).astype(relaxed.dtype)
     penalty = jnp.mean(objective.penalty(codes, relaxed))
     loss = pair_loss + penalty
@@ -171,17 +161,13 @@ def _mean_over_pairs(
     objective: Objective,
     relaxed: Float[Array, "b q"],
     labels: UInt32[Array, "b lw"],
-    all_relaxed: Float[Array, "n q"],
-    all_labels: UInt32[Array, "n lw"],
-    first: ScalarLike,
     similar_fraction: ScalarLike,
 ) -> Float[Array, ""]:
-    """Returns the mean of w_ij L(d_ij, s_ij) over pairs of rows first, first + 1, ... and all."""
-    distance = pairs.relaxed_distance(relaxed, all_relaxed)
-    similar = pairs.similarity(labels, all_labels)
+    """Returns the mean of w_ij L(d_ij, s_ij) over the pairs i != j."""
+    distance = pairs.relaxed_distance(relaxed, relaxed)
+    similar = pairs.similarity(labels, labels)
     weight = objective.pair_weight(similar, similar_fraction)
-    rows = first + jnp.arange(len(relaxed))
-    is_pair = rows[:, None] != jnp.arange(len(all_relaxed))[None, :]
+    is_pair = ~jnp.eye(len(relaxed), dtype=bool)
     return jnp.mean(weight * objective.pair_loss(distance, similar), where=is_pair)
 
 

@@ -157,7 +157,8 @@ def train_step(
       tx: The optimizer.
       num_steps: Number of steps of the whole training.
     """
-    keys = parallel.example_keys(key, state.step, len(batch["labels"]))
+    rows = parallel.example_rows(len(batch["labels"]))
+    keys = parallel.example_keys(key, state.step, rows)
     split = jax.vmap(lambda k: jax.random.split(k))(keys)
     batch = prepare(batch, split[:, 0])
     progress = state.step / num_steps

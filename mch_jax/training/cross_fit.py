@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt8, UInt32
 
-from mch_jax import pairs, regions
+from mch_jax import collectives, pairs, regions
 from mch_jax.agent import AgentTrainState, evidence, label_head, sets
 from mch_jax.training import base, encodings, features, loop, parallel, policy, threshold
 from mch_jax.training.run import Run
@@ -265,5 +265,6 @@ def train_step(
       key: Random key of the whole training.
       update: `agent.policy_step` with its settings.
     """
-    keys = parallel.example_keys(key, state.step, len(batch["reward"]))
-    return update(state, batch["state"], batch["reward"], keys)
+    states, reward = collectives.gather((batch["state"], batch["reward"]), parallel.AXIS)
+    keys = parallel.example_keys(key, state.step, jnp.arange(len(reward)))
+    return update(state, states, reward, keys)

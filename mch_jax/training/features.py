@@ -107,6 +107,7 @@ def cached(
     name = fingerprint(
         np.array(dataset.name), dataset.ids[rows], dataset.digests[rows],
         views.boxes, views.flips, conv_params, image_size, input_size,
+        None if model.conv_dtype == "float32" else np.array(model.conv_dtype),
     )  # fmt: skip
 
     @jax.jit

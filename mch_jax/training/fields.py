@@ -13,6 +13,7 @@ from typing import Any
 # of configs that lack it.
 _SWITCHES = (
     ("model", "backbone", "", ("backbone", "mean", "std")),
+    ("model", "conv_dtype", "float32", ("conv_dtype",)),
     ("similarity", "source", "neighbours", ("threshold",)),
     ("similarity", "source", "labels", None),
 )

@@ -27,6 +27,7 @@ def base_model(config: Any, num_classes: int) -> AlexNet:
         width=config.model.width,
         num_anchors=config.model.num_anchors if has_kernel_head else 0,
         num_classes=num_classes if cross_fits else 0,
+        conv_dtype=config.model.get("conv_dtype", "float32"),
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from mch_jax import agent, codes, methods, models, regions
+from mch_jax import agent, codes, collectives, methods, models, regions
 from mch_jax.agent import state as agent_state
 from mch_jax.methods import base as losses
 from mch_jax.methods.base import Objective
@@ -122,56 +122,55 @@ def train_step(
       num_train: Number of photos in the whole training set.
       update: `agent.policy_step` with its settings.
     """
-    keys = parallel.example_keys(key, state.step, len(batch["labels"]))
+    rows = parallel.example_rows(len(batch["labels"]))
+    keys = parallel.example_keys(key, state.step, jnp.arange(parallel.whole_size(len(rows))))
     crop_keys, policy_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
     image = codes.Encoding(batch["features"], batch["logits"], batch["label_logits"])
     region_inputs = {"conv": batch["conv"]} if "conv" in batch else None
     if region_inputs is None:
-        boxes = jax.vmap(lambda k: regions.random_box(k, crop_ratio))(crop_keys)
+        boxes = jax.vmap(lambda k: regions.random_box(k, crop_ratio))(crop_keys[rows])
         crops = regions.crop(batch["image"], boxes, input_size, largest=crop_ratio)
         region_inputs = {"image": crops}
     region = models.encode(model, base_params, region_inputs)
-    reward = sharded_rewards(
-        image, region, batch["labels"], train_set, loss_table, num_train, model.num_bits
+    packed, region_packed = (codes.pack(codes.sign(e.logits)) for e in (image, region))
+    states, packed, region_packed, labels = collectives.gather(
+        (agent.states(image, region), packed, region_packed, batch["labels"]), parallel.AXIS
     )
-    return update(state, agent.states(image, region), reward, policy_keys)
+    reward = summed_rewards(
+        packed, region_packed, labels, train_set, loss_table, num_train, model.num_bits
+    )
+    return update(state, states, reward, policy_keys)
 
 
-def sharded_rewards(
-    image: codes.Encoding,
-    region: codes.Encoding,
+def summed_rewards(
+    packed: UInt32[Array, "b w"],
+    region_packed: UInt32[Array, "b w"],
     labels: UInt32[Array, "b lw"],
     train_set: Mapping[str, Array],
     loss_table: Float[np.ndarray, "2 distances"],
     num_train: int,
     num_bits: int,
 ) -> Float[Array, " b"]:
-    """Returns the rewards of this device's images, against the training set on all devices.
+    """Returns the rewards of the whole batch, against the training set on all devices.
 
     Each device compares the whole batch with its part of the training set. The histograms are
     summed as integers, so that rewards do not depend on the number of devices.
 
     Args:
-      image: Encodings of this device's whole images.
-      region: Encodings of one region of each.
+      packed: Packed codes of the whole images of the batch.
+      region_packed: Packed code of one region of each.
       labels: Packed labels of the images.
       train_set: This device's part of `shared_train_set`.
       loss_table: Base loss at each distance, for dissimilar and for similar pairs.
       num_train: Number of images in the whole training set.
       num_bits: Code length q.
     """
-    packed, region_packed = (codes.pack(codes.sign(e.logits)) for e in (image, region))
-    # The histogram is of the whole batch and this device's part of the training set.
-    all_packed, all_region_packed, all_labels = jax.lax.all_gather(
-        (packed[:, None], region_packed, labels), parallel.AXIS, tiled=True
-    )
     histogram = agent.reward_histogram(
-        all_packed, all_region_packed, all_labels,
+        packed[:, None], region_packed, labels,
         train_set["packed"], train_set["labels"], train_set["count"], num_bits,
     )  # fmt: skip
     histogram = jax.lax.psum(histogram, parallel.AXIS)
-    own = histogram[parallel.example_rows(len(labels))]
-    return agent.rewards(own, jnp.asarray(loss_table), num_train)
+    return agent.rewards(histogram, jnp.asarray(loss_table), num_train)
 
 
 def shared_train_set(

@@ -166,7 +166,7 @@ def sharded_over(
 def over_devices(step: Callable, in_axes: Sequence[int | None], num_devices: int) -> Callable:
     """Returns `jax.pmap` of a step whose results are the same on every device.
 
-    The step itself averages gradients and batch statistics over `AXIS`. State is passed in (`None`
+    The step itself combines the devices' parts over `AXIS`. State is passed in (`None`
     in `in_axes`) and returned replicated. Batches have a leading axis over this process's devices.
     The first argument, the state, is donated: the new state takes its memory.
 
@@ -257,13 +257,20 @@ def pad_for_devices(x: np.ndarray, num_devices: int) -> np.ndarray:
     return pad_to_multiple(x, num_processes() * num_devices)
 
 
+def whole_size(batch_size: int) -> int:
+    """Returns the size of the whole batch, given that of this device's part. Inside a step only."""
+    return batch_size * jax.lax.axis_size(AXIS)
+
+
 def example_rows(batch_size: int) -> Int[Array, " b"]:
     """Returns the positions of this device's examples in the whole batch. Inside a step only."""
     return jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size)
 
 
-def example_keys(key: Key[Array, ""], step: Int[Array, ""], batch_size: int) -> Key[Array, " b"]:
-    """Returns a random key for each example of this device's part of the batch.
+def example_keys(
+    key: Key[Array, ""], step: Int[Array, ""], rows: Int[Array, " b"]
+) -> Key[Array, " b"]:
+    """Returns a random key for each example at some positions of the whole batch.
 
     Keys depend on the step and on the example's position in the whole batch, but neither on the
     number of devices nor on earlier draws.
@@ -271,7 +278,7 @@ def example_keys(key: Key[Array, ""], step: Int[Array, ""], batch_size: int) -> 
     Args:
       key: Random key of the whole training.
       step: Number of steps taken.
-      batch_size: Number of examples on this device.
+      rows: Positions of the examples in the whole batch, such as `example_rows`.
     """
     key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_rows(batch_size))
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)

@@ -9,20 +9,14 @@ import optax
 
 from mch_jax import agent
 from mch_jax.models import Policy
-from mch_jax.training import parallel
 
 STAGE = "agent"
 LOG_EVERY = 5
 
 
-def network(config: Any, axis_name: str | None = None) -> Policy:
-    """Returns the policy.
-
-    Args:
-      config: Config of the run.
-      axis_name: Mapped axis to average batch statistics over, or None.
-    """
-    return Policy(tuple(config.agent.widths), config.agent.dropout, axis_name)
+def network(config: Any) -> Policy:
+    """Returns the policy."""
+    return Policy(tuple(config.agent.widths), config.agent.dropout)
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
@@ -56,19 +50,18 @@ def step_key(config: Any) -> jax.Array:
 
 
 def update(config: Any, tx: optax.GradientTransformation) -> Callable:
-    """Returns `agent.policy_step` with the config's settings, over devices.
+    """Returns `agent.policy_step` with the config's settings.
 
     It is a function (state, features, reward, keys) -> (state, scalars).
     """
     return functools.partial(
         agent.policy_step,
-        network=network(config, parallel.AXIS),
+        network=network(config),
         tx=tx,
         gradient=config.agent.gradient,
         entropy_weight=config.agent.entropy_weight,
         scale_reward=config.agent.scale_reward,
         keep_threshold=config.encode.keep_threshold,
-        average=parallel.mean,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from mch_jax import backbones, data, methods
 from mch_jax.files.schemas import MAX_SIDE, MAX_WIDTH
 from mch_jax.index import MAX_BITS
+from mch_jax.models import CONV_DTYPES
 
 SMALLEST_INPUT = 63  # the output of AlexNet's last pooling layer is empty for smaller images
 
@@ -101,6 +102,7 @@ RULES: Mapping[str, Rule] = {
     "model.std": _channels(_ABOVE_0),
     "model.input_size": _whole(SMALLEST_INPUT, MAX_SIDE),
     "model.width": _WIDTH,
+    "model.conv_dtype": _one_of(*CONV_DTYPES),
     "model.hidden": _whole(0, MAX_WIDTH),
     "model.num_anchors": _whole(1, MAX_WIDTH),
     "base.train_conv": _BOOLEAN,
@@ -176,6 +178,11 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "base.train_conv",
         lambda c: not c.model.backbone or not c.base.train_conv,
         "False where model.backbone is given: its features stand in for the convolutions",
+    ),
+    (
+        "model.conv_dtype",
+        lambda c: c.model.conv_dtype == "float32" or not (c.model.features or c.model.backbone),
+        "float32 where model.features or model.backbone stands in for the convolutions",
     ),
     (
         "model.backbone",
