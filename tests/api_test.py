@@ -170,6 +170,50 @@ def test_a_photo_of_the_database_finds_itself_first(client, service, logits):
     assert [hit["item"] for hit in found["mch"]["hits"]] == [x.item for x in near]
 
 
+def test_answers_are_limited_by_label_and_distance(client, service):
+    everything = client.get("/search?item=3&k=200&compare=true").json()
+    limited = client.get("/search?item=3&k=200&compare=true&label=red&within=1").json()
+    for name in ("mch", "base"):
+        wanted = [
+            hit["item"]
+            for hit in everything[name]["hits"]
+            if "red" in hit["labels"] and hit["distance"] <= 1
+        ]
+        assert [hit["item"] for hit in limited[name]["hits"]] == wanted
+        assert wanted
+    several = client.get("/search?item=3&k=200&label=red&query_codes=all").json()["mch"]["hits"]
+    assert {tuple(hit["labels"]) for hit in several} == {("red",)}
+    assert len(several) == sum("red" in hit["labels"] for hit in everything["mch"]["hits"])
+
+
+def test_a_part_of_a_photo_is_a_query(client, service):
+    pixels = service.database.photo(3)
+    part = service.encoder.query(photos.resize(pixels[5:40, 10:50], small.SIDE)[None])
+    code = part.codes[0, 0].tobytes().hex()
+    assert client.get("/search?item=3&box=10,5,50,40").json()["code"] == code
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    body = form(stream.getvalue(), "photo.png", "image/png")
+    assert client.post("/search?box=10,5,50,40", files=body).json()["code"] == code
+    for found in (
+        client.get("/encode?item=3&box=10,5,50,999").json(),
+        client.post("/encode?box=10,5,50,999", files=body).json(),
+    ):
+        assert [found["width"], found["height"]] == [pixels.shape[1], pixels.shape[0]]
+        assert found["box"] == found["regions"][0]["box"] == [10, 5, 50, pixels.shape[0]]
+        assert all(region["box"][0] >= 10 for region in found["regions"])
+
+
+def test_the_page_learns_what_the_encoder_knows(client, service):
+    health = client.get("/health").json()
+    assert health["labels"] == list(small.CLASSES)
+    assert "of the data set folder" in health["knows"]
+    assert "red, green, blue" in health["knows"]
+    assert health["examples"] == ["00.jpg", "sub/01.png"]  # the queries
+    photo = client.get("/examples/1/photo?side=640")
+    assert Image.open(io.BytesIO(photo.content)).size == (72, 48)
+
+
 def test_encode_gives_six_regions(client, service):
     body = jpeg()
     answer = client.post("/encode", files=form(body)).json()
@@ -207,7 +251,7 @@ def test_items_and_thumbnails(client, service):
 
 
 def test_kept_thumbnails_have_a_size_limit(service, monkeypatch):
-    made = thumbnails.Thumbnails(service.database)
+    made = thumbnails.Thumbnails(service.database.photo)
     one = len(made.jpeg(0, 160))
     monkeypatch.setattr(thumbnails, "MAX_BYTES", 3 * one)
     for item in range(10):
@@ -300,8 +344,13 @@ def test_a_very_long_file_name_is_refused(client):
         ("GET", "/items/..%2f..%2fetc%2fpasswd", 404, "There is nothing at"),
         ("GET", "/items/0/photo?side=5000", 422, "side:"),
         ("GET", "/search?item=0&k=0", 422, "k: input should be greater than or equal to 1"),
-        ("GET", "/search?item=0&k=1000", 422, "k: "),
+        ("GET", "/search?item=0&k=1001", 422, "k: "),
         ("GET", "/search", 422, "item: field required"),
+        ("GET", "/search?item=0&label=pink", 422, "There is no label 'pink'; /health lists them"),
+        ("GET", "/search?item=0&within=-1", 422, "within: "),
+        ("GET", "/search?item=0&box=1,2,3", 422, "box: "),
+        ("GET", "/encode?item=0&box=9,0,9,5", 422, "The box has no pixel of the photo, whose size"),
+        ("GET", "/examples/2/photo", 404, "There is no example 2; there are 2"),
         ("GET", "/search?item=0&query_codes=two", 422, "query_codes: input should be 'one',"),
         ("GET", "/probe?item=0&budget=0", 422, "budget: input should be greater than or equal"),
         ("GET", "/probe?item=22", 404, "There is no photo 22"),
@@ -358,7 +407,7 @@ def test_page_and_counters(client):
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/search", "/probe", "/encode", "/items", "/items/{item}", "/items/{item}/photo", "/health",
-        "/metrics",
+        "/metrics", "/examples/{example}/photo",
     }  # fmt: skip
 
 
@@ -473,7 +522,7 @@ def test_accepted_requests_are_answered_after_a_stop(small_run):
     [
         ([], "--run is missing"),
         (["--run={run}/absent"], "absent/encoder.npz does not exist"),
-        (["--run={run}", "--images=x"], "--images needs --codes"),
+        (["--run={run}", "--images=x"], "--images needs --database"),
         (["--run={run}", "--host=256.0.0.1"], "expected an address of this machine"),
     ],
 )
