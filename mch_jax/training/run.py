@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mch_jax import backbones, batched, data, methods, models, pairs, regions
+from mch_jax.backbones import networks
 from mch_jax.files import (
     Checkpoints,
     import_alexnet,
@@ -134,9 +135,11 @@ class Run:
         if self.backbone is not None:
             return network.random_head(self.model, self.backbone.record.width, self.config.seed)
         params = network.random_params(self.model, self.config.model.input_size, self.config.seed)
-        if self.config.model.weights:
-            params = import_alexnet(params, self.config.model.weights)
-        return params
+        model = self.config.model
+        if network.has_trunk(self.config):
+            found = networks.import_weights(model.backbone, model.weights, model.input_size)
+            return params | {"trunk": networks.folded(found)}
+        return import_alexnet(params, model.weights) if model.weights else params
 
     @functools.cached_property
     def training_inputs(self) -> dict[str, str]:
@@ -153,7 +156,9 @@ class Run:
             "labels of the training photos": self._target_digest(dataset.train),
         }
         if config.model.weights:
-            found["initial weights"] = features.fingerprint(self.initial_params)
+            # The mean and the standard deviation of a frozen backbone are in its own digest.
+            trunk = [*config.model.mean, *config.model.std] if network.has_trunk(config) else []
+            found["initial weights"] = features.fingerprint(self.initial_params, *trunk)
         return found | self._features_digests
 
     @functools.cached_property
@@ -187,7 +192,7 @@ class Run:
             "evidence's features file": config.agent.get("evidence_features", ""),  # old runs
         }
         found = {name: made_from.digest_file(path) for name, path in files.items() if path}
-        if self.config.model.get("backbone", ""):  # missing in configs of old runs
+        if self._is_on_backbone:
             record = backbones.read_record(self.workdir / backbones.FILE)
             record = record or self._opened_backbone.record
             settings = json.dumps(record._replace(source="").settings(), sort_keys=True)
@@ -245,7 +250,13 @@ class Run:
         Raises:
           ValueError: The network does not open, or is another one than before.
         """
-        return self._opened_backbone if self.config.model.get("backbone", "") else None
+        return self._opened_backbone if self._is_on_backbone else None
+
+    @property
+    def _is_on_backbone(self) -> bool:
+        """Whether a frozen backbone gives the features. Configs of old runs lack the field."""
+        has_backbone = bool(self.config.model.get("backbone", ""))
+        return has_backbone and not network.has_trunk(self.config)
 
     @functools.cached_property
     def _opened_backbone(self) -> backbones.Backbone:

@@ -173,8 +173,18 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "base.train_conv",
-        lambda c: not c.model.backbone or not c.base.train_conv,
-        "False where model.backbone is given: its features stand in for the convolutions",
+        lambda c: not c.model.backbone or not c.base.train_conv or c.model.backbone in _NAMED,
+        f"False where model.backbone is given, unless it is one of {', '.join(_NAMED)}: only these "
+        "are trained",
+    ),
+    (
+        "similarity.features",
+        lambda c: (
+            not (c.model.backbone and c.base.train_conv)
+            or c.similarity.source == "labels"
+            or bool(c.similarity.features)
+        ),
+        "a file of features where the backbone is trained: neighbours are found before",
     ),
     (
         "model.backbone",
