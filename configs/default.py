@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.model.width = 1.0  # multiplies the channels of conv1-conv5
     config.model.hidden = 4096  # width of fc6 and fc7; 0 leaves both out
     config.model.features = ""  # file of features to replace the convolutions (docs/backbones.md)
-    config.model.backbone = ""  # network to replace them: package.module:function or net.onnx
+    config.model.backbone = ""  # network to replace them: package.module:function, net.onnx, vit_s16
     config.model.mean = (0.485, 0.456, 0.406)  # of net.onnx's input, for photos in [0, 1]
     config.model.std = (0.229, 0.224, 0.225)  # standard deviation; both are ImageNet's
     config.model.num_anchors = 300  # number of KSH's anchors
