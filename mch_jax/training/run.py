@@ -27,6 +27,7 @@ from mch_jax.files import (
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import (
+    batch_sizes,
     events,
     features,
     features_file,
@@ -179,9 +180,8 @@ class Run:
 
     def _target_digest(self, rows: np.ndarray) -> str:
         """Returns a digest of what training takes for the labels of photos."""
-        if self.neighbours is not None:
-            return made_from.digest(self.target_labels[rows])
-        return made_from.digest(*self.dataset.classes, self.dataset.labels[rows])
+        classes = () if self.neighbours is not None else self.dataset.classes
+        return made_from.digest(*classes, self.target_labels[rows])
 
     @functools.cached_property
     def _features_digests(self) -> dict[str, str]:
@@ -270,10 +270,8 @@ class Run:
                 )
             source = model.weights if kind in backbones.NETWORKS else model.backbone
             return backbones.open_again(recorded, source, model.input_size, run=str(path))
-        opened = backbones.load(
-            model.backbone, model.input_size,
-            mean=model.mean, std=model.std, weights=model.weights,
-        )  # fmt: skip
+        given = {"mean": model.mean, "std": model.std, "weights": model.weights}
+        opened = backbones.load(model.backbone, model.input_size, **given)
         backbones.save_record(path, opened.record)
         return opened
 
@@ -378,22 +376,26 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
       workdir: Directory of the run's files.
 
     Raises:
-      ValueError: The data set cannot be read or fails its audit, or the workdir belongs to a run
-        with another config.
+      ValueError: The data set cannot be read, fails its audit or is smaller than a batch, or the
+        workdir belongs to a run with another config.
     """
     workdir = Path(workdir)
-    resolved = _resolved(config)
     path = workdir / "config.json"
     if path.exists():
-        fields.check_same(read_config(workdir), resolved, workdir)
+        saved = read_config(workdir)
+        config = batch_sizes.chosen_before(config, saved)
+        fields.check_same(saved, _resolved(config), workdir)
     dataset = read_dataset(config)
+    batch_sizes.check(config, len(dataset.train))
     if not dataset.classes and not neighbours.is_source(config):
         raise ValueError(
             f"{dataset.name}: the photos have no labels, which config.similarity.source = labels "
             "needs; add labels.csv, or set --config.similarity.source=neighbours"
         )
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
-    write_json(path, resolved)
+    config = batch_sizes.fitted(config, len(dataset.train))
+    batch_sizes.check(config, len(dataset.train))  # again, without damaged photos
+    write_json(path, _resolved(config))
     this = Run(config, workdir, dataset, counts)
     return _with_neighbours(this) if neighbours.is_source(config) else this
 

@@ -60,6 +60,9 @@ def _channels(rule: Rule) -> Rule:
     return Rule(lambda x: several.holds(x) and len(x) == 3, text)
 
 
+_BATCH = Rule(
+    lambda x: _whole(0).holds(x) and x != 1, "a whole number of at least 2, or 0 for one that fits"
+)
 _NUMBER = Rule(_is_number, "a number")
 _ABOVE_0 = Rule(lambda x: _is_number(x) and x > 0, "a number above 0")
 _FROM_0 = Rule(lambda x: _is_number(x) and x >= 0, "a number of at least 0")
@@ -104,7 +107,7 @@ RULES: Mapping[str, Rule] = {
     "model.num_anchors": _whole(1, MAX_WIDTH),
     "base.train_conv": _BOOLEAN,
     "base.num_epochs": _whole(1),
-    "base.batch_size": _whole(2),
+    "base.batch_size": _BATCH,
     "base.optimizer": _one_of("sgd", "adam"),
     "base.learning_rate": _ABOVE_0,
     "base.hash_rate": _ABOVE_0,
@@ -124,7 +127,7 @@ RULES: Mapping[str, Rule] = {
     "agent.optimizer": _one_of("sgd", "adam"),
     "agent.dropout": _MOMENTUM,
     "agent.num_steps": _whole(1),
-    "agent.batch_size": _whole(2),
+    "agent.batch_size": _BATCH,
     "agent.learning_rate": _ABOVE_0,
     "agent.momentum": _MOMENTUM,
     "agent.weight_decay": _FROM_0,
