@@ -25,7 +25,7 @@ from mch_jax.serving.thumbnails import Thumbnails
 
 def photos(run: Path, count: int) -> list[bytes]:
     """Returns JPEGs of the first photos of the run's database."""
-    thumbnails = Thumbnails(run_database(run))
+    thumbnails = Thumbnails(run_database(run).photo)
     return [thumbnails.jpeg(item, 640) for item in range(count)]
 
 

@@ -43,7 +43,9 @@ def get_config() -> ConfigDict:
     config.model.conv_dtype = "float32"  # or bfloat16, in which the convolutions then compute
     config.model.hidden = 4096  # width of fc6 and fc7; 0 leaves both out
     config.model.features = ""  # file of features to replace the convolutions (docs/backbones.md)
-    config.model.backbone = ""  # network to replace them: package.module:function or net.onnx
+    config.model.backbone = (
+        ""  # network to replace them: package.module:function, net.onnx, vit_s16
+    )
     config.model.mean = (0.485, 0.456, 0.406)  # of net.onnx's input, for photos in [0, 1]
     config.model.std = (0.229, 0.224, 0.225)  # standard deviation; both are ImageNet's
     config.model.num_anchors = 300  # number of KSH's anchors
@@ -51,7 +53,7 @@ def get_config() -> ConfigDict:
     config.base = ConfigDict()
     config.base.train_conv = True  # False: keep convolutions fixed, compute their features once
     config.base.num_epochs = 30
-    config.base.batch_size = 128
+    config.base.batch_size = 128  # 0: at most 128, as many as fit the training set
     config.base.optimizer = "sgd"  # or adam: decoupled weight decay
     config.base.learning_rate = 1e-3
     config.base.hash_rate = 10.0  # multiplies the learning rate of the hash layer
@@ -76,7 +78,7 @@ def get_config() -> ConfigDict:
     config.agent.calibrate = False  # choose the keep threshold on photos left out (cross_fit)
     config.agent.recall_weight = 0.2  # weight of recall at distance 0 in cross_fit's reward
     config.agent.num_steps = 100  # T (Sec. 5.2.2)
-    config.agent.batch_size = 256  # Sec. 5.2.2
+    config.agent.batch_size = 256  # Sec. 5.2.2; 0: at most 2,048, as many as fit
     config.agent.optimizer = "sgd"  # or adam: decoupled weight decay
     config.agent.learning_rate = 1e-4  # Sec. 5.2.2
     config.agent.momentum = 0.9

@@ -35,6 +35,7 @@ from mch_jax.files import (
 from mch_jax.training import logs
 
 FORMAT = "mch-export/1"
+_NUM_TRIED = 16  # photos by which the time of an export is estimated
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
@@ -119,7 +120,9 @@ def make_plan(
     if path.exists():
         before = read_json(path, f"remove {directory}", schemas.PLAN)
         differing = [name for name in depends if before.get(name) != depends[name]]
-        if differing:
+        if differing and not any(directory.glob("*.npz")):  # nothing is lost with the old plan
+            write_json(path, depends)
+        elif differing:
             raise ValueError(
                 f"{directory} holds an export with another {differing[0]} "
                 f"({before.get(differing[0])}, now {depends[differing[0]]}); use the same value, "
@@ -214,7 +217,11 @@ def prefetch(
 
 
 def encode_shards(
-    plan: Plan, encoder: Encoder, numbers: Sequence[int], threads: int | None = None
+    plan: Plan,
+    encoder: Encoder,
+    numbers: Sequence[int],
+    threads: int | None = None,
+    on_photos: Callable[[int], Any] = lambda count: None,
 ) -> Iterator[int]:
     """Encodes shards and yields the number of each when it is done.
 
@@ -225,6 +232,7 @@ def encode_shards(
       encoder: The encoder of the plan's run.
       numbers: Numbers of the shards to encode.
       threads: Number of threads that decode. Defaults to one per core.
+      on_photos: Called with the number of photos of each batch that was read.
     """
     with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode") as pool:
         wanted = itertools.chain.from_iterable(plan.shards[number] for number in numbers)
@@ -232,11 +240,17 @@ def encode_shards(
             pool, lambda photo: prepare(photo, encoder.image_size), wanted, 3 * plan.batch_size
         )
         for number in numbers:
-            _encode_shard(plan, encoder, number, ready)
+            _encode_shard(plan, encoder, number, ready, on_photos)
             yield number
 
 
-def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Prepared]) -> None:
+def _encode_shard(
+    plan: Plan,
+    encoder: Encoder,
+    number: int,
+    ready: Iterator[Prepared],
+    on_photos: Callable[[int], Any],
+) -> None:
     """Encodes a shard, whose photos are the next ones of `ready`, and writes its files."""
     shard, sizes, reasons = plan.shards[number], [], []
     status, digests = [], []
@@ -253,6 +267,7 @@ def _encode_shard(plan: Plan, encoder: Encoder, number: int, ready: Iterator[Pre
             status.extend(photo.status for photo in batch)
             digests.extend(photo.digest for photo in batch)
             yield np.stack([photo.image for photo in batch])
+            on_photos(len(batch))
 
     results = batched.apply_all(encoder.encode_regions, batches(), plan.batch_size)
     good = np.array([not reason for reason in reasons])
@@ -327,9 +342,42 @@ def encode_here(plan: Plan, workers: int | None = None) -> None:
     pending = plan.pending()
     if not pending:
         return
-    shards = encode_shards(plan, Encoder.from_run(plan.run, plan.backbone), pending, workers)
-    for _ in logs.progress(shards, len(pending), "shards"):
+    encoder = Encoder.from_run(plan.run, plan.backbone)
+    total = sum(len(plan.shards[number]) for number in pending)
+    logging.info(estimate(plan, encoder, workers))
+    shown = logs.Progress(total, "codes", unit="photos")
+    for _ in encode_shards(plan, encoder, pending, workers, shown.advance):
         pass
+    shown.close()
+
+
+def estimate(plan: Plan, encoder: Encoder, threads: int | None = None) -> str:
+    """Returns how long an export will take, by the rates of a batch and of some photos.
+
+    Args:
+      plan: The plan.
+      encoder: The encoder of the plan's run.
+      threads: Number of threads that decode. Defaults to one per core.
+    """
+    photos = [photo for number in plan.pending() for photo in plan.shards[number]]
+    if len(photos) <= 2 * plan.batch_size:
+        return f"{len(photos):,} photos to encode"
+    threads = threads or os.cpu_count() or 1
+    few = photos[:: max(1, len(photos) // _NUM_TRIED)][:_NUM_TRIED]
+    side, began = encoder.image_size, time.monotonic()
+    for photo in few:
+        prepare(photo, side)
+    decoding = threads * len(few) / (time.monotonic() - began)
+    batch = np.zeros((plan.batch_size, side, side, 3), np.uint8)
+    encoder.encode_regions(batch)  # compiles
+    began = time.monotonic()
+    encoder.encode_regions(batch)
+    network = plan.batch_size / (time.monotonic() - began)
+    seconds = len(photos) / min(network, decoding)
+    return (
+        f"{len(photos):,} photos to encode, about {logs.duration(seconds)}: the network takes "
+        f"{network:,.1f} photos/s, {threads} threads decode {decoding:,.1f} photos/s"
+    )
 
 
 class Worker:
@@ -393,8 +441,11 @@ def encode_on_ray(plan: Plan, workers: int | None = None) -> None:
             num_cpus=cores,
             num_gpus=1 if accelerators else None,
         )
-        for _ in logs.progress(done.iter_rows(), len(pending), "shards"):
-            pass
+        total = sum(len(plan.shards[number]) for number in pending)
+        shown = logs.Progress(total, "codes", unit="photos")
+        for row in done.iter_rows():
+            shown.advance(len(plan.shards[row["number"]]))
+        shown.close()
     finally:
         if is_own:
             ray.shutdown()

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, Int64, UInt8
 
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
@@ -156,6 +156,8 @@ class Database:
         is_base: bool = False,
         margins: Float32[np.ndarray, "t q"] | None = None,
         first: int | None = None,
+        within: int | None = None,
+        label: str | None = None,
     ) -> tuple[list[Neighbour], NearestItems]:
         """Returns the k nearest items to one query, and the index's answer with its counts.
 
@@ -168,22 +170,46 @@ class Database:
           is_base: Whether to compare with the codes of whole images only.
           margins: Absolute value of the logit of each bit of each code.
           first: The item that the query itself is, if any. It comes first if its distance is 0.
+          within: The largest distance in bits of an answer; any by default.
+          label: The class that all answers have; any by default.
+
+        Raises:
+          ValueError: There is no such class.
         """
         index = self.base_index if is_base else self.index
-        hits = index.search(query, k) if len(query) == 1 else nearest(index, query[None], k)
+        allowed = None if label is None else self.labelled(label)
+        if len(query) == 1:
+            hits = index.search(query, k, allowed=allowed)
+        else:
+            hits = nearest(index, query[None], k, allowed)
         items, costs = hits.item[0], None
         if margins is not None:
             costs = ordering_margins(margins)
-            items = index.search(query[None], k, margins=costs[None]).item[0]
+            items = index.search(query[None], k, margins=costs[None], allowed=allowed).item[0]
         items = items[items >= 0].tolist()
-        if first is not None and self._distance(self._row(first, query, is_base), query) == 0:
+        is_found = first is not None and (allowed is None or first in allowed)
+        if is_found and self._distance(self._row(first, query, is_base), query) == 0:
             items = [first, *(item for item in items if item != first)][:k]
         rows = [self._row(item, query, is_base, costs) for item in items]
         neighbours = [
             Neighbour(item, self._distance(row, query), row)
             for item, row in zip(items, rows, strict=True)
         ]
+        if within is not None:
+            neighbours = [near for near in neighbours if near.distance <= within]
         return neighbours, hits
+
+    def labelled(self, label: str) -> Int64[np.ndarray, " a"]:
+        """Returns the items of a class, ascending.
+
+        Raises:
+          ValueError: The classes are not known, or there is no such class.
+        """
+        if label not in self.classes:
+            raise ValueError(
+                f"label is {label!r}, expected one of {', '.join(self.classes) or 'none'}"
+            )
+        return np.flatnonzero(self.labels[:, self.classes.index(label)])
 
     def _distance(self, row: int, query: UInt8[np.ndarray, "t bytes"]) -> int:
         return int(np.bitwise_count(self.codes[row] ^ query).sum(1).min())

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
 from mch_jax import agent, backbones, codes, models, regions, variables
 from mch_jax.agent import evidence, label_head, sets
+from mch_jax.backbones import networks
 from mch_jax.codes import AnyArray
 from mch_jax.files import json_values, load_arrays, save_arrays, schemas
 from mch_jax.files.whole import first_line
@@ -107,7 +108,8 @@ class Encoder:
                 "(config.agent.evidence_features), so its encoder cannot choose codes of images; "
                 "pass their features, those of the base model first, to encode_regions"
             )
-        if ndim == 4 and "conv1" not in self.params and self.backbone is None:
+        has_network = "conv1" in self.params or self.backbone is not None or self.model.trunk
+        if ndim == 4 and not has_network:
             raise ValueError(
                 "this run's features came from a file (config.model.features), so its encoder "
                 "cannot encode images; pass their features from the same network to encode_regions"
@@ -246,6 +248,12 @@ class Encoder:
         } | {name: getattr(self, name) for name in _NUMBERS}
         if self.model.conv_dtype != "float32":  # files of earlier versions have no such setting
             settings["conv_dtype"] = self.model.conv_dtype
+        if self.model.trunk is not None:
+            settings["trunk"] = {
+                "name": networks.trainable_name(self.model.trunk),
+                "mean": list(self.model.mean),
+                "std": list(self.model.std),
+            }
         tree: dict[str, Any] = {"base": self.params, "policy": self.policy_variables}
         if self.backbone is not None:
             settings["backbone"] = self.backbone.record.settings()
@@ -262,7 +270,7 @@ class Encoder:
         tree, settings = load_arrays(path)
         try:
             widths, select = settings.pop("widths"), settings.pop("select", "each")
-            recorded = settings.pop("backbone", None)
+            recorded, trunk = settings.pop("backbone", None), settings.pop("trunk", None)
             numbers = {name: settings.pop(name) for name in _NUMBERS}
             model = AlexNet(**settings)
         except (KeyError, TypeError) as error:
@@ -272,6 +280,16 @@ class Encoder:
             ) from None
         try:
             json_values.check(settings | numbers, schemas.ENCODER)
+            if trunk is not None:
+                json_values.check(trunk, schemas.TRUNK, "trunk")
+                if trunk["name"] not in networks.NETWORKS:
+                    raise ValueError(f"there is no network {trunk['name'][:40]!r}")
+                if len(trunk["mean"]) != 3 or len(trunk["std"]) != 3:
+                    raise ValueError("trunk.mean and trunk.std have another length than 3")
+                model = model.clone(
+                    trunk=networks.trainable(trunk["name"]),
+                    mean=tuple(trunk["mean"]), std=tuple(trunk["std"]),
+                )  # fmt: skip
             json_values.check({"widths": widths or []}, {"widths": [schemas.WIDTH]})
             if select not in ("each", "set"):
                 raise ValueError(f"select is {select!r}, expected each or set")

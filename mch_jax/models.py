@@ -94,6 +94,10 @@ class AlexNet(nn.Module):
         cross-fitted agent needs; 0 for none.
       conv_dtype: Type in which the convolutions compute, one of `CONV_DTYPES`. Parameters, the
         features and all other layers are float32 in either case.
+      trunk: Network from normalised images to features, which takes the place of the convolutions
+        and is trained with the other layers; None for the convolutions.
+      mean: Mean by channel that is subtracted from images in [0, 1].
+      std: Standard deviation by channel that images are then divided by.
     """
 
     num_bits: int
@@ -102,10 +106,13 @@ class AlexNet(nn.Module):
     num_anchors: int = 0
     num_classes: int = 0
     conv_dtype: str = "float32"
+    trunk: nn.Module | None = None
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
 
     def setup(self):
         """Creates the layers, named in torchvision's order: features.0 is conv1, and so on."""
-        for name, channels, window, stride, padding, _ in CONV_LAYERS:
+        for name, channels, window, stride, padding, _ in () if self.trunk else CONV_LAYERS:
             channels = max(1, round(channels * self.width))
             pads = [(padding, padding)] * 2
             layer = nn.Conv(
@@ -124,9 +131,14 @@ class AlexNet(nn.Module):
             self.labels = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
 
     def conv_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
-        """Returns the pooled conv5 map of images in [0, 255], flattened with channels last."""
-        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+        """Returns the pooled conv5 map of images in [0, 255], flattened with channels last.
+
+        With a trunk, its features are returned.
+        """
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         x = (images / 255 - mean.reshape(1, 1, 1, 3)) / std.reshape(1, 1, 1, 3)
+        if self.trunk is not None:
+            return self.trunk(x)
         for name, *_, pooled in CONV_LAYERS:
             x = nn.relu(getattr(self, name)(x))
             if pooled:

@@ -44,6 +44,7 @@ def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None
     from mch_jax.training import base, cross_fit, encode, paper, parallel, run, threshold
 
     this = run.open_run(config, workdir)
+    config = this.config
     chosen = STAGES if stage == "all" else (stage,)
     logging.info("data set %s", {k: v for k, v in this.audit.items() if k != "per_class"})
     params: Any = None

@@ -7,7 +7,7 @@ codes, an item or a bucket counts at the query code that is nearest to it.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from mch_jax.index import BucketIndex, NearestItems
 
@@ -90,7 +90,10 @@ def ordering_margins(margins: Float32[np.ndarray, "*t q"]) -> Float32[np.ndarray
 
 
 def nearest(
-    index: BucketIndex, query_codes: UInt8[np.ndarray, "m t bytes"], k: int
+    index: BucketIndex,
+    query_codes: UInt8[np.ndarray, "m t bytes"],
+    k: int,
+    allowed: Int[np.ndarray, " a"] | None = None,
 ) -> NearestItems:
     """Returns the k items nearest to any code of each query, exactly.
 
@@ -101,9 +104,10 @@ def nearest(
       index: The index to search.
       query_codes: Codes of the queries. Repeated codes of a query count once.
       k: Number of items, at least 1.
+      allowed: The items that may be found, ascending; all by default.
     """
     count, num_codes, num_bytes = query_codes.shape
-    flat = index.search(query_codes.reshape(count * num_codes, num_bytes), k)
+    flat = index.search(query_codes.reshape(count * num_codes, num_bytes), k, allowed=allowed)
     items, bits, probed, nonempty = (x.reshape(count, num_codes, -1) for x in flat)
     earlier = np.tril(np.ones((num_codes, num_codes), bool), -1)
     equal = (query_codes[:, :, None] == query_codes[:, None]).all(3)

@@ -50,14 +50,14 @@ class Retriever:
     def __init__(
         self,
         workdir: str | os.PathLike[str],
-        codes: str | os.PathLike[str] | None = None,
+        database: str | os.PathLike[str] | None = None,
         backbone: Given = None,
     ):
         """Loads a finished run.
 
         Args:
           workdir: The workdir of the run.
-          codes: A codes file to search instead of the run's database.
+          database: A codes file to search instead of the run's database.
           backbone: The run's backbone, as `Encoder.from_run` takes it.
 
         Raises:
@@ -66,7 +66,7 @@ class Retriever:
         """
         self.workdir = Path(workdir)
         self.encoder = Encoder.from_run(workdir, backbone)
-        self.database = Database.open(codes or self.workdir / "codes" / "database.npz")
+        self.database = Database.open(database or self.workdir / "codes" / "database.npz")
         self.database.check_num_bits(self.encoder.model.num_bits, self.workdir / FILE)
 
     @property

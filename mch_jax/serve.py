@@ -1,7 +1,7 @@
 """Serves a run as a web page and a JSON API.
 
 python -m mch_jax.serve --run=DIR --port=8000
-python -m mch_jax.serve --run=DIR --codes=codes.npz --images=FOLDER
+python -m mch_jax.serve --run=DIR --database=codes.npz --images=FOLDER
 
 The second form serves photos of one's own, which mch_jax.export has encoded.
 """
@@ -32,9 +32,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "port", 8000, "Port to listen on; 0 for any free port.", 0, 65535, flag_values=values
     )
     flags.DEFINE_string(
-        "codes", None, "A codes file of mch_jax.export to serve instead of the run's.",
+        "database", None, "A codes file of mch_jax.export to serve instead of the run's.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_alias("codes", "database", flag_values=values)  # the former name
     flags.DEFINE_string(
         "images", None, "The exported photos, which the page shows.", flag_values=values
     )
@@ -83,8 +84,8 @@ def main(arguments: Sequence[str]) -> None:
     from mch_jax import query_codes
 
     command.require(options, run="the workdir of a finished run")
-    if options.images and not options.codes:
-        raise ValueError("--images needs --codes, the file that mch_jax.export wrote for them")
+    if options.images and not options.database:
+        raise ValueError("--images needs --database, the file that mch_jax.export wrote for them")
     query_codes.check(options.query_codes, "--query_codes")
     try:
         from mch_jax.serving import server
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         pixels=options.max_pixels * 10**6, hosts=(*LOOPBACK, *_hosts(options)),
     )  # fmt: skip
     service = Service.open(
-        Path(options.run), limits, options.codes, options.images, options.query_codes,
+        Path(options.run), limits, options.database, options.images, options.query_codes,
         options.backbone,
     )  # fmt: skip
     listener = _listen(options.host, options.port)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 
 from mch_jax.agent import evidence, state
@@ -80,12 +82,26 @@ def _convolutions(width: float, side: int) -> tuple[Shapes, int]:
     return expected, min(side, 6) ** 2 * inputs
 
 
+def _trunk(trunk: nn.Module, side: int) -> tuple[Shapes, int]:
+    """Returns the shapes of a trunk's parameters, and the width of its features."""
+    images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    features, variables = jax.eval_shape(trunk.init_with_output, jax.random.key(0), images)
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    expected = {
+        ".".join(["base.trunk", *(str(entry.key) for entry in path)]): (leaf.shape, "f4")
+        for path, leaf in leaves
+    }
+    return expected, features.shape[-1]
+
+
 def _base(
     model: AlexNet, found: Mapping[str, np.ndarray], input_size: int, given_width: int | None
 ) -> tuple[Shapes, int]:
     """Returns what the base model's parameters should be, and the width of its features."""
     if given_width is not None:
         expected, width = {}, given_width
+    elif model.trunk is not None:
+        expected, width = _trunk(model.trunk, input_size)
     elif "conv1.kernel" in found:
         expected, width = _convolutions(model.width, input_size)
     else:

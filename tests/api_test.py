@@ -1,16 +1,10 @@
 """The JSON API: answers equal the index's, every refusal, batches, and a stop under load."""
 
 import asyncio
-import contextlib
 import io
-import json
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
-import time
 import zlib
 
 import httpx
@@ -21,7 +15,6 @@ from PIL import Image
 
 from mch_jax import codes, regions
 from mch_jax.data import photos
-from mch_jax.database import Database
 from mch_jax.serving import api, thumbnails
 from mch_jax.serving.limits import Limits
 from mch_jax.serving.service import Service
@@ -170,6 +163,50 @@ def test_a_photo_of_the_database_finds_itself_first(client, service, logits):
     assert [hit["item"] for hit in found["mch"]["hits"]] == [x.item for x in near]
 
 
+def test_answers_are_limited_by_label_and_distance(client, service):
+    everything = client.get("/search?item=3&k=200&compare=true").json()
+    limited = client.get("/search?item=3&k=200&compare=true&label=red&within=1").json()
+    for name in ("mch", "base"):
+        wanted = [
+            hit["item"]
+            for hit in everything[name]["hits"]
+            if "red" in hit["labels"] and hit["distance"] <= 1
+        ]
+        assert [hit["item"] for hit in limited[name]["hits"]] == wanted
+        assert wanted
+    several = client.get("/search?item=3&k=200&label=red&query_codes=all").json()["mch"]["hits"]
+    assert {tuple(hit["labels"]) for hit in several} == {("red",)}
+    assert len(several) == sum("red" in hit["labels"] for hit in everything["mch"]["hits"])
+
+
+def test_a_part_of_a_photo_is_a_query(client, service):
+    pixels = service.database.photo(3)
+    part = service.encoder.query(photos.resize(pixels[5:40, 10:50], small.SIDE)[None])
+    code = part.codes[0, 0].tobytes().hex()
+    assert client.get("/search?item=3&box=10,5,50,40").json()["code"] == code
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    body = form(stream.getvalue(), "photo.png", "image/png")
+    assert client.post("/search?box=10,5,50,40", files=body).json()["code"] == code
+    for found in (
+        client.get("/encode?item=3&box=10,5,50,999").json(),
+        client.post("/encode?box=10,5,50,999", files=body).json(),
+    ):
+        assert [found["width"], found["height"]] == [pixels.shape[1], pixels.shape[0]]
+        assert found["box"] == found["regions"][0]["box"] == [10, 5, 50, pixels.shape[0]]
+        assert all(region["box"][0] >= 10 for region in found["regions"])
+
+
+def test_the_page_learns_what_the_encoder_knows(client, service):
+    health = client.get("/health").json()
+    assert health["labels"] == list(small.CLASSES)
+    assert "of the data set folder" in health["knows"]
+    assert "red, green, blue" in health["knows"]
+    assert health["examples"] == ["00.jpg", "sub/01.png"]  # the queries
+    photo = client.get("/examples/1/photo?side=640")
+    assert Image.open(io.BytesIO(photo.content)).size == (72, 48)
+
+
 def test_encode_gives_six_regions(client, service):
     body = jpeg()
     answer = client.post("/encode", files=form(body)).json()
@@ -207,7 +244,7 @@ def test_items_and_thumbnails(client, service):
 
 
 def test_kept_thumbnails_have_a_size_limit(service, monkeypatch):
-    made = thumbnails.Thumbnails(service.database)
+    made = thumbnails.Thumbnails(service.database.photo)
     one = len(made.jpeg(0, 160))
     monkeypatch.setattr(thumbnails, "MAX_BYTES", 3 * one)
     for item in range(10):
@@ -300,8 +337,13 @@ def test_a_very_long_file_name_is_refused(client):
         ("GET", "/items/..%2f..%2fetc%2fpasswd", 404, "There is nothing at"),
         ("GET", "/items/0/photo?side=5000", 422, "side:"),
         ("GET", "/search?item=0&k=0", 422, "k: input should be greater than or equal to 1"),
-        ("GET", "/search?item=0&k=1000", 422, "k: "),
+        ("GET", "/search?item=0&k=1001", 422, "k: "),
         ("GET", "/search", 422, "item: field required"),
+        ("GET", "/search?item=0&label=pink", 422, "There is no label 'pink'; /health lists them"),
+        ("GET", "/search?item=0&within=-1", 422, "within: "),
+        ("GET", "/search?item=0&box=1,2,3", 422, "box: "),
+        ("GET", "/encode?item=0&box=9,0,9,5", 422, "The box has no pixel of the photo, whose size"),
+        ("GET", "/examples/2/photo", 404, "There is no example 2; there are 2"),
         ("GET", "/search?item=0&query_codes=two", 422, "query_codes: input should be 'one',"),
         ("GET", "/probe?item=0&budget=0", 422, "budget: input should be greater than or equal"),
         ("GET", "/probe?item=22", 404, "There is no photo 22"),
@@ -358,7 +400,7 @@ def test_page_and_counters(client):
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/search", "/probe", "/encode", "/items", "/items/{item}", "/items/{item}/photo", "/health",
-        "/metrics",
+        "/metrics", "/examples/{example}/photo",
     }  # fmt: skip
 
 
@@ -431,67 +473,3 @@ def test_a_busy_service_refuses_further_requests(service, monkeypatch):
 
     asyncio.run(run())
     assert slow.pending == 0
-
-
-def test_accepted_requests_are_answered_after_a_stop(small_run):
-    """Stops the server in the middle of twelve uploads, then sends the rest of each."""
-    command = [sys.executable, "-m", "mch_jax.serve", f"--run={small_run}", "--port=0"]
-    with (
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as server,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.callback(server.kill)
-        url = server.stdout.readline().split()[-1]
-        host, port = url.removeprefix("http://").split(":")
-        uploads = []
-        for seed in range(12):
-            link = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
-            body = jpeg(seed)
-            head = "POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
-            link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:100])
-            uploads.append((link, body[100:]))
-        while httpx.get(f"{url}/health", timeout=60).json()["pending"] < len(uploads):
-            time.sleep(0.01)
-        server.send_signal(signal.SIGTERM)
-        with contextlib.suppress(httpx.TransportError):  # until it accepts no connections
-            while True:
-                httpx.get(f"{url}/health", timeout=60)
-        for link, rest in uploads:
-            link.sendall(rest)
-        for link, _ in uploads:
-            answer = b"".join(iter(lambda link=link: link.recv(65536), b""))
-            assert answer.startswith(b"HTTP/1.1 200 ")
-            assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["regions"]) == 6
-        assert server.wait(60) in (0, -signal.SIGTERM)
-        assert server.stderr.read() == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ([], "--run is missing"),
-        (["--run={run}/absent"], "absent/encoder.npz does not exist"),
-        (["--run={run}", "--images=x"], "--images needs --codes"),
-        (["--run={run}", "--host=256.0.0.1"], "expected an address of this machine"),
-    ],
-)
-def test_wrong_arguments_get_one_line(small_run, arguments, reason):
-    arguments = [argument.format(run=small_run) for argument in arguments]
-    command = [sys.executable, "-m", "mch_jax.serve", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert reason in result.stderr
-
-
-def test_codes_of_other_photos_are_served(small_run):
-    path = small_run / "codes" / "database.npz"
-    service = Service.open(small_run, LIMITS, path, small_run / "photos")
-    assert len(service.thumbnail(0, 160)) > 100
-    assert service.describe(0).labels == []
-    bare = Database.open(path)
-    with pytest.raises(ValueError, match="not available"):
-        bare.photo(0)
-    assert json.dumps(bare.size(0))

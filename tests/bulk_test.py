@@ -202,7 +202,7 @@ def test_wrong_arguments_get_one_line(small_run, place, tmp_path, arguments, rea
     assert result.returncode == 2
     *progress, error = result.stderr.splitlines()
     assert reason in error
-    assert all("shards: 1 of 1" in line for line in progress)
+    assert all("codes: " in line for line in progress)
     assert not list(out.iterdir())
 
 

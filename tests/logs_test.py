@@ -57,6 +57,18 @@ def test_progress_without_a_terminal_is_a_line_per_tenth(caplog, start, expected
     assert [record.getMessage() for record in caplog.records] == expected
 
 
+def test_progress_in_photos_and_minutes(caplog, monkeypatch):
+    clock = iter(range(0, 10_000, 300))
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "absl"):
+        assert list(logs.progress([1, 2], 2500, "codes", 500, unit="photos", size=1000)) == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "codes: 1,500 of 2,500 photos, 5 min left",
+        "codes: 2,500 of 2,500 photos",
+    ]
+    assert [logs.duration(x) for x in (12.0, 89.9, 100.0, 7200.0)] == ["12 s", "90 s", "2 min", "2.0 h"]
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)

@@ -228,10 +228,3 @@ def test_a_workdir_of_another_config_is_refused(finished):
     config.num_bits = 16
     with pytest.raises(ValueError, match=r"num_bits = 12, this one has 16"):
         pipeline.run_stages(config, finished)
-
-
-def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"base.batch_size is 41, expected 2 to 40"):
-        pipeline.run_stages(tiny(base__batch_size=41), tmp_path / "base")
-    with pytest.raises(ValueError, match=r"agent.batch_size is 41, expected 2 to 40"):
-        pipeline.run_stages(tiny(agent__batch_size=41), tmp_path / "agent")

@@ -119,7 +119,7 @@ def test_clicking_a_photo_searches_by_it_and_back_returns(open_page):
     page.locator("#strip button").first.click()
     answered(page)
     assert (first := page.url).partition("#item=")[2].isdigit()
-    page.locator(".ring").last.locator("button").last.click()
+    page.locator(".ring").last.locator(".shot").last.click()
     expect(page).not_to_have_url(first)
     answered(page)
     page.go_back()
@@ -143,6 +143,65 @@ def test_compare_shows_the_base_model_too(open_page):
     shoot(page, "compare-dark")
     switch.click()
     expect(page.locator(".ranking")).to_have_count(1)
+
+
+def test_the_number_the_distance_and_the_label_of_answers_are_chosen(open_page):
+    page = open_page("/#item=3")
+    answered(page)
+    expect(page.locator("#knows")).to_contain_text("red, green, blue")
+    page.locator("#k").select_option("12")
+    answered(page, 12)
+    page.get_by_role("button", name="Show more photos").click()
+    answered(page)
+    expect(page.locator("#more")).to_be_hidden()
+    page.get_by_label("Label").select_option("red")
+    expect(page.locator("#heard")).to_contain_text("7 photos found")
+    expect(page.locator(".hits .labels", has_text="red")).to_have_count(7)
+    page.get_by_label("At most").select_option("0")
+    expect(page.locator(".ring h4")).to_have_text(["0bits away"])
+    shoot(page, "filters")
+
+
+def test_a_box_drawn_on_the_query_is_a_query(open_page):
+    page = open_page("/#item=3")
+    answered(page)
+    page.locator("#whole").scroll_into_view_if_needed()
+    frame = page.locator("#whole").bounding_box()
+    x, y = (frame["x"] + frame["width"] / 4, frame["y"] + frame["height"] / 4)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + frame["width"] / 2, y + frame["height"] / 2)
+    page.mouse.up()
+    expect(page).to_have_url(re.compile(r"#item=3&box=24,12,72,36$"))
+    expect(page.locator("#about")).to_contain_text("48 × 24 of 96 × 48")
+    expect(page.locator("#whole .part")).to_have_count(1)
+    answered(page)
+    shoot(page, "part")
+    page.get_by_role("button", name="Search by the whole photo").click()
+    expect(page.locator("#whole .part")).to_have_count(0)
+    page.get_by_role("button", name="Search by the region top left alone").click()  # no pointer
+    expect(page).to_have_url(re.compile(r"#item=3&box=0,0,48,24$"))
+
+
+def test_answers_open_large(open_page):
+    page = open_page("/#item=3")
+    answered(page)
+    page.locator(".enlarge").first.click()
+    large = page.get_by_role("dialog")
+    expect(large.locator("#large-about")).to_contain_text("1 of 22: 0 bits away")
+    page.keyboard.press("ArrowRight")
+    expect(large.locator("#large-about")).to_contain_text("2 of 22")
+    expect(large.locator("img")).to_have_js_property("complete", True)
+    shoot(page, "large")
+    page.keyboard.press("Escape")
+    expect(large).to_be_hidden()
+
+
+def test_an_example_is_a_query(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Search by the photo 00.jpg").click()
+    answered(page)
+    expect(page.locator("#about")).to_contain_text("00.jpg, 96 × 48")
 
 
 def test_the_order_of_probing_is_shown_side_by_side(open_page):
@@ -176,10 +235,10 @@ def test_the_page_works_with_the_keyboard(open_page):
     expect(page.locator("#strip li")).to_have_count(14)
     focus = "(document.activeElement.id || document.activeElement.className)"
     reached = []
-    for _ in range(4):
+    for _ in range(6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate(focus))
-    assert reached == ["skip", "choose", "shuffle", "shot"]
+    assert reached == ["skip", "choose", "shot", "shot", "shuffle", "shot"]  # two examples
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     answered(page)

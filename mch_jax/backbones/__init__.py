@@ -5,7 +5,8 @@
   networks: ResNet-50 and Vision Transformers in Flax, with torchvision's or timm's weights.
   onnx_files: ONNX files, run by onnxruntime.
 
-A backbone is frozen. docs/backbones.md describes how a run is trained on one.
+A backbone is frozen, apart from networks in Flax that are trained as `AlexNet.trunk`.
+docs/backbones.md describes how a run is trained on one.
 """
 
 from mch_jax.backbones.backbone import (

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from mch_jax import regions
 from mch_jax.backbones import functions, networks, onnx_files
 from mch_jax.codes import AnyArray
-from mch_jax.files import json_values, load_arrays, save_arrays, schemas
+from mch_jax.files import hub, json_values, load_arrays, save_arrays, schemas
 from mch_jax.files.whole import first_line
 
 FILE = "backbone.npz"
@@ -253,7 +253,7 @@ def _of_file(
 
     Args:
       kind: `onnx`, or a key of `networks.NETWORKS`.
-      path: Path of the file.
+      path: Path of the file, or its name on the Hub (`files.hub`).
       input_size: Side in pixels of the network's input.
       mean: Mean by channel, for photos in [0, 1].
       std: Standard deviation by channel.
@@ -262,6 +262,7 @@ def _of_file(
     Raises:
       ValueError: The file cannot be read, is another one, or does not hold such a network.
     """
+    path = hub.local_path(path)
     content, found = onnx_files.read(path)
     if sha256 not in (None, found):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 They follow torchvision's and timm's layers exactly, and the names of their layers are those of
 torchvision's ResNet and timm's Vision Transformer, so that `import_weights` finds each array by
-its name. Without weights they are of no use here: they are frozen.
+its name. They are kept fixed, or trained with the hash layer as `AlexNet.trunk`.
 """
 
 import functools
@@ -20,6 +20,7 @@ from mch_jax.files import read_arrays
 from mch_jax.files.weights import without_prefix
 
 _STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # inner channels, blocks
+_EPSILON = 1e-5  # of batch norm
 _PATCH = 16
 
 
@@ -27,22 +28,32 @@ class ResNet50(nn.Module):
     """ResNet-50 (arXiv 1512.03385) as in torchvision, with strides in the 3 x 3 convolutions.
 
     Batch statistics are those of the weights.
+
+    Attributes:
+      stages: Inner channels and number of blocks of each stage.
+      is_folded: Whether scales and biases hold the batch statistics (`folded`), which is the form
+        that is trained.
     """
 
+    stages: Sequence[tuple[int, int]] = _STAGES
+    is_folded: bool = False
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """Returns the last map of normalised images, averaged over rows and columns."""
 
         def conv(x: Array, name: str, norm: str, channels: int, window: int, stride: int) -> Array:
             pads = [(window // 2, window // 2)] * 2
             size, strides = (window, window), (stride, stride)
             x = nn.Conv(channels, size, strides, pads, use_bias=False, name=name)(x)
-            return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name=norm)(x)
+            if self.is_folded:
+                return Affine(name=norm)(x)
+            return nn.BatchNorm(use_running_average=True, epsilon=_EPSILON, name=norm)(x)
 
         x = nn.relu(conv(x, "conv1", "bn1", 64, 7, 2))
         margins: Any = [(1, 1), (1, 1)]
         x = nn.max_pool(x, (3, 3), (2, 2), margins)
-        for stage, (channels, blocks) in enumerate(_STAGES, 1):
+        for stage, (channels, blocks) in enumerate(self.stages, 1):
             for block in range(blocks):
                 name = f"layer{stage}.{block}"
                 stride = 2 if stage > 1 and block == 0 else 1
@@ -54,6 +65,17 @@ class ResNet50(nn.Module):
                     x = conv(x, f"{down}.0", f"{down}.1", 4 * channels, 1, stride)
                 x = nn.relu(x + y)
         return jnp.mean(x, (1, 2))
+
+
+class Affine(nn.Module):
+    """A scale and a bias for each channel."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns x scaled and shifted."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return x * scale[None, None, None] + bias[None, None, None]
 
 
 class VisionTransformer(nn.Module):
@@ -119,6 +141,36 @@ _OF_TORCHVISION = (
     (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
 )
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def trainable(name: str) -> nn.Module:
+    """Returns a network in the form that is trained, which has no batch statistics.
+
+    Args:
+      name: A key of `NETWORKS`.
+    """
+    module = NETWORKS[name]
+    return module.clone(is_folded=True) if isinstance(module, ResNet50) else module
+
+
+def trainable_name(module: nn.Module) -> str:
+    """Returns the key of `NETWORKS` of a module that `trainable` returned."""
+    return next(name for name in NETWORKS if trainable(name) == module)
+
+
+def folded(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns parameters whose scales and biases include the batch statistics.
+
+    The network computes the same with them, and has no other variables.
+
+    Args:
+      variables: Variables of a network, as `import_weights` returns them.
+    """
+    params = dict(variables["params"])
+    for name, statistics in variables.get("batch_stats", {}).items():
+        scale = params[name]["scale"] / np.sqrt(statistics["var"] + np.float32(_EPSILON))
+        params[name] = {"scale": scale, "bias": params[name]["bias"] - statistics["mean"] * scale}
+    return params
 
 
 def shapes(name: str, input_size: int) -> dict[str, Any]:

@@ -110,6 +110,26 @@ def _open(file: str) -> Image.Image:
         return image.convert("L" if image.mode == "L" else "RGB")
 
 
+def photo(name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the part of a photo that pieces are cut from, in the colours that they have.
+
+    Args:
+      name: A key of PHOTOS.
+
+    Raises:
+      ValueError: The package of the photo is not installed.
+    """
+    chosen = PHOTOS[name]
+    image = _open(chosen.file)
+    left, top, right, bottom = chosen.area
+    width, height = image.size
+    part = image.crop((left * width, top * height, right * width, bottom * height))
+    pixels = np.asarray(part)
+    if pixels.ndim == 3:
+        return pixels
+    return _colors(chosen.tone or ("#000000", "#808080", "#ffffff"))[pixels]
+
+
 def _colors(tone: tuple[str, str, str]) -> UInt8[np.ndarray, "256 3"]:
     """Returns the colours of the 256 greys under a tone."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])

@@ -190,7 +190,9 @@ def make(found: Sequence[sources.Photo], directory: Path, maker: Maker) -> Finge
         ready = bulk.prefetch(
             pool, lambda photo: _prepare(photo, maker.image_size), wanted, 2 * _BATCH
         )
-        shown = logs.progress(ready, len(found), "photos", len(found) - len(pending))
+        shown = logs.progress(
+            ready, len(found), "fingerprints", len(found) - len(pending), unit="photos"
+        )
         good: list[tuple[sources.Photo, _Prepared]] = []
         for row, one in zip(pending, shown, strict=True):
             if one.reason:

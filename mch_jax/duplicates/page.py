@@ -100,7 +100,9 @@ def write(
     folder.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
         made = pool.map(lambda row: _thumbnail(folder, photos[row]), rows)
-        thumbnails = dict(zip(rows, logs.progress(made, len(rows), "thumbnails"), strict=True))
+        thumbnails = dict(
+            zip(rows, logs.progress(made, len(rows), "thumbnails", unit="photos"), strict=True)
+        )
     parts = []
     for number, group in enumerate(shown, 1):
         large = [(int(sizes[x.row].prod()), thumbnails[x.row][1]) for x in group]

@@ -5,7 +5,6 @@ All rows share the features and logits of one base model. The orders of the buck
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +132,7 @@ def read_material(workdir: Path, backbone: str | None = None) -> Material:
 
     def outputs(rows: np.ndarray, title: str) -> RegionOutputs:
         batches = this.encoder_batches(rows, size)
-        batches = logs.progress(batches, math.ceil(len(rows) / size), title)
+        batches = logs.progress(batches, len(rows), title, unit="photos", size=size)
         return batched.apply_all(encoder.region_outputs, batches, size)
 
     queries = outputs(dataset.query, "outputs of the queries")

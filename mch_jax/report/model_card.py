@@ -40,7 +40,8 @@ def _network(config: Mapping[str, Any]) -> str:
     if model.get("features"):
         return "features of another network, from a file; the encoder cannot encode photos itself"
     if model.get("backbone"):
-        return f"features of the backbone {_escaped(model['backbone'])}"
+        trained = ", trained further" if config["base"]["train_conv"] else ""
+        return f"features of the backbone {_escaped(model['backbone'])}{trained}"
     weights = _escaped(Path(model["weights"]).name) if model["weights"] else "none, random numbers"
     trained = "trained further" if config["base"]["train_conv"] else "kept fixed"
     return (

@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from mch_jax import __version__
 from mch_jax.serving import counters, uploads
+from mch_jax.serving.decoders import Box
 from mch_jax.serving.gate import Gate
 from mch_jax.serving.limits import Refused
 from mch_jax.serving.schemas import (
@@ -32,7 +33,7 @@ from mch_jax.serving.schemas import (
     Problem,
     Side,
 )
-from mch_jax.serving.service import Service
+from mch_jax.serving.service import Options, Service
 
 FREE_PATHS = ("/", "/health", "/metrics", "/openapi.json")  # answered however busy the service is
 
@@ -44,7 +45,7 @@ def _service(request: Request) -> Service:
 _Service = Annotated[Service, Depends(_service)]
 _Item = Annotated[int, Path(ge=0, description="row of the database")]
 _ByItem = Annotated[int, Query(ge=0, description="row of the database")]
-_K = Annotated[int, Query(ge=1, le=200, description="number of photos to return")]
+_K = Annotated[int, Query(ge=1, le=1000, description="number of photos to return")]
 _Choice = Annotated[
     Choice | None, Query(description="codes of the query; the server's default if left out")
 ]
@@ -54,6 +55,38 @@ _Logits = Annotated[
     bool, Query(description="order photos at equal distance by the logits of the photo, read anew")
 ]
 _Compare = Annotated[bool, Query(description="also search by the base model's single codes")]
+_Within = Annotated[int | None, Query(ge=0, le=1024, description="largest distance in bits")]
+_Label = Annotated[str | None, Query(max_length=200, description="a class that all photos have")]
+_BoxText = Annotated[
+    str | None,
+    Query(
+        pattern=r"^\d{1,6}(,\d{1,6}){3}$",
+        description="part of the photo to search by: left,top,right,bottom in pixels of the "
+        "upright photo; the whole photo if left out",
+    ),
+]
+
+
+def _options(
+    service: _Service,
+    k: _K = 24,
+    compare: _Compare = False,
+    query_codes: _Choice = None,
+    within: _Within = None,
+    label: _Label = None,
+) -> Options:
+    return service.options(k, compare, query_codes, within, label)
+
+
+def _box(box: _BoxText = None) -> Box | None:
+    if box is None:
+        return None
+    left, top, right, bottom = map(int, box.split(","))
+    return left, top, right, bottom
+
+
+_Options = Annotated[Options, Depends(_options)]
+_Box = Annotated[Box | None, Depends(_box)]
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -80,37 +113,33 @@ router = APIRouter()
     openapi_extra=uploads.OPENAPI,
     responses=_UPLOAD_REFUSALS,
 )
-async def search(
-    request: Request,
-    service: _Service,
-    k: _K = 24,
-    compare: _Compare = False,
-    query_codes: _Choice = None,
-) -> Found:
+async def search(request: Request, service: _Service, options: _Options, box: _Box) -> Found:
     """Returns the photos of the database that are nearest to an uploaded photo."""
     body = await uploads.read(request)
-    query = await service.decoders.decode(body, request.is_disconnected)
-    asked = await service.workers.query(query.image, query_codes or service.query_codes)
-    return await asyncio.to_thread(service.search, asked, k, compare)
+    query = await service.decoders.decode(body, request.is_disconnected, box)
+    asked = await service.workers.query(query.image, options.query_codes)
+    return await asyncio.to_thread(service.search, asked, options)
 
 
 @router.get("/search", summary="Search by a photo of the database", responses=_refusals(404, 422))
 async def search_item(
-    service: _Service,
-    item: _ByItem,
-    k: _K = 24,
-    compare: _Compare = False,
-    query_codes: _Choice = None,
-    logits: _Logits = False,
+    service: _Service, item: _ByItem, options: _Options, box: _Box, logits: _Logits = False
 ) -> Found:
-    """Returns the photos of the database that are nearest to one of them, that one first."""
-    asked, choice = service.stored_code(service.existing(item)), query_codes or service.query_codes
+    """Returns the photos of the database that are nearest to one of them, that one first.
+
+    With a box, the photo has no special place among the answers.
+    """
+    asked, choice = service.stored_code(service.existing(item)), options.query_codes
+    if box is not None:
+        query = await asyncio.to_thread(service.stored, item, box)
+        asked = await service.workers.query(query.image, choice)
+        return await asyncio.to_thread(service.search, asked, options)
     if logits or choice != Choice.one:
         query = await asyncio.to_thread(service.stored, item)
         encoded = await service.workers.query(query.image, choice)
         codes = np.concatenate([asked.codes, encoded.codes[:, 1:]], 1)
         asked = encoded._replace(codes=codes)
-    return await asyncio.to_thread(service.search, asked, k, compare, item)
+    return await asyncio.to_thread(service.search, asked, options, item)
 
 
 @router.post(
@@ -122,13 +151,14 @@ async def search_item(
 async def probe(
     request: Request,
     service: _Service,
+    box: _Box,
     budget: _Budget = 33,
     limit: _Limit = 12,
     query_codes: _Choice = None,
 ) -> Probed:
     """Returns the first buckets by Hamming and by quantization distance, with their photos."""
     body = await uploads.read(request)
-    query = await service.decoders.decode(body, request.is_disconnected)
+    query = await service.decoders.decode(body, request.is_disconnected, box)
     asked = await service.workers.query(query.image, query_codes or service.query_codes)
     return await asyncio.to_thread(service.probe, asked, budget, limit)
 
@@ -141,12 +171,13 @@ async def probe(
 async def probe_item(
     service: _Service,
     item: _ByItem,
+    box: _Box,
     budget: _Budget = 33,
     limit: _Limit = 12,
     query_codes: _Choice = None,
 ) -> Probed:
     """Returns the first buckets by Hamming and by quantization distance, with their photos."""
-    query = await asyncio.to_thread(service.stored, service.existing(item))
+    query = await asyncio.to_thread(service.stored, service.existing(item), box)
     asked = await service.workers.query(query.image, query_codes or service.query_codes)
     return await asyncio.to_thread(service.probe, asked, budget, limit, item)
 
@@ -154,20 +185,20 @@ async def probe_item(
 @router.post(
     "/encode", summary="Encode a photo", openapi_extra=uploads.OPENAPI, responses=_UPLOAD_REFUSALS
 )
-async def encode(request: Request, service: _Service) -> Encoded:
+async def encode(request: Request, service: _Service, box: _Box) -> Encoded:
     """Returns codes and keep probabilities of the six regions of an uploaded photo."""
     body = await uploads.read(request)
-    query = await service.decoders.decode(body, request.is_disconnected)
+    query = await service.decoders.decode(body, request.is_disconnected, box)
     packed, keep_prob = await service.workers.encode_regions(query.image)
-    return service.encoded(packed, keep_prob, query.size)
+    return service.encoded(packed, keep_prob, query)
 
 
 @router.get("/encode", summary="Encode a photo of the database", responses=_refusals(404, 422))
-async def encode_item(service: _Service, item: _ByItem) -> Encoded:
+async def encode_item(service: _Service, item: _ByItem, box: _Box) -> Encoded:
     """Returns codes and keep probabilities of the six regions of a photo of the database."""
-    query = await asyncio.to_thread(service.stored, service.existing(item))
+    query = await asyncio.to_thread(service.stored, service.existing(item), box)
     packed, keep_prob = await service.workers.encode_regions(query.image)
-    return service.encoded(packed, keep_prob, query.size)
+    return service.encoded(packed, keep_prob, query)
 
 
 @router.get("/items", summary="List photos of the database", responses=_refusals(422))
@@ -209,6 +240,23 @@ async def photo(
         return Response(status_code=304, headers=headers)
     content = await asyncio.to_thread(service.thumbnail, item, side.value)
     return Response(content, media_type="image/jpeg", headers=headers)
+
+
+@router.get(
+    "/examples/{example}/photo",
+    summary="A photo to search with",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/jpeg": uploads.BINARY}, "description": "A JPEG."},
+        **_refusals(404, 422),
+    },
+)
+async def example_photo(
+    service: _Service, example: Annotated[int, Path(ge=0)], side: Side = Side.medium
+) -> Response:
+    """Returns an example as a JPEG whose longer side is at most `side`."""
+    content = await asyncio.to_thread(service.example, example, side.value)
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
 
 @router.get("/health", summary="Whether the service works, and what it serves")

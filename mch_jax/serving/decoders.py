@@ -41,22 +41,44 @@ _COSTLY_SCANNED = 200_000_000
 _START_SECONDS = 60.0  # for a process to import Pillow, on a machine that is busy
 
 
+Box = tuple[int, int, int, int]
+
+
 class Query(NamedTuple):
-    """A photo to search by or to encode.
+    """A photo, or a part of one, to search by or to encode.
 
     Attributes:
-      image: uint8 [s s 3], the photo resized to the size that the encoder expects.
+      image: uint8 [s s 3], the part resized to the size that the encoder expects.
       size: Width and height of the original photo in pixels.
+      box: The part: left, top, right, bottom in pixels of the original photo, turned upright.
     """
 
     image: np.ndarray
     size: tuple[int, int]
+    box: Box
 
 
-def query(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> Query:
-    """Returns a decoded photo as a query for an encoder of this image size."""
+def query(pixels: UInt8[np.ndarray, "h w 3"], side: int, box: Box | None = None) -> Query:
+    """Returns a decoded photo as a query for an encoder of this image size.
+
+    Args:
+      pixels: The photo.
+      side: The image size.
+      box: The part of the photo to search by; what is outside of the photo is cut off. Defaults to
+        the whole photo.
+
+    Raises:
+      Refused: No pixel of the photo is in the box.
+    """
     height, width, _ = pixels.shape
-    return Query(photos.resize(pixels, side), (width, height))
+    left, top, right, bottom = box or (0, 0, width, height)
+    right, bottom = min(right, width), min(bottom, height)
+    if left >= right or top >= bottom:
+        raise Refused(
+            422, f"The box has no pixel of the photo, whose size is {width:,} x {height:,} pixels."
+        )
+    part = pixels[top:bottom, left:right]
+    return Query(photos.resize(part, side), (width, height), (left, top, right, bottom))
 
 
 def decode(
@@ -132,13 +154,16 @@ class Decoders:
         for decoder in self._idle:
             decoder.stop()
 
-    async def decode(self, body: bytes, has_left: Callable[[], Awaitable[bool]]) -> Query:
+    async def decode(
+        self, body: bytes, has_left: Callable[[], Awaitable[bool]], box: Box | None = None
+    ) -> Query:
         """Returns an uploaded photo as a query.
 
         Args:
           body: The bytes of the photo's file.
           has_left: Returns True if the client has closed the connection. The photo is then not
             decoded.
+          box: The part of the photo to search by, as `query` takes it.
 
         Raises:
           Refused: The photo is of an unknown type, damaged, or takes too much time or memory; or no
@@ -146,12 +171,12 @@ class Decoders:
         """
         if self._free_for_costly is None:
             raise RuntimeError("Decoders.start was not called")
-        found = await self._decode(body, has_left, may_be_costly=False)
+        found = await self._decode(body, has_left, box, may_be_costly=False)
         if found is None:
             await self._acquire(self._free_for_costly)
             with contextlib.ExitStack() as stack:
                 stack.callback(self._free_for_costly.release)
-                found = await self._decode(body, has_left, may_be_costly=True)
+                found = await self._decode(body, has_left, box, may_be_costly=True)
         assert found is not None
         return found
 
@@ -164,7 +189,11 @@ class Decoders:
             raise busy() from None
 
     async def _decode(
-        self, body: bytes, has_left: Callable[[], Awaitable[bool]], may_be_costly: bool
+        self,
+        body: bytes,
+        has_left: Callable[[], Awaitable[bool]],
+        box: Box | None,
+        may_be_costly: bool,
     ) -> Query | None:
         assert self._free is not None
         await self._acquire(self._free)
@@ -175,7 +204,7 @@ class Decoders:
             decoder = self._idle.pop()
             stack.callback(self._idle.append, decoder)
             loop = asyncio.get_running_loop()
-            task = loop.run_in_executor(self._threads, decoder.decode, body, may_be_costly)
+            task = loop.run_in_executor(self._threads, decoder.decode, body, box, may_be_costly)
             # The process stays busy until it is done, also where the request is cancelled.
             done = stack.pop_all()
             task.add_done_callback(lambda _: done.close())
@@ -226,7 +255,7 @@ class _Decoder:
             self._process.close()
         self._connection = self._process = None
 
-    def decode(self, body: bytes, may_be_costly: bool) -> Query | None:
+    def decode(self, body: bytes, box: Box | None, may_be_costly: bool) -> Query | None:
         """Returns a photo as a query, or None if it is costly and may not be.
 
         Raises:
@@ -236,7 +265,7 @@ class _Decoder:
         connection, seconds = self._connection, self._limits.decode_seconds
         assert connection is not None
         try:
-            connection.send_bytes(b"any" if may_be_costly else b"")
+            connection.send_bytes(json.dumps([box, may_be_costly]).encode())
             connection.send_bytes(body)
             if not connection.poll(seconds):
                 self.stop()
@@ -248,7 +277,7 @@ class _Decoder:
                 raise Refused(found["status"], found["reason"])
             pixels = connection.recv_bytes(self._side**2 * 3)
             image = np.frombuffer(pixels, np.uint8).reshape(self._side, self._side, 3)
-            return Query(image, (found["width"], found["height"]))
+            return Query(image, tuple(found["size"]), tuple(found["box"]))
         except (OSError, EOFError):
             self.stop()
             raise Refused(422, "The photo is damaged and does not decode.") from None
@@ -266,10 +295,13 @@ def _work(
     with contextlib.suppress(OSError, EOFError):
         connection.send_bytes(b"ready")
         while True:
-            may_be_costly, body = bool(connection.recv_bytes()), connection.recv_bytes()
+            (box, may_be_costly), body = (
+                json.loads(connection.recv_bytes()),
+                connection.recv_bytes(),
+            )
             try:
                 pixels = decode(body, max_pixels, may_be_costly)
-                found = None if pixels is None else query(pixels, side)
+                found = None if pixels is None else query(pixels, side, box)
                 del pixels
             except Refused as refused:
                 answer = {"status": refused.status, "reason": refused.reason}
@@ -281,8 +313,8 @@ def _work(
                 if found is None:
                     connection.send_bytes(b"{}")
                     continue
-                width, height = found.size
-                connection.send_bytes(json.dumps({"width": width, "height": height}).encode())
+                answer = {"size": found.size, "box": found.box}
+                connection.send_bytes(json.dumps(answer).encode())
                 connection.send_bytes(np.ascontiguousarray(found.image).tobytes())
 
 

@@ -30,6 +30,7 @@ class Encoded(BaseModel):
 
     width: int
     height: int
+    box: list[int] = Field(description="the part of the photo that was encoded: " + BOX)
     num_bits: int
     keep_threshold: float
     regions: list[Region]
@@ -152,6 +153,11 @@ class Health(BaseModel):
     photos: int
     codes: int
     query_codes: Choice = Field(description="codes of a query unless a request says otherwise")
+    labels: list[str] = Field(description="classes of the database's photos, where known")
+    knows: str = Field(description="what the encoder has learned from, one sentence")
+    examples: list[str] = Field(
+        description="names of photos to search with; see /examples/{example}/photo"
+    )
     pending: int = Field(description="requests that are being answered or wait")
 
 
@@ -161,3 +167,4 @@ class Side(enum.IntEnum):
     small = 160
     medium = 320
     large = 640
+    full = 1600

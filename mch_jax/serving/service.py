@@ -1,21 +1,25 @@
 """What the endpoints of the API have in common: the network, the database and their answers."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from mch_jax import codes, regions
-from mch_jax.data import sources
+from mch_jax.data import Dataset, sources
 from mch_jax.database import Database, Neighbour, photo_reader
 from mch_jax.encoder import FILE, Encoder
 from mch_jax.index import probed_buckets
 from mch_jax.query_codes import QueryRegions, unit_margins
-from mch_jax.serving import decoders
+from mch_jax.serving import about, decoders
+from mch_jax.serving.about import Example
 from mch_jax.serving.counters import Counters
-from mch_jax.serving.decoders import Decoders, Query
+from mch_jax.serving.decoders import Box, Decoders, Query
 from mch_jax.serving.gate import Gate
 from mch_jax.serving.limits import Limits, Refused
 from mch_jax.serving.schemas import (
@@ -37,6 +41,24 @@ from mch_jax.serving.workers import Workers
 from mch_jax.training.run import read_config, read_dataset
 
 
+class Options(NamedTuple):
+    """Which photos a search returns.
+
+    Attributes:
+      k: Largest number of photos.
+      compare: Whether to search in the whole images' codes alone, too.
+      query_codes: Codes of the query: `one`, `agent` or `all`.
+      within: Largest distance in bits; any by default.
+      label: The class that all photos have; any by default.
+    """
+
+    k: int
+    compare: bool = False
+    query_codes: str = "one"
+    within: int | None = None
+    label: str | None = None
+
+
 class Service:
     """A run's encoder and a database, answering requests.
 
@@ -46,6 +68,8 @@ class Service:
       method: Name of the base hashing model.
       limits: Limits on requests.
       query_codes: Codes that queries have unless a request says otherwise: `one`, `agent` or `all`.
+      knows: What the encoder has learned from, in a sentence.
+      examples: Photos to search with.
     """
 
     def __init__(
@@ -55,13 +79,16 @@ class Service:
         method: str,
         limits: Limits,
         query_codes: str = "one",
+        knows: str = "",
+        examples: Sequence[Example] = (),
     ):
         self.encoder, self.database, self.method, self.limits = encoder, database, method, limits
-        self.query_codes = query_codes
+        self.query_codes, self.knows, self.examples = query_codes, knows, examples
         self.counters = Counters()
         self.workers = Workers(encoder, self.counters.count_batch)
         self.decoders = Decoders(encoder.image_size, limits)
-        self.thumbnails = Thumbnails(database)
+        self.thumbnails = Thumbnails(database.photo)
+        self.example_thumbnails = Thumbnails(lambda number: examples[number].read())
         digest = hashlib.sha256(
             database.codes.tobytes() + "\0".join(database.ids.tolist()).encode()
         )
@@ -92,10 +119,19 @@ class Service:
           ValueError: A file is missing or damaged, the codes are of another length, or the backbone
             cannot be opened.
         """
-        encoder = Encoder.from_run(run, backbone)
-        database = exported_database(codes_path, images) if codes_path else run_database(run)
+        encoder, config = Encoder.from_run(run, backbone), read_config(run)
+        dataset = None
+        with contextlib.suppress(ValueError):  # an encoder may be used where its data set is not
+            dataset = read_dataset(config)
+        if codes_path:
+            database = exported_database(codes_path, images)
+        else:
+            database = run_database(run, dataset)
         database.check_num_bits(encoder.model.num_bits, run / FILE)
-        return cls(encoder, database, read_config(run)["method"], limits, query_codes)
+        return cls(
+            encoder, database, config["method"], limits, query_codes,
+            about.knowledge(run, config, dataset), about.examples(config, dataset),
+        )  # fmt: skip
 
     def warm_up(self) -> None:
         """Builds the indexes and compiles every program, so that no request waits for it."""
@@ -103,7 +139,7 @@ class Service:
         self.workers.warm_up()
         if len(self.database):
             query = self.stored_code(0)
-            self.search(query, 24, compare=True)
+            self.search(query, Options(24, compare=True))
             self.probe(query, 1, 1)
 
     @property
@@ -122,6 +158,19 @@ class Service:
             raise Refused(404, f"There is no photo {item}; the database has {count:,}, from 0.")
         return item
 
+    def options(
+        self, k: int, compare: bool, query_codes: str | None, within: int | None, label: str | None
+    ) -> "Options":
+        """Returns the options of a search, with the service's defaults.
+
+        Raises:
+          Refused: There is no such label.
+        """
+        if label is not None and label not in self.database.classes:
+            known = "/health lists them" if self.database.classes else "the database has none"
+            raise Refused(422, f"There is no label '{label}'; {known}.")
+        return Options(k, compare, query_codes or self.query_codes, within, label)
+
     def health(self) -> Health:
         """Returns what is served."""
         return Health(
@@ -131,6 +180,9 @@ class Service:
             photos=len(self.database),
             codes=len(self.database.codes),
             query_codes=Choice(self.query_codes),
+            labels=list(self.database.classes),
+            knows=self.knows,
+            examples=[example.name for example in self.examples],
             pending=self.pending,
         )
 
@@ -155,26 +207,28 @@ class Service:
             keep_prob=float(self.database.keep_prob[row]),
         )
 
-    def search(self, query: QueryRegions, k: int, compare: bool, item: int | None = None) -> Found:
+    def search(self, query: QueryRegions, options: Options, item: int | None = None) -> Found:
         """Returns the photos that are nearest to a query.
 
         Args:
           query: The codes and logits of one query, the whole photo's first.
-          k: The number of photos.
-          compare: Whether to search in the whole images' codes alone, too.
+          options: Which photos to return.
           item: The photo of the database that the query is, if any.
         """
         return Found(
             code=query.codes[0, 0].tobytes().hex(),
             num_bits=self.database.num_bits,
-            mch=self._ranking(query, k, False, item),
-            base=self._ranking(query, k, True, item) if compare else None,
+            mch=self._ranking(query, options, False, item),
+            base=self._ranking(query, options, True, item) if options.compare else None,
         )
 
-    def _ranking(self, query: QueryRegions, k: int, is_base: bool, item: int | None) -> Ranking:
+    def _ranking(
+        self, query: QueryRegions, options: Options, is_base: bool, item: int | None
+    ) -> Ranking:
         neighbours, hits = self.database.search(
-            query.codes[0], k, is_base, query.margins[0], first=item
-        )
+            query.codes[0], options.k, is_base, query.margins[0], first=item,
+            within=options.within, label=options.label,
+        )  # fmt: skip
         return Ranking(
             probed=int(hits.probed[0]),
             nonempty=int(hits.nonempty[0]),
@@ -268,27 +322,30 @@ class Service:
             **self._stored_code(item, row).model_dump(),
         )
 
-    def encoded(self, packed: np.ndarray, keep_prob: np.ndarray, size: tuple[int, int]) -> Encoded:
+    def encoded(self, packed: np.ndarray, keep_prob: np.ndarray, query: Query) -> Encoded:
         """Returns the description of one photo's regions.
 
         Args:
           packed: Packed codes of the regions, uint32 [6 w].
           keep_prob: The policy's probability of keeping each code, [6].
-          size: Width and height of the photo in pixels.
+          query: The photo, or the part of it that was encoded.
         """
-        num_bits = self.encoder.model.num_bits
-        code_set = self.encoder.code_set(packed[None], keep_prob[None], np.array([size]))
+        num_bits, (left, top, right, bottom) = self.encoder.model.num_bits, query.box
+        size = np.array([[right - left, bottom - top]])
+        code_set = self.encoder.code_set(packed[None], keep_prob[None], size)
+        box = code_set.box[0] + np.array([left, top, left, top])
         code = codes.to_bytes(packed, num_bits)
         differs = np.bitwise_count(code ^ code[:1]).sum(1)
         return Encoded(
-            width=size[0],
-            height=size[1],
+            width=query.size[0],
+            height=query.size[1],
+            box=list(query.box),
             num_bits=num_bits,
             keep_threshold=self.encoder.keep_threshold,
             regions=[
                 Region(
                     region=name,
-                    box=code_set.box[0, slot].tolist(),
+                    box=box[slot].tolist(),
                     code=code[slot].tobytes().hex(),
                     keep_prob=float(code_set.keep_prob[0, slot]),
                     kept=bool(code_set.kept[0, slot]),
@@ -298,16 +355,30 @@ class Service:
             ],
         )
 
-    def stored(self, item: int) -> Query:
-        """Returns a photo of the database as a query.
+    def stored(self, item: int, box: Box | None = None) -> Query:
+        """Returns a photo of the database, or the part of it in a box, as a query.
 
         Raises:
-          Refused: The photo cannot be read.
+          Refused: The photo cannot be read, or has no pixel in the box.
         """
         try:
-            return decoders.query(self.database.photo(item), self.encoder.image_size)
+            pixels = self.database.photo(item)
         except ValueError as error:
             raise _not_shown(item, error) from None
+        return decoders.query(pixels, self.encoder.image_size, box)
+
+    def example(self, number: int, side: int) -> bytes:
+        """Returns an example as a JPEG whose longer side is at most `side` pixels.
+
+        Raises:
+          Refused: There is no such example, or it cannot be read.
+        """
+        if number >= len(self.examples):
+            raise Refused(404, f"There is no example {number}; there are {len(self.examples)}.")
+        try:
+            return self.example_thumbnails.jpeg(number, side)
+        except ValueError as error:
+            raise _not_shown(number, error) from None
 
     def thumbnail(self, item: int, side: int) -> bytes:
         """Returns an item's photo as a JPEG whose longer side is at most `side` pixels.
@@ -327,13 +398,17 @@ def _not_shown(item: int, error: ValueError) -> Refused:
     return Refused(404, f"The photo {item} cannot be shown; the server's log says why.")
 
 
-def run_database(run: Path) -> Database:
+def run_database(run: Path, dataset: Dataset | None = None) -> Database:
     """Returns the database of a finished run, with the photos of its data set.
+
+    Args:
+      run: The workdir of the run.
+      dataset: Its data set; read if it is not given.
 
     Raises:
       ValueError: The run has no codes, or its data set cannot be read.
     """
-    dataset = read_dataset(read_config(run))
+    dataset = dataset or read_dataset(read_config(run))
     rows = {name: row for row, name in enumerate(dataset.ids.tolist())}
     read_photo = photo_reader(rows, dataset.read)
     return Database.open(run / "codes" / "database.npz", dataset.classes, read_photo)

@@ -1,12 +1,13 @@
-"""Thumbnails of a database's photos."""
+"""Thumbnails of photos."""
 
 import collections
 import io
 import threading
+from collections.abc import Callable
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
-
-from mch_jax.database import Database
 
 MAX_BYTES = 64 * 2**20
 
@@ -17,14 +18,15 @@ class Thumbnails:
     May be used by several threads.
     """
 
-    def __init__(self, database: Database):
-        self._database = database
+    def __init__(self, read: Callable[[int], UInt8[np.ndarray, "h w 3"]]):
+        """Creates thumbnails of what `read` returns for a photo's number."""
+        self._read = read
         self._made: collections.OrderedDict[tuple[int, int], bytes] = collections.OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
 
     def jpeg(self, item: int, side: int) -> bytes:
-        """Returns an item's photo as a JPEG whose longer side is at most `side` pixels.
+        """Returns a photo as a JPEG whose longer side is at most `side` pixels.
 
         Raises:
           ValueError: The photo cannot be read.
@@ -34,7 +36,7 @@ class Thumbnails:
             if key in self._made:
                 self._made.move_to_end(key)
                 return self._made[key]
-        image = Image.fromarray(self._database.photo(item))
+        image = Image.fromarray(self._read(item))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=88)

@@ -83,7 +83,9 @@ def encode_rows(
     """
     blocks = []
     starts = range(0, len(rows), BLOCK)
-    for start in logs.progress(starts, len(starts), f"codes of the {title}"):
+    for start in logs.progress(
+        starts, len(rows), f"codes of the {title}", unit="photos", size=BLOCK
+    ):
         path = directory / f"{title}-{start}-{made_from}.npz"
         block = _read_block(path, len(rows[start : start + BLOCK]))
         if block is None:

@@ -253,8 +253,9 @@ def _write(
         # All views are dispatched before the first result is fetched.
         return [extract(images, boxes[:, view], flips[:, view]) for view in range(num_views)]
 
-    start, total = done // batch_size, -(-num_photos // batch_size)
-    for images in logs.progress(batches(start), total, f"features of {title}", start):
+    shown = {"start": done, "unit": "photos", "size": batch_size}
+    remaining = batches(done // batch_size)
+    for images in logs.progress(remaining, num_photos, f"features of {title}", **shown):
         block = slice(done, done + len(images))
         batch = (images, views.boxes[block], views.flips[block])
         for view, values in enumerate(batched.apply(each_view, batch, batch_size)):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,24 +73,78 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return read_json_lines(path, "start the run again", schemas.METRICS) if path.exists() else []
 
 
-def progress(steps: Iterable[T], total: int, title: str, start: int = 0) -> Iterator[T]:
-    """Yields the steps and shows how many are done.
+class Progress:
+    """Shows how much of a work is done, and the time that is left.
 
-    On a terminal this is a bar with rate and remaining time, elsewhere one log line per tenth.
+    On a terminal this is a bar, elsewhere one log line per tenth. A time below 10 s is not shown.
+    """
+
+    def __init__(self, total: int, title: str, start: int = 0, unit: str = ""):
+        """Begins to show the progress.
+
+        Args:
+          total: The whole work, in units.
+          title: What the work is.
+          start: Units that were done before.
+          unit: Name of a unit in the plural, such as photos.
+        """
+        self._total, self._title, self._start, self._done = total, title, start, start
+        self._unit = f" {unit}" if unit else ""
+        self._began = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(None, title, total, initial=start, unit=self._unit, dynamic_ncols=True)
+
+    def advance(self, count: int = 1) -> None:
+        """Adds units that are done; more than the whole work is not shown."""
+        count = min(count, self._total - self._done)
+        before, self._done = self._done, self._done + count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._done * 10 // max(1, self._total) > before * 10 // max(1, self._total):
+            logging.info(
+                "%s: %s of %s%s%s", self._title, f"{self._done:,}", f"{self._total:,}", self._unit,
+                self._left(),
+            )  # fmt: skip
+
+    def _left(self) -> str:
+        seconds = time.monotonic() - self._began
+        left = seconds * (self._total - self._done) / (self._done - self._start)
+        return f", {duration(left)} left" if left >= 10 else ""
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in whole seconds, minutes or hours, as people would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def progress(
+    steps: Iterable[T], total: int, title: str, start: int = 0, *, unit: str = "", size: int = 1
+) -> Iterator[T]:
+    """Yields the steps and shows how much is done, as `Progress`.
 
     Args:
       steps: The steps that remain.
-      total: Number of all steps.
-      title: What the steps are.
-      start: Number of steps that were done before.
+      total: The whole work, in units.
+      title: What the work is.
+      start: Units that were done before.
+      unit: Name of a unit in the plural, such as photos.
+      size: Units of a step; the last step may have fewer.
     """
-    if sys.stderr.isatty():
-        yield from tqdm(steps, title, total, initial=start, dynamic_ncols=True)
-        return
-    for done, step in enumerate(steps, start + 1):
-        yield step
-        if done == total or done * 10 // total > (done - 1) * 10 // total:
-            logging.info("%s: %d of %d", title, done, total)
+    shown = Progress(total, title, start, unit)
+    try:
+        for step in steps:
+            yield step
+            shown.advance(size)
+    finally:
+        shown.close()
 
 
 class FiniteGuard:

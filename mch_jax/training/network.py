@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mch_jax import methods
+from mch_jax.backbones import networks
 from mch_jax.models import AlexNet
 from mch_jax.training.streams import Stream, generator
 
@@ -28,7 +29,21 @@ def base_model(config: Any, num_classes: int) -> AlexNet:
         num_anchors=config.model.num_anchors if has_kernel_head else 0,
         num_classes=num_classes if cross_fits else 0,
         conv_dtype=config.model.get("conv_dtype", "float32"),
+        **_trunk(config),
     )
+
+
+def has_trunk(config: Any) -> bool:
+    """Returns whether a backbone takes the place of the convolutions and is trained."""
+    return bool(config.model.get("backbone", "")) and config.base.train_conv
+
+
+def _trunk(config: Any) -> dict[str, Any]:
+    if not has_trunk(config):
+        return {}
+    model = config.model
+    trunk = networks.trainable(model.backbone)
+    return {"trunk": trunk, "mean": tuple(model.mean), "std": tuple(model.std)}
 
 
 def random_params(model: AlexNet, input_size: int, seed: int) -> dict[str, Any]:
@@ -63,9 +78,9 @@ def _random_like(shapes: Any, seed: int) -> dict[str, Any]:
     rng = generator(seed, Stream.INITIAL_PARAMS)
 
     def draw(path, leaf):
-        layer, name = (entry.key for entry in path)
+        layer, name = path[0].key, path[-1].key
         if name != "kernel":
-            return np.zeros(leaf.shape, np.float32)
+            return np.full(leaf.shape, name == "scale" and layer == "trunk", np.float32)
         std = 0.01 if layer in ("hash", "labels") else np.sqrt(2 / np.prod(leaf.shape[:-1]))
         return rng.normal(0, std, leaf.shape).astype(np.float32)
 

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mch_jax import backbones, batched, data, methods, models, pairs, regions
+from mch_jax.backbones import networks
 from mch_jax.files import (
     Checkpoints,
     import_alexnet,
@@ -26,6 +27,7 @@ from mch_jax.files import (
 from mch_jax.methods.base import Objective
 from mch_jax.models import AlexNet
 from mch_jax.training import (
+    batch_sizes,
     events,
     features,
     features_file,
@@ -135,9 +137,11 @@ class Run:
         if self.backbone is not None:
             return network.random_head(self.model, self.backbone.record.width, self.config.seed)
         params = network.random_params(self.model, self.config.model.input_size, self.config.seed)
-        if self.config.model.weights:
-            params = import_alexnet(params, self.config.model.weights)
-        return params
+        model = self.config.model
+        if network.has_trunk(self.config):
+            found = networks.import_weights(model.backbone, model.weights, model.input_size)
+            return params | {"trunk": networks.folded(found)}
+        return import_alexnet(params, model.weights) if model.weights else params
 
     @functools.cached_property
     def training_inputs(self) -> dict[str, str]:
@@ -154,7 +158,9 @@ class Run:
             "labels of the training photos": self._target_digest(dataset.train),
         }
         if config.model.weights:
-            found["initial weights"] = features.fingerprint(self.initial_params)
+            # The mean and the standard deviation of a frozen backbone are in its own digest.
+            trunk = [*config.model.mean, *config.model.std] if network.has_trunk(config) else []
+            found["initial weights"] = features.fingerprint(self.initial_params, *trunk)
         return found | self._features_digests
 
     @functools.cached_property
@@ -175,9 +181,8 @@ class Run:
 
     def _target_digest(self, rows: np.ndarray) -> str:
         """Returns a digest of what training takes for the labels of photos."""
-        if self.neighbours is not None:
-            return made_from.digest(self.target_labels[rows])
-        return made_from.digest(*self.dataset.classes, self.dataset.labels[rows])
+        classes = () if self.neighbours is not None else self.dataset.classes
+        return made_from.digest(*classes, self.target_labels[rows])
 
     @functools.cached_property
     def _features_digests(self) -> dict[str, str]:
@@ -188,7 +193,7 @@ class Run:
             "evidence's features file": config.agent.get("evidence_features", ""),  # old runs
         }
         found = {name: made_from.digest_file(path) for name, path in files.items() if path}
-        if self.config.model.get("backbone", ""):  # missing in configs of old runs
+        if self._is_on_backbone:
             record = backbones.read_record(self.workdir / backbones.FILE)
             record = record or self._opened_backbone.record
             settings = json.dumps(record._replace(source="").settings(), sort_keys=True)
@@ -246,7 +251,13 @@ class Run:
         Raises:
           ValueError: The network does not open, or is another one than before.
         """
-        return self._opened_backbone if self.config.model.get("backbone", "") else None
+        return self._opened_backbone if self._is_on_backbone else None
+
+    @property
+    def _is_on_backbone(self) -> bool:
+        """Whether a frozen backbone gives the features. Configs of old runs lack the field."""
+        has_backbone = bool(self.config.model.get("backbone", ""))
+        return has_backbone and not network.has_trunk(self.config)
 
     @functools.cached_property
     def _opened_backbone(self) -> backbones.Backbone:
@@ -260,10 +271,8 @@ class Run:
                 )
             source = model.weights if kind in backbones.NETWORKS else model.backbone
             return backbones.open_again(recorded, source, model.input_size, run=str(path))
-        opened = backbones.load(
-            model.backbone, model.input_size,
-            mean=model.mean, std=model.std, weights=model.weights,
-        )  # fmt: skip
+        given = {"mean": model.mean, "std": model.std, "weights": model.weights}
+        opened = backbones.load(model.backbone, model.input_size, **given)
         backbones.save_record(path, opened.record)
         return opened
 
@@ -368,23 +377,27 @@ def open_run(config: Any, workdir: str | os.PathLike[str]) -> Run:
       workdir: Directory of the run's files.
 
     Raises:
-      ValueError: The data set cannot be read or fails its audit, or the workdir belongs to a run
-        with another config.
+      ValueError: The data set cannot be read, fails its audit or is smaller than a batch, or the
+        workdir belongs to a run with another config.
     """
     workdir = Path(workdir)
-    resolved = _resolved(config)
     path = workdir / "config.json"
     if path.exists():
-        fields.check_same(read_config(workdir), resolved, workdir)
+        saved = read_config(workdir)
+        config = batch_sizes.chosen_before(config, saved)
+        fields.check_same(saved, _resolved(config), workdir)
     dataset = read_dataset(config)
     source = neighbours.source(config)
+    batch_sizes.check(config, len(dataset.train))
     if not dataset.classes and source == "labels":
         raise ValueError(
             f"{dataset.name}: the photos have no labels, which config.similarity.source = labels "
             "needs; add labels.csv, or set --config.similarity.source=neighbours"
         )
     dataset, counts = data.audit(dataset, config.dataset.on_damaged, workdir / "audit.npz")
-    write_json(path, resolved)
+    config = batch_sizes.fitted(config, len(dataset.train))
+    batch_sizes.check(config, len(dataset.train))  # again, without damaged photos
+    write_json(path, _resolved(config))
     this = Run(config, workdir, dataset, counts)
     if source == "labels":
         return this

@@ -61,6 +61,9 @@ def _channels(rule: Rule) -> Rule:
     return Rule(lambda x: several.holds(x) and len(x) == 3, text)
 
 
+_BATCH = Rule(
+    lambda x: _whole(0).holds(x) and x != 1, "a whole number of at least 2, or 0 for one that fits"
+)
 _NUMBER = Rule(_is_number, "a number")
 _ABOVE_0 = Rule(lambda x: _is_number(x) and x > 0, "a number above 0")
 _FROM_0 = Rule(lambda x: _is_number(x) and x >= 0, "a number of at least 0")
@@ -107,7 +110,7 @@ RULES: Mapping[str, Rule] = {
     "model.num_anchors": _whole(1, MAX_WIDTH),
     "base.train_conv": _BOOLEAN,
     "base.num_epochs": _whole(1),
-    "base.batch_size": _whole(2),
+    "base.batch_size": _BATCH,
     "base.optimizer": _one_of("sgd", "adam"),
     "base.learning_rate": _ABOVE_0,
     "base.hash_rate": _ABOVE_0,
@@ -127,7 +130,7 @@ RULES: Mapping[str, Rule] = {
     "agent.optimizer": _one_of("sgd", "adam"),
     "agent.dropout": _MOMENTUM,
     "agent.num_steps": _whole(1),
-    "agent.batch_size": _whole(2),
+    "agent.batch_size": _BATCH,
     "agent.learning_rate": _ABOVE_0,
     "agent.momentum": _MOMENTUM,
     "agent.weight_decay": _FROM_0,
@@ -176,8 +179,18 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "base.train_conv",
-        lambda c: not c.model.backbone or not c.base.train_conv,
-        "False where model.backbone is given: its features stand in for the convolutions",
+        lambda c: not c.model.backbone or not c.base.train_conv or c.model.backbone in _NAMED,
+        f"False where model.backbone is given, unless it is one of {', '.join(_NAMED)}: only these "
+        "are trained",
+    ),
+    (
+        "similarity.features",
+        lambda c: (
+            not (c.model.backbone and c.base.train_conv)
+            or c.similarity.source == "labels"
+            or bool(c.similarity.features)
+        ),
+        "a file of features where the backbone is trained: neighbours are found before",
     ),
     (
         "model.conv_dtype",
