@@ -30,10 +30,10 @@ def run_stages(config: Any, workdir: Path, stage: str = "all") -> dict[str, Any]
       ValueError: The config or its data cannot be used, or the workdir belongs to another config or
         is in use by another process.
     """
-    from mch_jax.training import run, validation
+    from mch_jax.training import claims, validation
 
     validation.check(config)
-    with run.claimed(workdir):
+    with claims.claimed(workdir):
         return _run_stages(config, workdir, stage)
 
 

@@ -13,7 +13,7 @@ from mch_jax.backbones import networks
 from mch_jax.encoder import FILE, Encoder
 from mch_jax.files import load_arrays, save_arrays
 from mch_jax.models import AlexNet
-from mch_jax.training import network, run, validation
+from mch_jax.training import claims, network, run, validation
 
 SMALL = {
     "resnet50": networks.ResNet50(stages=((2, 1), (3, 2))),
@@ -64,7 +64,7 @@ def test_a_trunk_computes_what_the_frozen_network_does(name, weights):
 def test_a_run_begins_with_the_weights(weights, tmp_path):
     config = tiny(base__train_conv=True, model__backbone="vit_s16")
     config.model.update(hidden=0, input_size=64, weights=weights("vit_s16"))
-    with run.claimed(tmp_path / "run"):
+    with claims.claimed(tmp_path / "run"):
         this = run.open_run(config, tmp_path / "run")
         digests = this.training_inputs
     found = networks.import_weights("vit_s16", config.model.weights, 64)["params"]

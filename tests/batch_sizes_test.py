@@ -4,7 +4,7 @@ import pytest
 from tiny_run import tiny
 
 from mch_jax import config_files, pipeline
-from mch_jax.training import batch_sizes, run
+from mch_jax.training import batch_sizes, claims, run
 
 
 def test_the_sizes_of_a_small_training_set():
@@ -32,7 +32,7 @@ def test_a_wrong_size_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_run_keeps_the_sizes_that_were_chosen(tmp_path):
     config = tiny(base__batch_size=0, agent__batch_size=0)
-    with run.claimed(tmp_path):
+    with claims.claimed(tmp_path):
         for _ in range(2):
             opened = run.open_run(config, tmp_path).config
             assert (opened.base.batch_size, opened.agent.batch_size) == (32, 32)

@@ -14,7 +14,7 @@ from tiny_run import tiny
 from mch_jax import pipeline
 from mch_jax.evaluation import rival_table
 from mch_jax.files import codes_file, locks, remove_temporary, whole_file
-from mch_jax.training import run
+from mch_jax.training import claims
 
 HOLD = """
 import sys
@@ -55,7 +55,7 @@ def test_the_second_run_names_the_first_and_a_dead_one_does_not_block(holder, tm
     left.write_text("{")
     (tmp_path / "checkpoints" / "base" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "mine.json").write_text("{}")
-    with run.claimed(tmp_path):
+    with claims.claimed(tmp_path):
         text = (tmp_path / ".lock-holder").read_text()
         assert text == f"process {os.getpid()} on {socket.gethostname()}"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "mine.json"}

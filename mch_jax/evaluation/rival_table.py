@@ -21,7 +21,7 @@ from mch_jax.evaluation.equal_cost import BUDGETS, Found, Relevance
 from mch_jax.files import codes_file, whole_file, write_json
 from mch_jax.index import BucketIndex
 from mch_jax.query_codes import QueryRegions
-from mch_jax.training import encode, logs, run
+from mch_jax.training import claims, encode, logs, run
 from mch_jax.training.streams import Stream, generator
 
 FILE, ARRAYS = "rivals.json", "rivals.npz"
@@ -348,7 +348,7 @@ def compare(
         length or another split, or there is no such class.
     """
     codes_file.load(workdir / "codes" / "query.npz")  # missing in a directory that is no run
-    with run.claimed(workdir):
+    with claims.claimed(workdir):
         return _compare(workdir, long, classes, backbone)
 
 

@@ -27,7 +27,7 @@ from mch_jax.files import (
     whole_file,
     write_json,
 )
-from mch_jax.training import encode, run
+from mch_jax.training import claims, encode, run
 
 FILE = "sweep.json"
 MEASURES = ("map", "p_at_h0", "r_at_h0", "anhc")
@@ -96,7 +96,7 @@ def sweep(
             f"{workdir} is a run of a method without an agent, so that thresholds change nothing; "
             "choose another run"
         )
-    with run.claimed(workdir):
+    with claims.claimed(workdir):
         return _sweep(workdir, ratios, thresholds, backbone)
 
 
