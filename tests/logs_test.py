@@ -66,7 +66,12 @@ def test_progress_in_photos_and_minutes(caplog, monkeypatch):
         "codes: 1,500 of 2,500 photos, 5 min left",
         "codes: 2,500 of 2,500 photos",
     ]
-    assert [logs.duration(x) for x in (12.0, 89.9, 100.0, 7200.0)] == ["12 s", "90 s", "2 min", "2.0 h"]
+    assert [logs.duration(x) for x in (12.0, 89.9, 100.0, 7200.0)] == [
+        "12 s",
+        "90 s",
+        "2 min",
+        "2.0 h",
+    ]
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):

@@ -214,8 +214,8 @@ class Run:
           **earlier: Digests of models that an earlier stage trained and this one learns from.
         """
         names = {name.replace("_", " "): value for name, value in earlier.items()}
-        directory = self.workdir / "checkpoints" / stage
-        return Checkpoints(directory, made_from=self.training_inputs | names)
+        made_of = self.training_inputs | names
+        return Checkpoints(self.workdir / "checkpoints" / stage, made_from=made_of)
 
     def needed_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that encoding needs: all, or the head's on fixed convolutions."""
