@@ -44,7 +44,7 @@ from mch_jax.training.streams import Stream, generator
 # weights and features stand for.
 _WITHOUT_EFFECT = {
     "cache_dir", "dataset.root", "dataset.on_damaged", "model.features", "model.weights",
-    "model.backbone", "model.mean", "model.std", "tensorboard",
+    "model.backbone", "model.mean", "model.std", "tensorboard", "wandb",
 }  # fmt: skip
 
 
@@ -79,10 +79,9 @@ class Run:
 
     @functools.cached_property
     def log(self) -> logs.MetricsLog:
-        """The log metrics.jsonl and, if the config asks for them, TensorBoard's event files."""
-        writes_events = self.config.get("tensorboard", False)  # missing in configs of old runs
-        written = events.Events(self.workdir / "events") if writes_events else None
-        return logs.MetricsLog(self.workdir / "metrics.jsonl", written)
+        """The log metrics.jsonl and, if the config asks for them, TensorBoard's and W&B's."""
+        sinks = events.sinks(self.config, self.resolved, self.workdir)
+        return logs.MetricsLog(self.workdir / "metrics.jsonl", *sinks)
 
     @functools.cached_property
     def model(self) -> AlexNet:
