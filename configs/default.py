@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.num_bits = 32  # code length q
     config.cache_dir = ""  # where runs share computed features; the workdir when empty
     config.tensorboard = False  # also write event files; needs mch_jax[tensorboard]
+    config.wandb = ""  # project of Weights & Biases to log to as well; needs mch_jax[wandb]
 
     config.dataset = ConfigDict()
     config.dataset.name = "scenes"  # scenes coco18 coco nuswide mirflickr folder

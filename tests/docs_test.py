@@ -224,6 +224,8 @@ def test_python_of_the_documentation_runs(source, examples, monkeypatch):
     code = compile(source, "documentation", "exec")
     if any(name in source for name in NOT_RUN):
         return
+    if "import equinox" in source:
+        pytest.importorskip("equinox")
     monkeypatch.chdir(examples)
     with np.load("codes/database.npz", allow_pickle=False) as file:
         given = {name: file[name] for name in ("codes", "item")}

@@ -3,8 +3,10 @@ import json
 import logging
 import struct
 import sys
+import types
 
 import pytest
+from ml_collections import ConfigDict
 
 from mch_jax.training import events, logs
 
@@ -135,3 +137,32 @@ def test_event_files_need_a_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX.proto.event_pb2", None)
     with pytest.raises(ValueError, match="tensorboardX is not installed; run pip install"):
         events.Events(tmp_path)
+
+
+def test_scalars_go_to_weights_and_biases(tmp_path, monkeypatch):
+    called = []
+
+    class Started:
+        id = "abc"
+        define_metric = staticmethod(lambda name, step_metric: called.append((name, step_metric)))
+        log = staticmethod(called.append)
+
+    def init(**given):
+        called.append((given["project"], given["id"], given["resume"], given["config"]))
+        return Started()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config = ConfigDict({"wandb": "mine", "tensorboard": False})
+    for _ in range(2):
+        log = logs.MetricsLog(
+            tmp_path / "metrics.jsonl", *events.sinks(config, {"seed": 0}, tmp_path)
+        )
+        log.rewind("base", 0)
+        log.write("base", 1, loss=2)
+    wrote = [("base/*", "base/step"), {"base/loss": 2.0, "base/step": 1}]
+    begun = [("mine", known, "allow", {"seed": 0}) for known in (None, "abc")]
+    assert called == [begun[0], *wrote, begun[1], *wrote]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="wandb is not installed; run pip install"):
+        events.sinks(config, {}, tmp_path)
+    assert events.sinks(ConfigDict(), {}, tmp_path) == []  # of an old run

@@ -5,6 +5,7 @@ import pytest
 
 from mch_jax import methods, pairs
 from mch_jax.methods import base as losses
+from mch_jax.methods import objective
 
 NUM_BITS = 12
 FRACTION = 0.3
@@ -98,3 +99,41 @@ def test_numbers_in_the_docstring_of_dch():
     dch = methods.objective("dch", num_bits=32)
     loss = dch.pair_loss(jnp.array([0.0, 16.0]), jnp.array([False, False]))
     np.testing.assert_allclose(loss, [4.84, 0.81], atol=5e-3)
+
+
+def test_an_objective_is_a_static_argument_of_its_own_number_of_bits():
+    calls = []
+
+    def loss(model, logits, labels):
+        calls.append(1)
+        return losses.base_loss(model, logits, labels, 0.5, FRACTION)[0]
+
+    jitted = jax.jit(loss, static_argnums=0)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8)), jnp.float32)
+    labels = jnp.asarray(pairs.pack_labels(np.eye(4, dtype=np.uint8)))
+    for _ in range(2):
+        jitted(objective("dch", 8, gamma=3.0), logits, labels)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="logits: got 8 of each image, expected 16, the number of"):
+        loss(objective("dch", 16), logits, labels)
+
+
+@pytest.mark.parametrize("name", ["dch", "hyp2"])
+def test_base_loss_over_a_mesh_with_explicit_axes(name):
+    rng = np.random.default_rng(0)
+    labels = pairs.pack_labels((rng.random((8, 5)) < 0.4).astype(np.uint8))
+    logits = rng.normal(size=(8, 16)).astype(np.float32)
+    model = objective(name, 16)
+    own = model.parameters(5, rng) if model.parameters else None
+
+    def loss(logits, labels):
+        return losses.base_loss(model, logits, labels, 0.5, 0.3, num_classes=5, parameters=own)[0]
+
+    gradient = jax.jit(jax.grad(loss))
+    expected = gradient(jnp.asarray(logits), jnp.asarray(labels))
+    types = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=types, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        rows = jax.NamedSharding(mesh, jax.P("data", None))
+        found = gradient(jax.device_put(logits, rows), jax.device_put(labels, rows))
+    np.testing.assert_allclose(found, expected, atol=1e-6)

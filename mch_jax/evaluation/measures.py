@@ -10,6 +10,9 @@ added since, and are shown without it.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+# Below these, the table says that differences mean little.
+SMALL_TRAIN, SMALL_QUERIES = 500, 100
+
 
 class Measure(NamedTuple):
     """A number that results.json has for every choice of codes.
@@ -173,8 +176,21 @@ def oracle_gain_share(results: Mapping[str, Any], oracle: str, key: str = "map")
     return (results["mch"][key] - base) / gain if gain > 0 else None
 
 
-def similarity_note(results: Mapping[str, Any]) -> list[str]:
-    """Returns sentences on a run without labels in training; none for other runs."""
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what the measures of a run mean: small sets, training without labels."""
+    return _small_note(results["dataset"]) + _similarity_note(results)
+
+
+def _small_note(counts: Mapping[str, Any]) -> list[str]:
+    if counts["train"] >= SMALL_TRAIN and counts["queries"] >= SMALL_QUERIES:
+        return []
+    return [
+        f"Only {counts['train']:,} training photos and {counts['queries']:,} queries: a difference "
+        "between two rows means little until other seeds and other splits show it, too."
+    ]
+
+
+def _similarity_note(results: Mapping[str, Any]) -> list[str]:
     if "similarity" not in results:
         return []
     source, measures = results["similarity"]["training"], results["similarity"]["measures"]

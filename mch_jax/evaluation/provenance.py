@@ -20,7 +20,7 @@ from mch_jax.training import fields
 PACKAGES = ("mch_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 # The paths of files and additional logs change no result. What the photos contain is part of the
 # hash of the split.
-_NOT_HASHED = ("cache_dir", "dataset.root", "tensorboard")
+_NOT_HASHED = ("cache_dir", "dataset.root", "tensorboard", "wandb")
 TOLERANCE = 1e-9  # for means of the same integers that were summed in another order
 
 

@@ -203,6 +203,5 @@ def text_table(results: Mapping[str, Any]) -> str:
         name = f"  {name}" if choice.is_control else name
         lines.append(f"{name:{width}}" + "".join(f"{row[column]:15.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
-    lines += measures.similarity_note(results)
-    lines += measures.small_note(results)
+    lines += measures.notes(results)
     return "\n".join(lines)

@@ -292,7 +292,7 @@ def find_long(workdir: Path) -> Path | None:
 
     def settings(path: Path) -> dict[str, Any]:
         config = run.read_config(path)
-        return {k: v for k, v in config.items() if k not in ("cache_dir", "tensorboard")}
+        return {k: v for k, v in config.items() if k not in ("cache_dir", "tensorboard", "wandb")}
 
     own = settings(workdir)
     wanted = own | {"num_bits": 2 * own["num_bits"]}

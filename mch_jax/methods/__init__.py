@@ -5,6 +5,7 @@ of them. To add a method, write its file, its line in the table, and its configs
 (docs/new-method.md).
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -53,7 +54,7 @@ _MAY_BE_ZERO = ("penalty_weight", "continuation", "threshold", "beta")
 
 
 def objective(name: str, num_bits: int, **settings: object) -> Objective:
-    """Returns the losses of a base hashing model.
+    """Returns the losses of a base hashing model, the same object for the same arguments.
 
     Args:
       name: One of `OBJECTIVES`.
@@ -75,7 +76,13 @@ def objective(name: str, num_bits: int, **settings: object) -> Objective:
             choices = ", ".join(allowed) or "none"
             raise ValueError(f"{name}: unknown setting {setting!r}, expected one of: {choices}")
     numbers = {k: _number(f"{name}: {k}", v) for k, v in settings.items()}
-    return OBJECTIVES[name](num_bits, **numbers)
+    return _made(OBJECTIVES[name], num_bits, tuple(sorted(numbers.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _made(function: Callable[..., Objective], num_bits: int, settings: tuple) -> Objective:
+    """Returns an objective; as a static argument of jit, equal ones are compiled once."""
+    return function(num_bits, **dict(settings))._replace(num_bits=num_bits)
 
 
 def training_settings(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Objective(NamedTuple):
         pairs.
       parameters: (number of classes, random generator) -> parameters of the batch loss that are
         trained with the network, a tree of float32 arrays. None if it has no parameters.
+      num_bits: The code length that the losses were made for; None if any will do.
     """
 
     relax: Callable[[Array, ScalarLike], Array]
@@ -57,6 +58,7 @@ class Objective(NamedTuple):
     penalty: Callable[[Array, Array], Array]
     batch_loss: Callable[[Batch], Array] | None = None
     parameters: Callable[[int, np.random.Generator], Any] | None = None
+    num_bits: int | None = None
 
 
 class Alternating(NamedTuple):
@@ -121,6 +123,9 @@ def base_loss(
 
     If the objective has a batch loss, that takes the place of the mean over pairs.
 
+    It can be called in `jax.jit`, with the objective as a static argument, and in programs whose
+    batch is sharded over a mesh, with automatic or with explicit axes.
+
     With `axis_name` each device holds an equal share of the batch, and all of them compute the loss
     of the whole batch. The mean over devices of their gradients then equals what one device
     computes on the whole batch.
@@ -139,9 +144,17 @@ def base_loss(
       The loss, and the scalars `loss`, `pair_loss` (the batch loss if there is one) and `penalty`.
 
     Raises:
-      ValueError: The objective has a batch loss and the number of classes is not given.
+      ValueError: The objective has a batch loss and the number of classes is not given, or the
+        objective was made for another number of bits.
     """
-    if axis_name is not None:
+    if objective.num_bits not in (None, logits.shape[-1]):
+        raise ValueError(
+            f"logits: got {logits.shape[-1]} of each image, expected {objective.num_bits}, the "
+            "number of bits of the objective"
+        )
+    if axis_name is None:
+        logits, labels = _everywhere(logits), _everywhere(labels)
+    else:
         logits, labels = collectives.whole_batch(logits, labels, axis_name)
     relaxed = objective.relax(logits, progress)
     if objective.batch_loss is None:
@@ -155,6 +168,14 @@ def base_loss(
     penalty = jnp.mean(objective.penalty(codes, relaxed))
     loss = pair_loss + penalty
     return loss, {"loss": loss, "pair_loss": pair_loss, "penalty": penalty}
+
+
+def _everywhere(x: Array) -> Array:
+    """Returns an array of which every device has the whole, if its mesh has explicit axes."""
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.explicit_axes:
+        return x
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec())
 
 
 def _mean_over_pairs(

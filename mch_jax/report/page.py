@@ -19,7 +19,7 @@ from mch_jax.evaluation.measures import (
     Measure,
     chosen,
     measured,
-    similarity_note,
+    notes,
     terms,
 )
 from mch_jax.report import figures, model_card, plots, run_files
@@ -161,7 +161,7 @@ def _results(results: Mapping[str, Any]) -> str:
         note += f" The agent’s gain in mAP over the base is {words(shares)}."
     if "calibration" in results:
         note += _calibrated(results["calibration"])
-    note += "".join(f" {sentence}" for sentence in similarity_note(results))
+    note += "".join(f" {sentence}" for sentence in notes(results))
     return (
         f"<section><h2>Results</h2>{_tiles(results)}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of results"><table>'

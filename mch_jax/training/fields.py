@@ -62,7 +62,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path)
     """
     off = {f"{section}.{switch}": value for section, switch, value, _ in _SWITCHES}
     old, new = (_ADDED | off | effective(config) for config in (before, now))
-    keys = (old.keys() | new.keys()) - {"tensorboard"}
+    keys = (old.keys() | new.keys()) - {"tensorboard", "wandb"}
     for key in sorted(keys, key=lambda key: (key not in off, key)):
         if old.get(key) != new.get(key):
             raise ValueError(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mch_jax.files import json_values, processes, read_json_lines, schemas, whole_file
 from mch_jax.files.regular import read_bounded
 from mch_jax.files.whole import MAX_JSON
-from mch_jax.training.events import Events
+from mch_jax.training.events import Sink
 
 T = TypeVar("T")
 
@@ -28,15 +28,16 @@ class MetricsLog:
     Only the first of several processes writes it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], events: Events | None = None):
-        self._path, self._events = Path(path), events
+    def __init__(self, path: str | os.PathLike[str], *sinks: Sink):
+        """Creates a log; what is written also goes to the sinks."""
+        self._path, self._sinks = Path(path), sinks
 
     def rewind(self, stage: str, step: int) -> None:
         """Removes the lines that a stage wrote after a step from which it resumes."""
         if not processes.is_writer():
             return
-        if self._events:
-            self._events.rewind(stage, step)
+        for sink in self._sinks:
+            sink.rewind(stage, step)
         if not self._path.exists():
             return
         kept = []
@@ -59,8 +60,8 @@ class MetricsLog:
         named = {f"{stage}/{name}": float(np.asarray(value)) for name, value in scalars.items()}
         with open(self._path, "a") as file:
             file.write(json.dumps(row | named) + "\n")
-        if self._events:
-            self._events.write(stage, step, named)
+        for sink in self._sinks:
+            sink.write(stage, step, named)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ from mch_jax.training.streams import Stream, generator
 # weights and features stand for.
 _WITHOUT_EFFECT = {
     "cache_dir", "dataset.root", "dataset.on_damaged", "model.features", "model.weights",
-    "model.backbone", "model.mean", "model.std", "tensorboard",
+    "model.backbone", "model.mean", "model.std", "tensorboard", "wandb",
 }  # fmt: skip
 
 
@@ -76,10 +76,9 @@ class Run:
 
     @functools.cached_property
     def log(self) -> logs.MetricsLog:
-        """The log metrics.jsonl and, if the config asks for them, TensorBoard's event files."""
-        writes_events = self.config.get("tensorboard", False)  # missing in configs of old runs
-        written = events.Events(self.workdir / "events") if writes_events else None
-        return logs.MetricsLog(self.workdir / "metrics.jsonl", written)
+        """The log metrics.jsonl and, if the config asks for them, TensorBoard's and W&B's."""
+        sinks = events.sinks(self.config, self.resolved, self.workdir)
+        return logs.MetricsLog(self.workdir / "metrics.jsonl", *sinks)
 
     @functools.cached_property
     def model(self) -> AlexNet:
@@ -211,8 +210,8 @@ class Run:
           **earlier: Digests of models that an earlier stage trained and this one learns from.
         """
         names = {name.replace("_", " "): value for name, value in earlier.items()}
-        directory = self.workdir / "checkpoints" / stage
-        return Checkpoints(directory, made_from=self.training_inputs | names)
+        made_of = self.training_inputs | names
+        return Checkpoints(self.workdir / "checkpoints" / stage, made_from=made_of)
 
     def needed_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that encoding needs: all, or the head's on fixed convolutions."""

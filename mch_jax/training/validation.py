@@ -87,6 +87,7 @@ RULES: Mapping[str, Rule] = {
     "num_bits": _whole(1, MAX_BITS),
     "cache_dir": _TEXT,
     "tensorboard": _BOOLEAN,
+    "wandb": _TEXT,
     "dataset.name": _one_of(*data.READERS),
     "dataset.root": _TEXT,
     "dataset.image_size": _whole(1, MAX_SIDE),
