@@ -181,17 +181,17 @@ def compare(
 
 
 def main() -> int:
-    """Prints the table and writes it as JSON."""
+    """Prints the tables and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--run", required=True, help="workdir of a finished run")
+    parser.add_argument("--run", required=True, help="workdirs of finished runs, with commas")
     parser.add_argument("--root", required=True, help="folder of its data set")
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--database", type=int, default=1200, help="number of database photos")
     parser.add_argument("--cache", default="/tmp/precision", help="folder for features")
-    parser.add_argument("--out", help="JSON file of the table")
+    parser.add_argument("--out", help="JSON file of the tables")
     arguments = parser.parse_args()
-    workdir = Path(arguments.run)
-    config = read_json(workdir / "config.json", "start the run again")
+    workdirs = [Path(name) for name in arguments.run.split(",")]
+    config = read_json(workdirs[0] / "config.json", "start the run again")
     dataset = data.load(config["dataset"]["name"], arguments.root, **_settings(config))
     rng = np.random.default_rng(0)
     rows = np.concatenate(
@@ -201,15 +201,16 @@ def main() -> int:
         ]
     )
     queries = min(arguments.queries, len(dataset.query))
-    encoder = Encoder.from_run(workdir)
-    table = compare(encoder, dataset, rows, queries, Path(arguments.cache))
-    record = {
-        "run": workdir.name, "queries": queries, "database": len(rows) - queries, "rows": table,
-    }  # fmt: skip
-    for row in table:
-        print(row)  # noqa: T201
+    records = []
+    for workdir in workdirs:
+        encoder = Encoder.from_run(workdir)
+        table = compare(encoder, dataset, rows, queries, Path(arguments.cache))
+        count = {"queries": queries, "database": len(rows) - queries}
+        records.append({"run": workdir.name, **count, "rows": table})
+        for row in table:
+            print(row)  # noqa: T201
     if arguments.out:
-        whole.write_json(arguments.out, record)
+        whole.write_json(arguments.out, records)
     return 0
 
 
