@@ -59,7 +59,7 @@ def test_a_config_is_what_its_name_says(path):
 def test_a_header_says_what_was_measured(path):
     header = ast.get_docstring(ast.parse(path.read_text())) or ""
     if header.endswith("\nNot run."):
-        assert not path.stem.startswith("coco18_") or path.stem.removeprefix("coco18_") not in MEASURED
+        assert path.stem not in {f"coco18_{method}" for method in MEASURED}
         return
     for part in ("Measured ", "Hardware: ", "Time: ", "Score: "):
         assert f"\n{part}" in header
