@@ -22,14 +22,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 DATASETS = ("scenes", "coco18", "coco", "nuswide", "mirflickr", "folder")
 METHODS = tuple(methods.METHODS)
 FILES = sorted(FOLDER.glob("*_*.py"))
-NEW = (
-    "orthohash",
-    "hyp2",
-    "csq",
-    "dpn",
-    "talr",
-    "dphn",
-)  # methods that have not been measured on coco18
+MEASURED = ("lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh")  # on coco18
 
 
 def load(path):
@@ -66,7 +59,7 @@ def test_a_config_is_what_its_name_says(path):
 def test_a_header_says_what_was_measured(path):
     header = ast.get_docstring(ast.parse(path.read_text())) or ""
     if header.endswith("\nNot run."):
-        assert not path.stem.startswith("coco18_") or path.stem.removeprefix("coco18_") in NEW
+        assert path.stem not in {f"coco18_{method}" for method in MEASURED}
         return
     for part in ("Measured ", "Hardware: ", "Time: ", "Score: "):
         assert f"\n{part}" in header

@@ -38,17 +38,44 @@ def execute(name, monkeypatch, **sizes):
     return variables, len(shown)
 
 
-def test_there_are_two():
-    assert NOTEBOOKS == ["own_photos.ipynb", "scenes.ipynb"]
+def test_there_are_three():
+    assert NOTEBOOKS == ["bring_your_network.ipynb", "own_photos.ipynb", "scenes.ipynb"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_no_outputs_and_sizes_in_the_first_code_cell(name):
+def test_whole_outputs_and_sizes_in_the_first_code_cell(name):
     cells = code_cells(name)
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert all(output["output_type"] in ("stream", "display_data") for output in outputs)
+    assert "stderr" not in {output.get("name") for output in outputs}
+    text = json.dumps(outputs)
+    assert not any(path in text for path in ("/home/", "/root/", "/tmp/", "/work/"))
+    assert (LAUNCH / name).stat().st_size < 2_000_000
     first, *others = ["".join(cell["source"]) for cell in cells]
     assert "SOURCE" in first
     assert not any("def " in source for source in others)
+    metadata = json.loads((LAUNCH / name).read_text())["metadata"]
+    assert metadata["accelerator"] == "GPU"
+
+
+def test_bring_your_network(monkeypatch, tmp_path):
+    small = tiny()
+    fields = {
+        name: small[name.split(".")[0]][name.split(".")[1]]
+        for name in (
+            "dataset.image_size", "model.hidden", "base.batch_size", "base.num_views",
+            "agent.batch_size", "agent.widths", "encode.batch_size", "evaluate.bucket_k",
+        )
+    }  # fmt: skip
+    network = "import numpy as np\n\n\ndef features(photos):\n"
+    network += "    return photos[:, ::16, ::16].reshape(len(photos), -1).astype(np.float32)\n"
+    variables, shown = execute(
+        "bring_your_network.ipynb", monkeypatch, NUM_TRAIN=40, NUM_DATABASE=24, NUM_QUERY=8,
+        NUM_EPOCHS=3, NUM_STEPS=6, WORKDIR=str(tmp_path), FIELDS=fields, NETWORK=network,
+    )  # fmt: skip
+    assert shown == 3
+    assert len(variables["found"]) == 6
+    assert variables["mch"].encoder.backbone.record.source == "my_network:features"
 
 
 def test_scenes(monkeypatch, tmp_path):

@@ -5,11 +5,12 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mch_jax.files import processes
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the scalars of a run, stage by stage."""
 
