@@ -192,7 +192,7 @@ class BucketIndex:
         queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
         base, delta = self._allowed(allowed)
         lookup_radius = segment.lookup_radius(base, num_bits)
-        order = segment.reading_order(base, queries, num_bits)
+        order = segment.reading_order(base, queries, num_bits, threads)
         item = np.empty((len(queries), k), np.int64)
         distance = np.empty((len(queries), k), np.int32)
         probed = np.empty(len(queries), np.uint64)
@@ -264,7 +264,8 @@ class BucketIndex:
                 return within.items_at_code(base, queries[rows], num_bits)
             return within.items_within(base, delta, queries[rows], num_bits, radius, by_lookup)
 
-        return concatenated(query_threads(run, len(queries), threads))
+        least = segment.QUERIES_PER_TASK if radius else segment.LOOKUPS_PER_TASK
+        return concatenated(query_threads(run, len(queries), threads, least), threads)
 
     def probe(
         self,

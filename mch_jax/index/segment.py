@@ -14,11 +14,13 @@ from mch_jax.index import long_codes
 from mch_jax.index.words import MAX_BITS
 from mch_jax.kernels import build
 from mch_jax.kernels.segment import DIRECT_BITS, Segment, Segments, set_bits
+from mch_jax.kernels.threads import in_threads
 
 NUM_PIVOTS = 256
 CANDIDATE_FLOOR = 1024  # pivots are chosen among at least this many of the fullest buckets
 CODES_PER_PIVOT = 64  # with fewer codes per pivot, comparing pivots would cost more than reading
 QUERIES_PER_TASK = 64
+LOOKUPS_PER_TASK = 2**15  # queries that only read their own bucket
 REBUILD_SHARE = 8  # fewer allowed items than one in this many are searched on their own
 MAX_DEAD_BYTES, DEAD_BYTES_PER_PAIR = 2**20, 16  # larger arrays of removed items are not made
 
@@ -132,12 +134,18 @@ def _is_sparse(num_words: int, num_pairs: int) -> bool:
 
 
 def reading_order(
-    segment: Segment, queries: UInt64[np.ndarray, " m *w"], num_bits: int
+    segment: Segment, queries: UInt64[np.ndarray, " m *w"], num_bits: int, threads: int | None = 1
 ) -> Int[np.ndarray, " m"]:
     """Returns an order of the queries in which neighbours read the same part of memory."""
     if len(queries) < QUERIES_PER_TASK or not len(segment.pivots):
         return np.arange(len(queries))
-    return np.argsort(rings_of(queries, segment.pivots, num_bits), kind="stable")
+    rings = in_threads(
+        lambda rows: rings_of(queries[rows], segment.pivots, num_bits),
+        len(queries),
+        threads,
+        min_slice=16 * QUERIES_PER_TASK,
+    )
+    return np.argsort(np.concatenate(rings), kind="stable")
 
 
 def rings_of(
