@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BucketIndex, ball_size, bucket_index, segment
+from mch_jax.index import BucketIndex, ball_size, bucket_index, segment, streaming
 
 
 def pack(words, num_bits):
@@ -409,3 +409,35 @@ def test_removing_a_large_item_takes_little_memory(tmp_path):
     tracemalloc.stop()
     allowed = [pair for pair in pairs if pair[1] in item[5:9]]
     assert found.item[0].tolist() == [one for _, one in exhaustive(allowed, 5)[:3]]
+
+
+@pytest.mark.parametrize("num_bits", [7, 20, 64, 70])
+def test_an_index_of_a_stream_is_that_of_all_codes(num_bits, monkeypatch):
+    for name, size in (("BLOCK_PAIRS", 16), ("UNIT_PAIRS", 20), ("MERGED_PAIRS", 10)):
+        monkeypatch.setattr(streaming, name, size)
+    monkeypatch.setattr(streaming, "SAMPLE_PAIRS", 64)
+    monkeypatch.setattr(segment, "CODES_PER_PIVOT", 2)
+    rng = np.random.default_rng(num_bits)
+    pool = [int.from_bytes(rng.bytes(9), "little") % 2**num_bits for _ in range(60)]
+    words = [pool[i] ^ (1 << int(rng.integers(num_bits))) for i in rng.integers(0, 60, 300)]
+    item = rng.integers(0, 150, 300)
+    codes, cuts = pack(words, num_bits), [0, 0, 5, 100, 101, 290, 300]
+    blocks = [(codes[i:j], item[i:j]) for i, j in itertools.pairwise(cuts)]
+    index = BucketIndex.build_from(iter(blocks), num_bits)
+    pairs = list(zip(words, item.tolist(), strict=True))
+    check(index, pairs, words[:3] + pool[:3])
+    assert index.num_codes == len(set(pairs))
+    index.remove(np.arange(0, 150, 3))
+    index.add(codes[:20], np.arange(200, 220))
+    index.merge()
+    pairs = [(code, one) for code, one in pairs if one % 3]
+    check(index, pairs + list(zip(words[:20], range(200, 220), strict=True)), words[:3])
+
+
+def test_a_stream_is_checked_block_by_block():
+    assert len(BucketIndex.build_from([], 64)) == 0
+    good = np.zeros((2, 8), np.uint8), np.arange(2)
+    with pytest.raises(ValueError, match=r"block 1: codes are .* expected uint8 \[n, 8\]"):
+        BucketIndex.build_from([good, (good[0][:, :4], good[1])], 64)
+    with pytest.raises(ValueError, match="num_bits is 0, expected 1 to 1024"):
+        BucketIndex.build_from([], 0)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Shaped, UInt64
 
+from mch_jax.kernels.threads import in_threads
+
 
 class NearestItems(NamedTuple):
     """The k nearest items of each query, and the number of buckets that Algorithm 1 visits.
@@ -93,23 +95,35 @@ class VisitedBuckets(NamedTuple):
     new_items: Int64[np.ndarray, " n"]
 
 
-def joined(batches: Sequence[tuple]) -> list[np.ndarray]:
+def joined(batches: Sequence[tuple], threads: int | None = 1) -> list[np.ndarray]:
     """Returns the fields of an answer from those of consecutive batches of queries, offsets first.
 
     Args:
       batches: The fields for each batch; at least one.
+      threads: Maximum number of threads that copy. Defaults to one per core.
     """
     if len(batches) == 1:
         return list(batches[0])
     offsets, *arrays = zip(*batches, strict=True)
     sizes = np.concatenate([[0], *map(np.diff, offsets)])
-    return [np.cumsum(sizes), *map(np.concatenate, arrays)]
+    starts = [np.cumsum([0, *map(len, parts)]) for parts in arrays]
+    fields = [
+        np.empty(start[-1], parts[0].dtype) for start, parts in zip(starts, arrays, strict=True)
+    ]
+
+    def copy(rows: slice) -> None:
+        for field, start, parts in zip(fields, starts, arrays, strict=True):
+            np.concatenate(parts[rows], out=field[start[rows.start] : start[rows.stop]])
+
+    in_threads(copy, len(batches), threads)
+    return [np.cumsum(sizes), *fields]
 
 
-def concatenated(batches: Sequence[tuple]) -> ItemsWithin:
+def concatenated(batches: Sequence[tuple], threads: int | None = 1) -> ItemsWithin:
     """Returns the items within a radius for consecutive batches of queries as one answer.
 
     Args:
       batches: The fields of `ItemsWithin` for each batch; at least one.
+      threads: Maximum number of threads that copy. Defaults to one per core.
     """
-    return ItemsWithin(*joined(batches))
+    return ItemsWithin(*joined(batches, threads))

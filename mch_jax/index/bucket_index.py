@@ -20,6 +20,7 @@ Codes of more than 64 bits are several words each (`long_codes`); all of this ho
 import math
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import overload
 
@@ -27,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
-from mch_jax.index import long_codes, ranking, segment, storage
+from mch_jax.index import long_codes, ranking, segment, storage, streaming
 from mch_jax.index.algorithm1 import BINOMIALS
 from mch_jax.index.answers import (
     CheapestItems,
@@ -41,10 +42,10 @@ from mch_jax.index.probing import probed_items
 from mch_jax.index.ranking import query_threads
 from mch_jax.index.words import (
     MAX_BITS,
-    MAX_LONG_BITS,
     allowed_items,
     checked_items,
     checked_margins,
+    checked_num_bits,
     query_words,
     words_from_bytes,
 )
@@ -91,14 +92,33 @@ class BucketIndex:
         Raises:
           ValueError: num_bits is not in 1 to 1,024, or codes or items have the wrong form.
         """
-        if not 1 <= num_bits <= MAX_LONG_BITS:
-            raise ValueError(
-                f"num_bits is {num_bits}, expected 1 to {MAX_LONG_BITS}; rank longer codes with "
-                "mch_jax.metrics instead"
-            )
+        checked_num_bits(num_bits)
         words, item = words_from_bytes(codes, num_bits), checked_items(item, len(codes))
         base = segment.build_segment(words, item, num_bits)
         return cls(int(num_bits), Segments(base, segment.empty_segment(int(num_bits))))
+
+    @classmethod
+    def build_from(
+        cls,
+        blocks: Iterable[tuple[UInt8[np.ndarray, "c bytes"], Int[np.ndarray, " c"]]],
+        num_bits: int,
+        directory: str | os.PathLike | None = None,
+    ) -> "BucketIndex":
+        """Returns an index of a stream of codes, built in little more memory than it takes.
+
+        Args:
+          blocks: Codes and their items as for `build`, block by block.
+          num_bits: Code length q. Codes of more than 64 bits are collected in memory.
+          directory: Where to make a temporary file of 12 bytes per code, if there are more than a
+            million. Defaults to the system's directory of temporary files.
+
+        Raises:
+          ValueError: As for `build`; the message names the block.
+        """
+        num_bits = checked_num_bits(num_bits)
+        pairs = streaming.pairs_of(blocks, num_bits)
+        base = streaming.build_segment(pairs, num_bits, directory)
+        return cls(num_bits, Segments(base, segment.empty_segment(num_bits)))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "BucketIndex":
@@ -112,7 +132,7 @@ class BucketIndex:
     def __len__(self) -> int:
         """Returns the number of distinct items."""
         base, delta = self._current()
-        items = np.concatenate([segment.live_pairs(base)[1], delta.items])
+        items = np.concatenate([segment.live_items(base), delta.items])
         return len(np.unique(items))
 
     @property
@@ -192,7 +212,7 @@ class BucketIndex:
         queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
         base, delta = self._allowed(allowed)
         lookup_radius = segment.lookup_radius(base, num_bits)
-        order = segment.reading_order(base, queries, num_bits)
+        order = segment.reading_order(base, queries, num_bits, threads)
         item = np.empty((len(queries), k), np.int64)
         distance = np.empty((len(queries), k), np.int32)
         probed = np.empty(len(queries), np.uint64)
@@ -264,7 +284,8 @@ class BucketIndex:
                 return within.items_at_code(base, queries[rows], num_bits)
             return within.items_within(base, delta, queries[rows], num_bits, radius, by_lookup)
 
-        return concatenated(query_threads(run, len(queries), threads))
+        least = segment.QUERIES_PER_TASK if radius else segment.LOOKUPS_PER_TASK
+        return concatenated(query_threads(run, len(queries), threads, least), threads)
 
     def probe(
         self,
@@ -381,9 +402,7 @@ class BucketIndex:
                 base, delta = self._current()
                 self._changes = []
             try:
-                pairs = [segment.live_pairs(base), segment.all_pairs(delta)]
-                words, item = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-                base = segment.build_segment(words, item, self.num_bits)
+                base = streaming.merged(Segments(base, delta), self.num_bits)
                 with self._lock:
                     changes, self._pending = self._changes, []
                     self._segments = Segments(base, segment.empty_segment(self.num_bits))

@@ -61,4 +61,4 @@ def probed_items(
         used = int(answers.bounds[count])
         return answers.bounds, answers.item[:used], answers.cost[:used], *answers.counts
 
-    return ProbedItems(*joined(query_threads(run, len(queries), threads)))
+    return ProbedItems(*joined(query_threads(run, len(queries), threads), threads))

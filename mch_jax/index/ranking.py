@@ -13,11 +13,11 @@ from mch_jax.kernels.threads import in_threads
 Pairs = tuple[UInt64[np.ndarray, " c"], UInt32[np.ndarray, " c"]]
 
 
-def query_threads(run, num_queries: int, threads: int | None) -> list:
+def query_threads(
+    run, num_queries: int, threads: int | None, min_slice: int = segment.QUERIES_PER_TASK
+) -> list:
     """Returns the results of `run` for slices of the queries, each in a thread."""
-    return in_threads(
-        run, num_queries, threads, slices_per_thread=4, min_slice=segment.QUERIES_PER_TASK
-    )
+    return in_threads(run, num_queries, threads, slices_per_thread=4, min_slice=min_slice)
 
 
 def cheapest(

@@ -8,17 +8,19 @@ from collections.abc import Iterable
 from math import comb
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt32, UInt64
+from jaxtyping import Bool, Int, Int64, UInt32, UInt64
 
 from mch_jax.index import long_codes
 from mch_jax.index.words import MAX_BITS
 from mch_jax.kernels import build
 from mch_jax.kernels.segment import DIRECT_BITS, Segment, Segments, set_bits
+from mch_jax.kernels.threads import in_threads
 
 NUM_PIVOTS = 256
 CANDIDATE_FLOOR = 1024  # pivots are chosen among at least this many of the fullest buckets
 CODES_PER_PIVOT = 64  # with fewer codes per pivot, comparing pivots would cost more than reading
 QUERIES_PER_TASK = 64
+LOOKUPS_PER_TASK = 2**15  # queries that only read their own bucket
 REBUILD_SHARE = 8  # fewer allowed items than one in this many are searched on their own
 MAX_DEAD_BYTES, DEAD_BYTES_PER_PAIR = 2**20, 16  # larger arrays of removed items are not made
 
@@ -44,17 +46,24 @@ def build_segment(
     order = np.argsort(words)
     keys, offsets, items = build.group_by_code(words[order], item[order])
     del order
-    candidates, limit = _pivot_candidates(offsets)
-    pivots = np.empty(0, np.uint64)
-    if limit:
-        pivots = build.choose_pivots(keys[candidates], num_bits // 6, limit)
+    pivots = pivots_of(keys, offsets, num_bits)
     ring = build.assign_rings(keys, pivots, num_bits)
     num_rings = len(pivots) * (num_bits + 1)
-    sorted_keys = _cache_aligned(len(keys))
+    sorted_keys = cache_aligned(len(keys))
     offsets, items, rings = build.sort_by_ring(keys, offsets, items, ring, num_rings, sorted_keys)
     table = np.zeros(num_slots(len(keys), num_bits), np.uint32)
     build.fill_table(sorted_keys, len(sorted_keys), table, num_bits)
     return Segment(sorted_keys, offsets, items, pivots, rings, table, np.empty(0, np.uint64))
+
+
+def pivots_of(
+    keys: UInt64[np.ndarray, " d"], offsets: UInt32[np.ndarray, " d+1"], num_bits: int
+) -> UInt64[np.ndarray, " p"]:
+    """Returns the pivots of buckets: codes of the fullest ones that are far enough apart."""
+    candidates, limit = _pivot_candidates(offsets)
+    if not limit:
+        return np.empty(0, np.uint64)
+    return build.choose_pivots(keys[candidates], num_bits // 6, limit)
 
 
 def _pivot_candidates(offsets: UInt32[np.ndarray, " d+1"]) -> tuple[np.ndarray, int]:
@@ -72,7 +81,7 @@ def empty_segment(num_bits: int) -> Segment:
     return build_segment(np.empty(shape, np.uint64), np.empty(0, np.uint32), num_bits)
 
 
-def _cache_aligned(size: int) -> UInt64[np.ndarray, " n"]:
+def cache_aligned(size: int) -> UInt64[np.ndarray, " n"]:
     """Returns an uninitialised array that begins at a cache line, as arrays of mapped files do."""
     larger = np.empty(size + 8, np.uint64)
     start = -larger.ctypes.data % 64 // 8
@@ -92,13 +101,24 @@ def all_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c *w"], UInt32[np.
     return np.repeat(keys, np.diff(segment.offsets), axis=0), np.asarray(segment.items)
 
 
+def live_items(segment: Segment) -> UInt32[np.ndarray, " c"]:
+    """Returns the item of every pair whose item was not removed."""
+    return segment.items[_is_live(segment)] if len(segment.dead) else np.asarray(segment.items)
+
+
+def _is_live(segment: Segment) -> Bool[np.ndarray, " c"]:
+    """Returns whether the item of each pair was not removed."""
+    items = segment.items
+    is_dead = segment.dead[items >> np.uint32(6)] >> (items & np.uint32(63)).astype(np.uint64)
+    return is_dead & np.uint64(1) == 0
+
+
 def live_pairs(segment: Segment) -> tuple[UInt64[np.ndarray, " c *w"], UInt32[np.ndarray, " c"]]:
     """Returns the code and the item of every pair whose item was not removed."""
     words, items = all_pairs(segment)
     if not len(segment.dead):
         return words, items
-    is_dead = segment.dead[items >> np.uint32(6)] >> (items & np.uint32(63)).astype(np.uint64)
-    keep = is_dead & np.uint64(1) == 0
+    keep = _is_live(segment)
     return words[keep], items[keep]
 
 
@@ -132,12 +152,18 @@ def _is_sparse(num_words: int, num_pairs: int) -> bool:
 
 
 def reading_order(
-    segment: Segment, queries: UInt64[np.ndarray, " m *w"], num_bits: int
+    segment: Segment, queries: UInt64[np.ndarray, " m *w"], num_bits: int, threads: int | None = 1
 ) -> Int[np.ndarray, " m"]:
     """Returns an order of the queries in which neighbours read the same part of memory."""
     if len(queries) < QUERIES_PER_TASK or not len(segment.pivots):
         return np.arange(len(queries))
-    return np.argsort(rings_of(queries, segment.pivots, num_bits), kind="stable")
+    rings = in_threads(
+        lambda rows: rings_of(queries[rows], segment.pivots, num_bits),
+        len(queries),
+        threads,
+        min_slice=16 * QUERIES_PER_TASK,
+    )
+    return np.argsort(np.concatenate(rings), kind="stable")
 
 
 def rings_of(

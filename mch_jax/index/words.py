@@ -8,6 +8,16 @@ MAX_LONG_BITS = 1024  # of a code of several words
 MAX_ITEM = 2**32 - 1
 
 
+def checked_num_bits(num_bits: int) -> int:
+    """Returns a code length, or raises ValueError if an index cannot have it."""
+    if not 1 <= num_bits <= MAX_LONG_BITS:
+        raise ValueError(
+            f"num_bits is {num_bits}, expected 1 to {MAX_LONG_BITS}; rank longer codes with "
+            "mch_jax.metrics instead"
+        )
+    return int(num_bits)
+
+
 def words_from_bytes(
     codes: UInt8[np.ndarray, "c bytes"], num_bits: int
 ) -> UInt64[np.ndarray, " c *w"]:

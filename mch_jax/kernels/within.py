@@ -26,11 +26,32 @@ from mch_jax.kernels.segment import (
     live_size,
 )
 
+SPARE, MAX_GROWTH = 1.1, 16  # capacity in relation to what the answered queries took
+
 
 @leaf
 def _distance_bits(num_bits):
     """Returns the number of bits of a distance: an entry is item << distance_bits | distance."""
     return 8 if num_bits <= 64 else 11
+
+
+@kernel
+def _with_room(buffer, used, more, share):
+    """Returns the buffer, or a larger copy if `more` values do not fit.
+
+    Growing it step by step would cost more than the answer, because memory that was never accessed
+    is slow to access, in several threads above all. The answers so far tell the size of all.
+
+    Args:
+      buffer: An array whose first `used` values count.
+      used: Number of values to keep.
+      more: Number of values that have to fit after them.
+      share: Number of queries for each one whose values are kept or fit.
+    """
+    if used + more <= buffer.size:
+        return buffer
+    expected = np.int64(min(SPARE * share, MAX_GROWTH) * (used + more))
+    return ensure_capacity(buffer, used, max(more, expected - used))
 
 
 @kernel
@@ -196,6 +217,7 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
     distance_bits = _distance_bits(num_bits)
     for m in range(len(queries)):
         query, used, count = queries[m], bounds[m], ZERO
+        share = len(queries) / (m + 1)
         while not find_ball(segments, query, num_bits, radius, by_lookup, pivot_orders, found):
             found = with_twice_the_capacity(found)
         num_found = found.counters[NUM_FOUND]
@@ -203,8 +225,8 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
             row, far = found.buckets[0] & ROW_MASK, found.buckets[0] >> ROW_BITS
             start = np.int64(base.offsets[row])
             count = np.int64(base.offsets[row + 1] - base.offsets[row])
-            item = ensure_capacity(item, used, count)
-            distance = ensure_capacity(distance, used, count)
+            item = _with_room(item, used, count, share)
+            distance = _with_room(distance, used, count, share)
             for i in range(count):
                 item[used + i], distance[used + i] = base.items[start + i], far
             bounds[m + 1], nonempty[m] = used + count, 1
@@ -230,9 +252,10 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
         if num_found > 1:
             spare = ensure_capacity(spare, ZERO, count)
             ordered = _sort_entries(ordered, ITEM_BITS + distance_bits, spare[:count])
-        item, distance = ensure_capacity(item, used, count), ensure_capacity(distance, used, count)
+        item = _with_room(item, used, count, share)
+        distance = _with_room(distance, used, count, share)
         bounds[m + 1] = used + _fill_nearest_first(
             ordered, distance_bits, starts, item[used:], distance[used:]
         )
     used = bounds[len(queries)]
-    return bounds, item[:used].copy(), distance[:used].copy(), nonempty
+    return bounds, item[:used], distance[:used], nonempty
