@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from labelled_folder import NAMES, make, write_photos
 from main_test import interrupt_and_resume
-from tiny_run import assert_same, read, tiny
+from tiny_run import assert_same, of_folder, read, tiny
 
 from configs import default
 from mch_jax import data, models, pairs, pipeline
@@ -17,21 +17,12 @@ from mch_jax.evaluation import results, rival_table
 from mch_jax.training import features_file, neighbours, run, validation
 
 GROUPS = {"similarity__source": "neighbours", "similarity__num_groups": 8}
+OF_FOLDER = {**GROUPS, "similarity__num_groups": 3}
 
 
 def cross_fit():
     config = tiny(**GROUPS)
     config.agent.update(recipe="cross_fit", num_folds=2, calibrate=True)
-    return config
-
-
-def of_folder(root):
-    config = tiny(similarity__source="neighbours", similarity__num_groups=3)
-    config.dataset.update(name="folder", root=str(root))
-    config.dataset.settings = {}
-    config.base.update(batch_size=2)
-    config.agent.update(batch_size=4)
-    config.evaluate.bucket_k = (1, 2)
     return config
 
 
@@ -118,7 +109,7 @@ def test_photos_without_labels_end_to_end(tmp_path):
     assert sorted(dataset.ids.tolist()) == sorted([*NAMES, "sub/a.jpg", "sub/b.jpg"])
     assert dataset.classes == ()
     assert dataset.labels.shape == (12, 0)
-    config = of_folder(tmp_path / "photos")
+    config = of_folder(tmp_path / "photos", **OF_FOLDER)
     found = pipeline.run_stages(config, tmp_path / "run")
     assert found is not None
     assert found["similarity"] == {"training": "neighbours", "measures": "neighbours"}
@@ -135,7 +126,7 @@ def test_photos_without_labels_end_to_end(tmp_path):
 
 def test_photos_without_labels_need_neighbours(tmp_path):
     write_photos(tmp_path / "photos")
-    config = of_folder(tmp_path / "photos")
+    config = of_folder(tmp_path / "photos", **OF_FOLDER)
     config.similarity.source = "labels"
     with pytest.raises(ValueError, match="have no labels.*set --config.similarity.source=neigh"):
         pipeline.run_stages(config, tmp_path / "run")
@@ -145,7 +136,7 @@ def test_photos_without_labels_need_neighbours(tmp_path):
 def test_labels_that_are_added_later_measure(tmp_path):
     root = tmp_path / "photos"
     write_photos(root)
-    config = of_folder(root)
+    config = of_folder(root, **OF_FOLDER)
     this: Any = run.open_run(config, tmp_path / "run")
     assert this.neighbours.measures
     assert this.dataset.classes[0] == "group 0"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from labelled_folder import NAMES, make, write_photos
-from tiny_run import tiny
+from tiny_run import of_folder
 
 from mch_jax import cliques, pairs, pipeline
 from mch_jax.data import similar_pairs
@@ -87,14 +87,8 @@ def test_wrong_tables_are_refused(tmp_path, text, message):
         read(tmp_path, text)
 
 
-def of_folder(root, source="pairs"):
-    config = tiny(similarity__source=source)
-    config.dataset.update(name="folder", root=str(root))
-    config.dataset.settings = {}
-    config.base.update(batch_size=2)
-    config.agent.update(batch_size=4)
-    config.evaluate.bucket_k = (1, 2)
-    return config
+def config_of(root, source="pairs"):
+    return of_folder(root, similarity__source=source)
 
 
 def write_pairs(root, labels: np.ndarray, ids: list[str]) -> None:
@@ -105,9 +99,9 @@ def write_pairs(root, labels: np.ndarray, ids: list[str]) -> None:
 
 def test_pairs_of_labels_give_the_similarity_of_the_labels(tmp_path):
     root = make(tmp_path / "photos")
-    dataset = run.read_dataset(of_folder(root))
+    dataset = run.read_dataset(config_of(root))
     write_pairs(root, dataset.labels, dataset.ids.tolist())
-    this: Any = run.open_run(of_folder(root), tmp_path / "run")
+    this: Any = run.open_run(config_of(root), tmp_path / "run")
     assert this.dataset.classes == ("cat", "dog")  # these measure
     by_labels = pairs.pack_labels(dataset.labels)[dataset.train]
     expected = np.array(pairs.similarity(by_labels, by_labels))
@@ -122,9 +116,9 @@ def test_a_folder_with_pairs_alone_end_to_end(tmp_path):
     root = tmp_path / "photos"
     write_photos(root)
     with pytest.raises(ValueError, match=r"pairs.csv' does not exist; config.similarity.source"):
-        pipeline.run_stages(of_folder(root), tmp_path / "run")
+        pipeline.run_stages(config_of(root), tmp_path / "run")
     write_pairs(root, np.eye(2, dtype=np.uint8)[np.arange(10) % 2], NAMES)
-    found: Any = pipeline.run_stages(of_folder(root), tmp_path / "run")
+    found: Any = pipeline.run_stages(config_of(root), tmp_path / "run")
     assert found["similarity"] == {"training": "pairs", "measures": "pairs"}
     assert found["dataset"]["classes"] == 2
     assert "pairs.csv says so" in results.text_table(found)
@@ -135,4 +129,4 @@ def test_training_photos_without_a_pair_are_refused(tmp_path):
     root = make(tmp_path / "photos")
     (root / "triplets.csv").write_text("anchor,positive,negative\n0.jpg,1.jpg,2.jpg\n")
     with pytest.raises(ValueError, match=r"triplets.csv': no two training photos are similar"):
-        run.open_run(of_folder(root, "triplets"), tmp_path / "run")
+        run.open_run(config_of(root, "triplets"), tmp_path / "run")

@@ -35,6 +35,17 @@ def tiny(method="dch", **changes):
     return config
 
 
+def of_folder(root, **changes):
+    """Returns the config of a run on the photos of a folder, of which there may be ten."""
+    config = tiny(**changes)
+    config.dataset.update(name="folder", root=str(root))
+    config.dataset.settings = {}
+    config.base.update(batch_size=2)
+    config.agent.update(batch_size=4)
+    config.evaluate.bucket_k = (1, 2)
+    return config
+
+
 def changed(**fields):
     """Returns the default config with fields set to any value, such as `base__batch_size`."""
     config = default.get_config().to_dict()

@@ -91,6 +91,31 @@ def multi_hot(values: list[list[str]], source: str, first_line: int) -> UInt8[np
     return np.array(values, np.uint8)
 
 
+def read_rows(path: pathlib.Path) -> list[list[str]]:
+    """Returns the rows of a table with columns separated by commas, without empty lines.
+
+    Raises:
+      ValueError: The file does not open or is not such a table.
+    """
+    try:
+        return [row for row in csv.reader(io.StringIO(read_text(path))) if row]
+    except csv.Error as error:
+        raise ValueError(
+            f"'{path}' is not a table: {error}; expected one line per photo with columns "
+            "separated by commas"
+        ) from error
+
+
+def check_widths(path: pathlib.Path, header: list[str], lines: list[list[str]]) -> None:
+    """Raises a ValueError with the number of the first line that is not as wide as the header."""
+    for line, row in enumerate(lines, 2):
+        if len(row) != len(header):
+            raise ValueError(
+                f"'{path}' line {line} has {len(row)} columns, expected {len(header)} "
+                "as in the header"
+            )
+
+
 def read_table(
     path: pathlib.Path,
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, list[str] | None]:
@@ -103,14 +128,7 @@ def read_table(
     Raises:
       ValueError: The file is not such a table.
     """
-    text = read_text(path)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as error:
-        raise ValueError(
-            f"'{path}' is not a table: {error}; expected one line per photo with columns "
-            "separated by commas"
-        ) from error
+    rows = read_rows(path)
     if not rows:
         raise ValueError(f"'{path}' is empty; expected a header file,split,CLASS,...")
     header, *lines = rows
@@ -122,12 +140,7 @@ def read_table(
         )
     if not lines:
         raise ValueError(f"'{path}' lists no photo; expected one line per photo below the header")
-    for line, row in enumerate(lines, 2):
-        if len(row) != len(header):
-            raise ValueError(
-                f"'{path}' line {line} has {len(row)} columns, expected {len(header)} "
-                "as in the header"
-            )
+    check_widths(path, header, lines)
     columns = [header.index(name) for name in classes]
     labels = multi_hot([[row[i] for i in columns] for row in lines], f"'{path}'", 2)
     ids = np.array([relative_name(row[0], f"'{path}'") for row in lines])

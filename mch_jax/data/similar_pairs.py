@@ -5,8 +5,6 @@ are in triplets.csv with the columns anchor, positive and negative: the anchor i
 the positive photo than to the negative one. Other pairs count as dissimilar.
 """
 
-import csv
-import io
 import pathlib
 from collections.abc import Sequence
 
@@ -100,12 +98,7 @@ def _score(text: str, source: str) -> float:
 
 def _rows(path: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
     """Returns the header and the rows of a table with given first columns."""
-    try:
-        rows = [row for row in csv.reader(io.StringIO(label_files.read_text(path))) if row]
-    except csv.Error as error:
-        raise ValueError(
-            f"'{path}' is not a table: {error}; expected columns separated by commas"
-        ) from error
+    rows = label_files.read_rows(path)
     header, *lines = rows or [[]]
     allowed = [list(names)] + ([[*names, "similarity"]] if len(names) == 2 else [])
     if header not in allowed:
@@ -115,10 +108,5 @@ def _rows(path: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], list[l
         )
     if not lines:
         raise ValueError(f"'{path}' has no line below the header; expected similar photos")
-    for line, row in enumerate(lines, 2):
-        if len(row) != len(header):
-            raise ValueError(
-                f"'{path}' line {line} has {len(row)} columns, expected {len(header)} as in the "
-                "header"
-            )
+    label_files.check_widths(path, header, lines)
     return header, lines
