@@ -28,9 +28,10 @@ BENCHES = {
     "agent_photos": "agents", "agent_cached": "agents", "encoding": "encoding",
     "reading": "encoding", "evaluator": "retrieval", "average_precision": "retrieval",
     "whole": "retrieval", "million": "retrieval", "startup": "startup", "scaling": "scaling",
-    "index": "bucket_index",
+    "index": "bucket_index", "long_codes": "bucket_index",
 }  # fmt: skip
-ONCE = {"million": 1, "startup": 2, "scaling": 2, "index": 1}  # the only number of threads to run
+# The only number of threads to run.
+ONCE = {"million": 1, "startup": 2, "scaling": 2, "index": 1, "long_codes": 1}
 QUICK = ("reward", "evaluator", "average_precision", "whole")
 FLOORS = {
     "agent's reward": 1.2,

