@@ -48,6 +48,7 @@ class Events:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
+        self._directory, self._writers = Path(directory), {}
         try:
             from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
             from tensorboardX.record_writer import RecordWriter
@@ -56,8 +57,12 @@ class Events:
                 "config.tensorboard is True and the package tensorboardX is not installed; run pip "
                 "install 'mch_jax[tensorboard]', or leave it False"
             ) from None
-        self._directory, self._writers = Path(directory), {}
         self._event, self._open = Event, RecordWriter
+
+    def __del__(self):
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
 
     def rewind(self, stage: str, step: int) -> None:
         """Makes readers ignore what a stage wrote after a step from which it resumes."""
