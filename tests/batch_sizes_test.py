@@ -1,5 +1,7 @@
 """Batch sizes: their limits, those that fit, and nothing written before they are checked."""
 
+from typing import Any
+
 import pytest
 from tiny_run import tiny
 
@@ -8,7 +10,7 @@ from mch_jax.training import batch_sizes, claims, run
 
 
 def test_the_sizes_of_a_small_training_set():
-    config = config_files.load("folder_dch")
+    config: Any = config_files.load("folder_dch")
     assert batch_sizes.limits(config, 144)["base"][0] == 96  # two thirds
     assert batch_sizes.limits(config, 144)["agent"][0] == 5 * 96
     sizes = batch_sizes.fitted(config, 144)

@@ -4,8 +4,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from mch_jax import methods, regions
 
 # What 0 stands for where the training set is large enough.
@@ -55,7 +53,7 @@ def check(config: Any, count: int) -> None:
             )
 
 
-def chosen_before(config: Any, saved: Mapping[str, Any]) -> ConfigDict:
+def chosen_before(config: Any, saved: Mapping[str, Any]) -> Any:
     """Returns the config with the batch sizes of a saved one in place of 0."""
     config = copy.deepcopy(config)
     for stage in USUAL:
@@ -64,7 +62,7 @@ def chosen_before(config: Any, saved: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def fitted(config: Any, count: int) -> ConfigDict:
+def fitted(config: Any, count: int) -> Any:
     """Returns the config with batch sizes that fit in place of 0.
 
     They are powers of two, at most those of USUAL.
