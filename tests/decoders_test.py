@@ -124,10 +124,10 @@ def test_costly_photos_are_decoded_one_at_a_time(monkeypatch):
     done, running, largest = [], [0], [0]
     decode = decoders._Decoder.decode
 
-    def note(self, body, may_be_costly):
+    def note(self, body, box, may_be_costly):
         running[0] += may_be_costly
         largest[0] = max(largest[0], running[0])
-        found = decode(self, body, may_be_costly)
+        found = decode(self, body, box, may_be_costly)
         running[0] -= may_be_costly
         if found is not None:
             done.append(found.size[0])
