@@ -134,7 +134,7 @@ def cross_fitted(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("after", [3, 8, 12, 19])
+@pytest.mark.parametrize("after", [8, 19])
 def test_an_interrupted_cross_fitted_run_resumes(cross_fitted, tmp_path, monkeypatch, after):
     again = interrupt_and_resume(cross_fit_config(), tmp_path, monkeypatch, after)
     assert_same(read(cross_fitted), again)
@@ -184,7 +184,7 @@ def test_each_fold_leaves_its_images_out(cross_fitted):
     assert (examples.rewards < 0).any()
 
 
-@pytest.mark.parametrize("method", ["ksh", "adsh", "talr", "dphn"])
+@pytest.mark.parametrize("method", ["ksh", "talr", "dphn"])
 def test_methods_with_their_own_training_cross_fit(method, tmp_path):
     results: Any = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
     assert results["mch"]["anhc"] >= 1

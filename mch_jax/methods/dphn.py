@@ -54,7 +54,7 @@ def alternating(*, epochs: int = 1, draws: int = 4, entropy: float = 0.01) -> Al
     def loss(relaxed, rows, similar, codes, target, keys):
         del target
         probability = jnp.clip((1 + relaxed) / 2, _LEAST, 1 - _LEAST)
-        drawn = jax.vmap(lambda k, p: jax.random.bernoulli(k, p, (draws, *p.shape)))(
+        drawn = jax.vmap(lambda k, p: jax.random.bernoulli(k, p[None], (draws, *p.shape)))(
             keys, jax.lax.stop_gradient(probability)
         )
         reward = rewards(jnp.where(drawn, 1.0, -1.0), rows, similar, codes)
