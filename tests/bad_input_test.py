@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 from tiny_run import changed, tiny
 
-from mch_jax import backbones, data, evaluation, grid, main, search
+from mch_jax import backbones, data, dedup, evaluation, grid, main, search
+from mch_jax.data import similar_pairs
 from mch_jax.files import Checkpoints, codes_file, load_arrays, save_arrays
 from mch_jax.index import BucketIndex
 from mch_jax.retriever import Retriever
@@ -65,6 +66,10 @@ ARGUMENTS = [
     arguments("an unknown field", main, "--config=tests/tiny_run.py", "--config.sed=1"),
     arguments("a grid without a config for its data", grid, "--dataset=faces", "--methods=dch"),
     arguments("a change of a grid without a value", grid, "--dataset=scenes", "--set=num_bits"),
+    arguments("dedup of a folder that is not there", dedup, "--images=no/photos", "--out=no/out"),
+    arguments(
+        "dedup with a distance below 0", dedup, "--images=no/photos", "--out=x", "--threshold=-1"
+    ),
 ]
 
 
@@ -195,6 +200,14 @@ def lists(text: str, train="a.jpg 1 0", database="a.jpg 1 0\nb.jpg 0 1", query="
     return Case("lists", text, act)
 
 
+def pairs(text: str, content: str, name="pairs.csv") -> Case:
+    def act(folder, finished):
+        make_folder(folder, {name: content})
+        similar_pairs.read(folder / name, ["a.jpg", "b.jpg", "c.jpg"], 0.5)
+
+    return Case("pairs", text, act)
+
+
 def photo(text: str, content: bytes, name="photo") -> Case:
     def act(folder, finished):
         pixels = data.decode(content, name)
@@ -267,6 +280,12 @@ DATA = [
     lists("a path that leaves the folder", query="../c.jpg 1 0"),
     lists("a wrong number of class names", classes_txt="cat\ndog\nbird\n"),
     lists("absolute paths of another machine", query="/home/me/data/c.jpg 1 0"),
+    pairs("a table without names of columns", "a.jpg,b.jpg\n"),
+    pairs("a photo paired with itself", "file,other\na.jpg,a.jpg\n"),
+    pairs("a score that is no number", "file,other,similarity\na.jpg,b.jpg,high\n"),
+    pairs("two scores of a pair", "file,other,similarity\na.jpg,b.jpg,1\nb.jpg,a.jpg,0\n"),
+    pairs("photos that are not there", "file,other\nx.jpg,y.jpg\n"),
+    pairs("a triplet without a negative photo", "anchor,positive\na.jpg,b.jpg\n", "triplets.csv"),
     photo("1 pixel", encoded(picture(1, 1), "PNG")),
     photo("CMYK", encoded(picture().convert("CMYK"))),
     photo("16 bits per channel", encoded(DEEP, "PNG")),

@@ -69,7 +69,7 @@ def test_triplets_vote_for_a_pair(tmp_path):
         ("file,other\n../a.jpg,a.jpg\n", "leads outside the data folder"),
         (
             "file,other\nx.jpg,a.jpg\n",
-            "no line names photos of the data set alone, such as 'a.jpg'",
+            "no line has only photos of the data set, such as 'a.jpg'",
         ),
         (
             "file,other,similarity\na.jpg,b.jpg,high\n",

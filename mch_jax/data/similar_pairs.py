@@ -66,7 +66,7 @@ def read(path: pathlib.Path, ids: Sequence[str], threshold: float) -> Int64[np.n
             )
     if missing == len(rows):
         raise ValueError(
-            f"'{path}': no line names photos of the data set alone, such as {ids[0]!r}; expected "
+            f"'{path}': no line has only photos of the data set, such as {ids[0]!r}; expected "
             "paths relative to the folder of the photos"
         )
     if missing:
