@@ -22,7 +22,10 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 DATASETS = ("scenes", "coco18", "coco", "nuswide", "mirflickr", "folder")
 METHODS = tuple(methods.METHODS)
 FILES = sorted(FOLDER.glob("*_*.py"))
-MEASURED = ("lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh")  # on coco18
+# Methods that were measured on coco18.
+MEASURED = (
+    "lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh", "orthohash", "hyp2", "csq", "dpn", "talr",
+)  # fmt: skip
 
 
 def load(path):
