@@ -24,7 +24,8 @@ METHODS = tuple(methods.METHODS)
 FILES = sorted(FOLDER.glob("*_*.py"))
 # Methods that were measured on coco18.
 MEASURED = (
-    "lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh", "orthohash", "hyp2", "csq", "dpn", "talr",
+    "lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh",
+    "orthohash", "hyp2", "csq", "dpn", "talr",
 )  # fmt: skip
 
 
