@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from mch_jax.data import Dataset, composer
 from mch_jax.evaluation import read_results
+from mch_jax.training import neighbours
 
 MAX_EXAMPLES = 14
 MAX_LABELS = 40
@@ -43,8 +44,11 @@ def knowledge(run: Path, config: Mapping[str, Any], dataset: Dataset | None) -> 
     name = config["dataset"]["name"]
     photos = f"{counts['train']:,} photos" if counts else "the training photos"
     begin = f"The encoder has learned from {photos} of the data set {name}"
-    if config.get("similarity", {}).get("source") == "neighbours":
+    source = neighbours.source(config)
+    if source == "neighbours":
         return f"{begin} which photos have regions that look alike. It has seen no labels."
+    if source != "labels":
+        return f"{begin} which photos are similar by {source}.csv. It has seen no labels."
     classes = dataset.classes if dataset is not None else ()
     shown = ", ".join(label.replace("_", " ") for label in classes[:MAX_LABELS])
     more = f" and {len(classes) - MAX_LABELS:,} more" if len(classes) > MAX_LABELS else ""
