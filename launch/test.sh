@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
-# Runs lint, type checks and all tests; the last line is pytest's. Arguments are passed to pytest. Without
-# any, two files of tests run at a time.
+# Runs lint, type checks and all tests; the last line is pytest's. Arguments are passed to pytest.
 . "$(dirname "$0")/setup.sh" dev,scenes,pretrained,serve,docs
 . launch/chromium.sh
 set -e
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright --pythonpath .venv/bin/python
-[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile
 exec .venv/bin/python -m pytest "$@"

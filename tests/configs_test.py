@@ -142,11 +142,8 @@ WRITERS = {**published.WRITERS, "coco18": write_coco18, "folder": write_folder}
     ("name", "method"),
     [
         ("coco", "dch"),
-        ("nuswide", "hashnet"),
-        ("mirflickr", "ksh"),
         ("coco18", "mmhh"),
         ("folder", "itq"),
-        ("scenes", "adsh"),
         ("folder", "lsh"),
     ],
 )

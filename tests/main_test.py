@@ -103,7 +103,7 @@ def interrupt_and_resume(config, workdir, monkeypatch, after):
     return read(workdir)
 
 
-@pytest.mark.parametrize("after", [2, 4, 6, 8])
+@pytest.mark.parametrize("after", [4, 8])
 def test_a_run_interrupted_after_a_checkpoint_resumes(finished, tmp_path, monkeypatch, after):
     assert_same(read(finished), interrupt_and_resume(tiny(), tmp_path, monkeypatch, after))
 
@@ -184,13 +184,13 @@ def test_each_fold_leaves_its_images_out(cross_fitted):
     assert (examples.rewards < 0).any()
 
 
-@pytest.mark.parametrize("method", ["ksh", "talr", "dphn"])
+@pytest.mark.parametrize("method", ["ksh", "dphn"])
 def test_methods_with_their_own_training_cross_fit(method, tmp_path):
     results: Any = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)
     assert results["mch"]["anhc"] >= 1
 
 
-@pytest.mark.parametrize("method", ["lsh", "itq", "ksh", "hashnet", "adsh", "mmhh"])
+@pytest.mark.parametrize("method", ["lsh", "itq", "adsh", "mmhh"])
 def test_every_method_runs(method, tmp_path):
     config = tiny(method, agent__num_steps=2)
     results: Any = pipeline.run_stages(config, tmp_path)
@@ -209,8 +209,7 @@ def test_a_closed_form_method_ignores_the_batch_size(tmp_path):
     assert 0 < results["base"]["map"] <= 1
 
 
-@pytest.mark.parametrize("num_devices", [2, 8])
-def test_one_device_equals_several(finished, tmp_path, monkeypatch, num_devices):
+def test_one_device_equals_two(finished, tmp_path, monkeypatch):
     def trained(devices, workdir):
         monkeypatch.setattr(parallel, "usable_devices", lambda size: devices)
         config = tiny(base__num_epochs=1)
@@ -218,9 +217,9 @@ def test_one_device_equals_several(finished, tmp_path, monkeypatch, num_devices)
         params = base_stage.train(this)
         return params, paper.train(this, params)
 
-    one, several = trained(1, tmp_path / "one"), trained(num_devices, tmp_path / "several")
+    one, two = trained(1, tmp_path / "one"), trained(2, tmp_path / "two")
     compare = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-6)
-    jax.tree.map(compare, one, several)
+    jax.tree.map(compare, one, two)
 
 
 def test_a_workdir_of_another_config_is_refused(finished):

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from labelled_folder import NAMES, make, write_photos
-from main_test import interrupt_and_resume
-from tiny_run import assert_same, of_folder, read, tiny
+from tiny_run import of_folder, read, tiny
 
 from configs import default
 from mch_jax import data, models, pairs, pipeline
@@ -65,11 +64,6 @@ def test_a_run_with_labels_says_nothing_of_neighbours(finished):
     assert "oracle_neighbours" not in found["controls"]
     assert not (finished / neighbours.FILE).exists()
     assert "training_reward" not in np.load(finished / "codes" / "regions.npz").files
-
-
-@pytest.mark.parametrize("after", [9])
-def test_an_interrupted_run_resumes(hidden, tmp_path, monkeypatch, after):
-    assert_same(read(hidden), interrupt_and_resume(cross_fit(), tmp_path, monkeypatch, after))
 
 
 def test_groups_are_those_of_regions_of_training_photos(hidden):
