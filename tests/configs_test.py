@@ -142,7 +142,6 @@ WRITERS = {**published.WRITERS, "coco18": write_coco18, "folder": write_folder}
     ("name", "method"),
     [
         ("coco", "dch"),
-        ("coco18", "mmhh"),
         ("folder", "itq"),
         ("folder", "lsh"),
     ],

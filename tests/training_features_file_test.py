@@ -121,7 +121,7 @@ def test_no_file_and_damaged_file(scenes, tmp_path):
         features_file.load(tmp_path / "a.npz", scenes, 0.5)
 
 
-@pytest.mark.parametrize(("method", "hidden"), [("dch", 16), ("itq", 0)])
+@pytest.mark.parametrize(("method", "hidden"), [("itq", 0)])
 def test_a_whole_run_on_given_features(path, tmp_path, method, hidden):
     config = tiny(method, model__features=str(path), model__hidden=hidden)
     results = pipeline.run_stages(config, tmp_path)
