@@ -160,6 +160,7 @@ def test_sides_that_are_no_multiple_of_a_patch(small, tmp_path):
         networks.import_weights("vit_s16", str(tmp_path / "w.npz"), 65)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_named_network(small, tmp_path):
     np.savez(tmp_path / "w.npz", **weights())
     config = tiny("dch", model__backbone="vit_s16", model__input_size=64, base__num_epochs=1)

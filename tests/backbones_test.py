@@ -258,6 +258,7 @@ def test_configs_that_do_not_fit_a_backbone(changes, message, tmp_path):
         pipeline.run_stages(config_of(**changes), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_agent_that_reads_labels_from_a_file_leaves_single_codes(trained, tmp_path):
     dataset = run.open_run(config_of(), trained).dataset
     path = tmp_path / "grid.npz"

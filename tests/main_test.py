@@ -184,6 +184,7 @@ def test_each_fold_leaves_its_images_out(cross_fitted):
     assert (examples.rewards < 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ksh", "dphn"])
 def test_methods_with_their_own_training_cross_fit(method, tmp_path):
     results: Any = pipeline.run_stages(cross_fit_config(method, agent__num_steps=2), tmp_path)

@@ -97,6 +97,7 @@ def assert_equal_losses(found, expected):
                 np.testing.assert_allclose(one[name], two[name], rtol=5e-7, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_another_number_resumes(tmp_path):
     expected = run_all_steps(tmp_path / "one")  # one process of eight devices
     assert len(expected) == 15 + 6

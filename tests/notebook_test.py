@@ -58,6 +58,7 @@ def test_whole_outputs_and_sizes_in_the_first_code_cell(name):
     assert metadata["accelerator"] == "GPU"
 
 
+@pytest.mark.slow
 def test_bring_your_network(monkeypatch, tmp_path):
     small = tiny()
     fields = {

@@ -144,6 +144,7 @@ def test_given_features_are_not_trained(path, tmp_path):
         pipeline.run_stages(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_agent_tells_labels_from_given_features(path, tmp_path):
     config = tiny(agent__recipe="cross_fit", agent__num_folds=2, agent__num_steps=2)
     config.agent.evidence_features = str(path)
