@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs lint, type checks and all tests; the last line is pytest's. Arguments are passed to pytest.
+# Runs lint, type checks and tests, the slow ones with -m slow; the last line is pytest's. Arguments are passed to
+# pytest.
 . "$(dirname "$0")/setup.sh" dev,scenes,pretrained,serve,docs
 . launch/chromium.sh
 set -e

@@ -58,16 +58,19 @@ def test_whole_outputs_and_sizes_in_the_first_code_cell(name):
     assert metadata["accelerator"] == "GPU"
 
 
+def small_fields(*names):
+    """Returns fields of the tiny config by their names: these, and the sizes that all runs have."""
+    small = tiny()
+    sizes = (
+        "dataset.image_size", "base.batch_size", "base.num_views", "agent.batch_size",
+        "agent.widths", "encode.batch_size", "evaluate.bucket_k",
+    )  # fmt: skip
+    return {name: small[name.split(".")[0]][name.split(".")[1]] for name in (*sizes, *names)}
+
+
 @pytest.mark.slow
 def test_bring_your_network(monkeypatch, tmp_path):
-    small = tiny()
-    fields = {
-        name: small[name.split(".")[0]][name.split(".")[1]]
-        for name in (
-            "dataset.image_size", "model.hidden", "base.batch_size", "base.num_views",
-            "agent.batch_size", "agent.widths", "encode.batch_size", "evaluate.bucket_k",
-        )
-    }  # fmt: skip
+    fields = small_fields("model.hidden")
     network = "import numpy as np\n\n\ndef features(photos):\n"
     network += "    return photos[:, ::16, ::16].reshape(len(photos), -1).astype(np.float32)\n"
     variables, shown = execute(
@@ -80,15 +83,7 @@ def test_bring_your_network(monkeypatch, tmp_path):
 
 
 def test_scenes(monkeypatch, tmp_path):
-    small = tiny()
-    fields = {
-        name: small[name.split(".")[0]][name.split(".")[1]]
-        for name in (
-            "dataset.image_size", "model.input_size", "model.width", "model.hidden",
-            "base.batch_size", "base.num_views", "agent.batch_size", "agent.widths",
-            "encode.batch_size", "evaluate.bucket_k",
-        )
-    }  # fmt: skip
+    fields = small_fields("model.input_size", "model.width", "model.hidden")
     variables, shown = execute(
         "scenes.ipynb", monkeypatch, NUM_TRAIN=40, NUM_DATABASE=24, NUM_QUERY=8, NUM_EPOCHS=3,
         NUM_STEPS=6, NUM_BITS=12, WORKDIR=str(tmp_path), FIELDS=fields | {"model.weights": ""},

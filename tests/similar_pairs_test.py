@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from labelled_folder import NAMES, make, write_photos
-from tiny_run import of_folder
+from tiny_run import changed, of_folder
 
 from mch_jax import cliques, pairs, pipeline
 from mch_jax.data import similar_pairs
 from mch_jax.evaluation import results
-from mch_jax.training import run
+from mch_jax.training import run, validation
 
 IDS = ["a.jpg", "b.jpg", "c.jpg", "d/e.jpg"]
 
@@ -130,3 +130,15 @@ def test_training_photos_without_a_pair_are_refused(tmp_path):
     (root / "triplets.csv").write_text("anchor,positive,negative\n0.jpg,1.jpg,2.jpg\n")
     with pytest.raises(ValueError, match=r"triplets.csv': no two training photos are similar"):
         run.open_run(config_of(root, "triplets"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("source", ["pairs", "triplets"])
+def test_a_trained_backbone_needs_no_features_for_pairs(source):
+    validation.check(
+        changed(
+            similarity__source=source,
+            model__backbone="vit_s16",
+            model__weights="w.npz",
+            base__train_conv=True,
+        )  # fmt: skip
+    )

@@ -104,6 +104,11 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _UPLOAD_REFUSALS = _refusals(400, 408, 413, 415, 422)
+_JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": uploads.BINARY}, "description": "A JPEG."},
+    **_refusals(404, 422),
+}
+
 router = APIRouter()
 
 
@@ -223,11 +228,7 @@ async def one_item(service: _Service, item: _Item) -> Item:
     "/items/{item}/photo",
     summary="A thumbnail",
     response_class=Response,
-    responses={
-        200: {"content": {"image/jpeg": uploads.BINARY}, "description": "A JPEG."},
-        304: {"description": "The client's copy is up to date."},
-        **_refusals(404, 422),
-    },
+    responses={**_JPEG, 304: {"description": "The client's copy is up to date."}},
 )
 async def photo(
     request: Request, service: _Service, item: _Item, side: Side = Side.medium
@@ -246,10 +247,7 @@ async def photo(
     "/examples/{example}/photo",
     summary="A photo to search with",
     response_class=Response,
-    responses={
-        200: {"content": {"image/jpeg": uploads.BINARY}, "description": "A JPEG."},
-        **_refusals(404, 422),
-    },
+    responses=_JPEG,
 )
 async def example_photo(
     service: _Service, example: Annotated[int, Path(ge=0)], side: Side = Side.medium

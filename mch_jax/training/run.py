@@ -210,8 +210,8 @@ class Run:
           **earlier: Digests of models that an earlier stage trained and this one learns from.
         """
         names = {name.replace("_", " "): value for name, value in earlier.items()}
-        made_of = self.training_inputs | names
-        return Checkpoints(self.workdir / "checkpoints" / stage, made_from=made_of)
+        directory = self.workdir / "checkpoints" / stage
+        return Checkpoints(directory, made_from=self.training_inputs | names)
 
     def needed_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that encoding needs: all, or the head's on fixed convolutions."""
@@ -266,8 +266,10 @@ class Run:
                 )
             source = model.weights if kind in backbones.NETWORKS else model.backbone
             return backbones.open_again(recorded, source, model.input_size, run=str(path))
-        given = {"mean": model.mean, "std": model.std, "weights": model.weights}
-        opened = backbones.load(model.backbone, model.input_size, **given)
+        opened = backbones.load(
+            model.backbone, model.input_size,
+            mean=model.mean, std=model.std, weights=model.weights,
+        )  # fmt: skip
         backbones.save_record(path, opened.record)
         return opened
 

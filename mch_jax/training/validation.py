@@ -188,7 +188,7 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "similarity.features",
         lambda c: (
             not (c.model.backbone and c.base.train_conv)
-            or c.similarity.source == "labels"
+            or c.similarity.source != "neighbours"
             or bool(c.similarity.features)
         ),
         "a file of features where the backbone is trained: neighbours are found before",
