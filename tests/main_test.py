@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import assert_same, read, tiny
 
+from launch import levers
 from mch_jax import codes as code_lib
 from mch_jax import metrics, pipeline
 from mch_jax.agent import evidence
@@ -182,6 +183,20 @@ def test_each_fold_leaves_its_images_out(cross_fitted):
     assert examples.states.shape == (40, 1, 5, len(evidence.NAMES))
     assert (examples.rewards > 0).any()
     assert (examples.rewards < 0).any()
+
+
+@pytest.mark.slow
+def test_levers_share_the_base_models_of_a_run(cross_fitted, tmp_path):
+    arguments = [f"--runs={cross_fitted.parent}", "--features=none.npz", f"--root={tmp_path}"]
+    arguments += ["--levers=head_set", f"--names={cross_fitted.name}"]
+    assert levers.main(arguments) == 0
+    workdir = tmp_path / "head_set" / cross_fitted.name
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"agent"}
+    (before, codes), (after, others) = read(cross_fitted), read(workdir)
+    assert after["base"] == before["base"]
+    assert Encoder.from_run(workdir).select == "set"
+    np.testing.assert_array_equal(codes["query.npz/codes"], others["query.npz/codes"])
+    np.testing.assert_array_equal(codes["regions.npz/codes"], others["regions.npz/codes"])
 
 
 @pytest.mark.slow

@@ -58,17 +58,19 @@ def psql(tmp_path_factory):
         pytest.skip("PostgreSQL is not installed: no initdb")
     place = Path("/tmp") / f"mch-sql-{os.getpid()}"  # short: a socket's path has 107 characters
     place.mkdir(mode=0o777)
-    user = []
+    user = None
     if os.getuid() == 0:  # the server refuses to run as root
         if subprocess.run(["id", "postgres"], capture_output=True).returncode:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        user = ["runuser", "-u", "postgres", "--"]
+        user = "postgres"
         shutil.chown(place, "postgres")
 
     def call(name, *arguments, **options):
         program = binaries() / name
-        command = [*user, str(program if program.exists() else name), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=place, **options)
+        command = [str(program if program.exists() else name), *arguments]
+        result = subprocess.run(
+            command, capture_output=True, text=True, cwd=place, user=user, **options
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 

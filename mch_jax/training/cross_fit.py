@@ -66,17 +66,18 @@ class AgentExamples(NamedTuple):
     models: str
 
 
-def train(run: Run, base_params: Mapping[str, Any]) -> dict[str, Any]:
+def train(run: Run, base_params: Mapping[str, Any], base_run: Run | None = None) -> dict[str, Any]:
     """Trains the agent, or resumes its training.
 
     Args:
       run: The run.
       base_params: Parameters of the deployed base model.
+      base_run: The run whose base models of the folds are used. Defaults to the same run.
 
     Returns:
       The policy's variables and, under `evidence`, what the states of new photos are computed from.
     """
-    folds = leave_out(run)
+    folds = leave_out(run, base_run)
     examples = agent_examples(run, folds)
     every = np.ones(len(run.dataset.train), bool)
     variables = learn(run, policy.STAGE, examples, every)
@@ -117,13 +118,18 @@ def learn(
     return {**variables, "evidence": made_from}
 
 
-def leave_out(run: Run) -> list[LeftOut]:
-    """Returns the training photos fold by fold, each under a base model without it."""
+def leave_out(run: Run, base_run: Run | None = None) -> list[LeftOut]:
+    """Returns the training photos fold by fold, each under a base model without it.
+
+    Args:
+      run: The run.
+      base_run: The run that trains the base models, or has trained them. Defaults to the same run.
+    """
     rows, labels = run.dataset.train, run.target_labels[run.dataset.train]
     found = []
     for fold in range(run.config.agent.num_folds):
         out = run.folds == fold
-        params = base.train(run, fold)
+        params = base.train(base_run or run, fold)
         encoded = encodings.of_regions(run, params, rows[out])
         head = None
         if run.evidence_features is not None:
