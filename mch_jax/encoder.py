@@ -82,7 +82,7 @@ class Encoder:
         def encode(params, policy_variables, inputs, num_regions):
             boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
             head = policy_variables.get("evidence", {}).get("label_head")
-            own, width = inputs, len(head["mean"]) if head and inputs.ndim == 3 else 0
+            own, width = inputs, label_head.num_features(head) if head and inputs.ndim == 3 else 0
             if width:
                 own = inputs[..., :-width]
             encoding = models.encode_regions(self.model, params, own, boxes, self.input_size)
@@ -183,7 +183,7 @@ class Encoder:
         features = self.backbone.of_regions(inputs, boxes, self.input_size)
         head = self.policy_variables.get("evidence", {}).get("label_head")
         if head:  # nothing is decided from labels: `_check` refuses images for several regions
-            unknown = np.zeros((*features.shape[:2], len(head["mean"])), features.dtype)
+            unknown = np.zeros((*features.shape[:2], label_head.num_features(head)), features.dtype)
             features = np.concatenate([features, unknown], -1)
         return features
 

@@ -165,13 +165,15 @@ def _evidence(found: Mapping[str, np.ndarray], model: AlexNet) -> Shapes:
         "statistics.mean": ((len(evidence.NAMES),), "f4"),
         "statistics.std": ((len(evidence.NAMES),), "f4"),
     }
-    head = "policy.evidence.label_head.mean"
+    head = "policy.evidence.label_head.hidden_kernel"
     if head in found:  # of an agent that reads labels from a features file
-        features = found[head].size
+        if found[head].ndim != 3:
+            raise ValueError(f"{head} has {found[head].ndim} axes, expected three")
+        heads, features, hidden = found[head].shape
         shapes |= {
-            "label_head.kernel": ((features, classes), "f4"),
-            "label_head.bias": ((classes,), "f4"),
-            "label_head.mean": ((features,), "f4"),
-            "label_head.std": ((features,), "f4"),
+            "label_head.hidden_kernel": ((heads, features, hidden), "f4"),
+            "label_head.hidden_bias": ((heads, hidden), "f4"),
+            "label_head.kernel": ((heads, hidden, classes), "f4"),
+            "label_head.bias": ((heads, classes), "f4"),
         }
     return {f"policy.evidence.{name}": value for name, value in shapes.items()}

@@ -25,18 +25,22 @@ def test_the_head_tells_labels_of_photos_that_it_has_not_seen():
         assert (with_it[:, None] > without[None]).mean() > 0.85
 
 
-def test_the_mean_head_has_the_mean_of_the_logits():
+def test_an_ensemble_has_the_mean_of_the_logits():
     rng = np.random.default_rng(2)
+    shapes = {
+        "hidden_kernel": (1, 5, 4),
+        "hidden_bias": (1, 4),
+        "kernel": (1, 4, 3),
+        "bias": (1, 3),
+    }
     heads = [
-        {
-            "kernel": rng.normal(size=(5, 3)).astype(np.float32),
-            "bias": rng.normal(size=3).astype(np.float32),
-            "mean": rng.normal(size=5).astype(np.float32),
-            "std": rng.uniform(0.5, 2, 5).astype(np.float32),
-        }
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         for _ in range(3)
     ]
     features = rng.normal(size=(7, 5)).astype(np.float32)
     expected = np.mean([label_head.logits(head, features) for head in heads], 0)
-    result = label_head.logits(label_head.mean(heads), features)
+    result = label_head.logits(label_head.ensemble(heads), features)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+    hidden = np.maximum(features @ heads[0]["hidden_kernel"][0] + heads[0]["hidden_bias"], 0)
+    plain = hidden @ heads[0]["kernel"][0] + heads[0]["bias"]
+    np.testing.assert_allclose(label_head.logits(heads[0], features), plain, rtol=1e-4, atol=1e-5)

@@ -232,10 +232,10 @@ def test_runs_that_read_features_from_a_file_are_refused(tmp_path):
     assert "\n" not in str(found.value)
     this = with_evidence("each")
     label_head = {
-        "kernel": np.zeros((7, 3), np.float32),
-        "bias": np.zeros(3, np.float32),
-        "mean": np.zeros(7, np.float32),
-        "std": np.ones(7, np.float32),
+        "hidden_kernel": np.zeros((1, 7, 4), np.float32),
+        "hidden_bias": np.zeros((1, 4), np.float32),
+        "kernel": np.zeros((1, 4, 3), np.float32),
+        "bias": np.zeros((1, 3), np.float32),
     }
     made_from = {**this.policy_variables["evidence"], "label_head": label_head}
     variables = {**this.policy_variables, "evidence": made_from}

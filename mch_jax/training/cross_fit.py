@@ -94,7 +94,7 @@ def train(run: Run, base_params: Mapping[str, Any], base_run: Run | None = None)
     variables["evidence"]["reference"] = reference._asdict()
     heads = [fold.label_head for fold in folds if fold.label_head is not None]
     if heads:
-        variables["evidence"]["label_head"] = label_head.mean(heads)
+        variables["evidence"]["label_head"] = label_head.ensemble(heads)
     return variables
 
 
