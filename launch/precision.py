@@ -187,7 +187,9 @@ def main() -> int:
     parser.add_argument("--root", required=True, help="folder of its data set")
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--database", type=int, default=1200, help="number of database photos")
-    parser.add_argument("--cache", default="/tmp/precision", help="folder for features")
+    parser.add_argument(
+        "--cache", help="folder for features; precision/ in the first run by default"
+    )
     parser.add_argument("--out", help="JSON file of the tables")
     arguments = parser.parse_args()
     workdirs = [Path(name) for name in arguments.run.split(",")]
@@ -201,10 +203,10 @@ def main() -> int:
         ]
     )
     queries = min(arguments.queries, len(dataset.query))
-    records = []
+    records, cache = [], Path(arguments.cache or workdirs[0] / "precision")
     for workdir in workdirs:
         encoder = Encoder.from_run(workdir)
-        table = compare(encoder, dataset, rows, queries, Path(arguments.cache))
+        table = compare(encoder, dataset, rows, queries, cache)
         count = {"queries": queries, "database": len(rows) - queries}
         records.append({"run": workdir.name, **count, "rows": table})
         for row in table:
