@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nbclient
-import nbformat
+import nbclient  # pyright: ignore[reportMissingImports]
+import nbformat  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 LAUNCH = Path(__file__).parent
