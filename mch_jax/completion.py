@@ -9,10 +9,12 @@ from absl import flags
 from mch_jax import config_files
 
 # Bash splits --config=name into three words, of which a trailing = is one. Everything that the
-# function does not know, such as the value of --images, is completed as a path.
+# function does not know, such as the value of --images, is completed as a path. The bash of macOS
+# has no compopt and no negative subscripts.
 _SCRIPT = string.Template("""\
 _mch() {
-  local word="$${COMP_WORDS[COMP_CWORD]}" flag="$${COMP_WORDS[COMP_CWORD - 2]}" words=""
+  local word="$${COMP_WORDS[COMP_CWORD]}" words=""
+  local flag="$${COMP_WORDS[COMP_CWORD > 1 ? COMP_CWORD - 2 : 0]}"
   if [ "$$word" = "=" ]; then
     word="" flag="$${COMP_WORDS[COMP_CWORD - 1]}"
   fi
@@ -27,7 +29,7 @@ $cases
   fi
   COMPREPLY=($$(compgen -W "$$words" -- "$$word"))
   if [[ "$${COMPREPLY[0]}" == *= ]]; then
-    compopt -o nospace
+    compopt -o nospace 2>/dev/null
   fi
 }
 complete -o default -F _mch mch
