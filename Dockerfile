@@ -13,6 +13,8 @@ WORKDIR /src
 COPY setup.py setup.cfg pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY configs configs
 COPY mch_jax mch_jax
+# The package is this folder; setup.cfg bounds the versions of what it needs.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[${EXTRAS}]"
 WORKDIR /data
 ENTRYPOINT ["mch"]

@@ -2,6 +2,7 @@
 
 mch COMMAND [--flag=value ...]
 mch COMMAND --help
+eval "$(mch --completion=bash)"  # completes commands, flags and configs with the tab key
 """
 
 import ast
@@ -47,12 +48,19 @@ def overview() -> str:
 def main(arguments: Sequence[str]) -> int | None:
     """Runs the command that the first argument names, or prints the list of commands.
 
+    `--completion=bash` in its place prints a script for bash.
+
     Raises:
       ValueError: There is no such command, or its input is wrong.
       OSError: A file of the command cannot be read or written.
     """
     if not arguments or arguments[0] in ("--help", "-help", "-h", "help"):
         print(overview())  # noqa: T201
+        return 0
+    if arguments[0] == "--completion=bash":
+        from mch_jax import completion
+
+        print(completion.bash(COMMANDS), end="")  # noqa: T201
         return 0
     name, *others = arguments
     if name not in COMMANDS:

@@ -195,6 +195,19 @@ def within_radius(histogram: Histogram, radius: int) -> RadiusMeasures:
     return RadiusMeasures(*(float(x.mean()) for x in (precision, recall, size > 0)))
 
 
+def scores(histogram: Histogram) -> Float[np.ndarray, "m 3"]:
+    """Returns average precision, and precision and recall within radius 0, of each query.
+
+    Their means are `mean_average_precision` and those of `within_radius`.
+
+    Args:
+      histogram: Number of items per distance, by relevance. Each query has a relevant item.
+    """
+    found, size = histogram[:, 0, 1], histogram[:, 0].sum(1)
+    precision, recall = found / np.maximum(size, 1), found / histogram[:, :, 1].sum(1)
+    return np.stack([average_precision(histogram), precision, recall], 1)
+
+
 def f1_at(histogram: Histogram, k: int) -> float:
     """Returns the mean F1 of the k nearest items, those at the last distance in random order."""
     histogram = histogram[has_relevant(histogram)]

@@ -1,5 +1,6 @@
 """Configs by name, the list of commands, and what a wheel holds."""
 
+import shutil
 import subprocess
 import sys
 
@@ -50,6 +51,33 @@ def test_the_commands_are_listed_and_dispatched(capsys):
         assert "--" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'serch' is not a command of mch; did you mean search?"):
         mch.main(["serch"])
+
+
+COMPLETE = """
+complete_words() {
+  COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+  _mch
+  echo "${COMPREPLY[@]}"
+}
+complete_words mch se
+complete_words mch train --wo
+complete_words mch dedup --noverify --no
+complete_words mch train --config = scenes_d
+complete_words mch train --config = scenes_dch --config.num
+complete_words mch export --images = pho
+"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_bash_completes_commands_flags_and_configs(capsys):
+    assert mch.main(["--completion=bash"]) == 0
+    script = capsys.readouterr().out + COMPLETE
+    result = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        "search serve", "--workdir=", "--noverify --nomirrored",
+        "scenes_dch scenes_dphn scenes_dpn", "", "",
+    ]  # fmt: skip
 
 
 def test_a_wheel_has_the_configs_and_finds_them(tmp_path):

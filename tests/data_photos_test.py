@@ -28,7 +28,7 @@ def test_photos_are_rotated_by_their_exif_orientation():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_small_grey_photo_is_that_of_the_whole_one(kind):
+def test_a_small_photo_is_that_of_the_whole_one(kind):
     rng = np.random.default_rng(0)
     rough = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize((640, 480))
     turned = Image.Exif()
@@ -40,6 +40,11 @@ def test_a_small_grey_photo_is_that_of_the_whole_one(kind):
         expected = np.asarray(Image.fromarray(whole).convert("L").resize((32, 32)))
         assert size == (whole.shape[1], whole.shape[0])
         assert np.abs(small.astype(int) - expected).mean() < 3
+        coloured = photos.decode_small(content, 100)
+        resized = Image.fromarray(whole).resize(coloured.shape[1::-1], Image.Resampling.BILINEAR)
+        assert sorted(coloured.shape) == [3, 75, 100]
+        assert np.abs(coloured.astype(int) - np.asarray(resized)).mean() < 3
+        assert photos.decode_small(content, 1000).shape == whole.shape
 
 
 @pytest.mark.parametrize("image", [
@@ -55,11 +60,14 @@ def test_a_damaged_photo_has_the_same_reason_in_small():
     content = encoded(picture(0), quality=95)
     for cut in (b"", b"no photo", content[: len(content) // 2]):
         reasons = []
-        for decode in (lambda x: photos.decode(x, "a"), lambda x: photos.decode_grey(x, 8, "a")):
+        for decode in (
+            lambda x: photos.decode(x, "a"), lambda x: photos.decode_grey(x, 8, "a"),
+            lambda x: photos.decode_small(x, 8, "a"),
+        ):  # fmt: skip
             with pytest.raises(ValueError, match="'a' does not decode: ") as error:
                 decode(cut)
             reasons.append(str(error.value))
-        assert reasons[0] == reasons[1]
+        assert len(set(reasons)) == 1
 
 
 def test_cmyk_becomes_rgb():

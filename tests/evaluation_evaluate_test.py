@@ -75,3 +75,22 @@ def test_f1_bucket_curves_are_those_of_algorithm_1():
         np.testing.assert_allclose(found["f1"][column], np.mean(scores), rtol=1e-12)
         np.testing.assert_allclose(found["probed"][column], np.mean(probed), rtol=1e-12)
         np.testing.assert_allclose(found["nonempty"][column], np.mean(nonempty), rtol=1e-12)
+
+
+def test_the_difference_to_the_base_is_paired_by_query():
+    """An irrelevant item comes first, and in one of two queries the relevant one with other codes.
+
+    A third query has no relevant item.
+    """
+    base = np.zeros((3, 9, 2), np.int64)
+    base[:, 0, 0] = 1
+    base[:2, 1, 1] = 1
+    better = base.copy()
+    better[0, :2] = [[0, 1], [1, 0]]
+    found = evaluate.difference(better, base)
+    assert {name: row["mean"] for name, row in found.items()} == {
+        "map": 0.25, "p_at_h0": 0.5, "r_at_h0": 0.5,
+    }  # fmt: skip
+    np.testing.assert_allclose(found["map"]["interval"], 1.96 * 0.25 / np.sqrt(2))
+    assert evaluate.difference(base, base)["map"] == {"mean": 0, "interval": 0}
+    assert evaluate.difference(base[2:], base[2:])["map"] == {"mean": 0, "interval": 0}

@@ -37,6 +37,9 @@ def test_a_run_writes_the_documented_files(finished):
     }  # fmt: skip
     assert set(results["controls"]) == {"always", "never", "random", *measures.ORACLES}
     assert results["controls"]["never"] == results["base"]
+    for name, gain in results["mch_minus_base"].items():
+        assert gain["mean"] == pytest.approx(results["mch"][name] - results["base"][name])
+        assert gain["interval"] >= 0
     for name, share in results["oracle_share"].items():
         base, mch = (results[kind]["map"] for kind in ("base", "mch"))
         gain = results["controls"][name]["map"] - base

@@ -1,5 +1,7 @@
 """The page in a real browser: uploads, clicks, comparison, keyboard, small screen, dark colours.
 
+axe checks it, the report and the page of near-duplicates against the rules of accessible pages.
+
 The variable CHROMIUM names the browser; `launch/test.sh` installs one if there is none.
 """
 
@@ -8,9 +10,13 @@ import pathlib
 import re
 import shutil
 
+import numpy as np
 import pytest
 import small_run as small
 
+from mch_jax.data import sources
+from mch_jax.duplicates import page as duplicates_page
+from mch_jax.duplicates.pairs import Member
 from mch_jax.serving.limits import Limits
 from mch_jax.serving.service import Service
 
@@ -297,3 +303,43 @@ def test_a_refused_upload_shows_the_reason(open_page, upload, tmp_path):
     page.set_input_files("#file", upload)
     answered(page)
     expect(page.locator("#problem")).to_be_hidden()
+
+
+def violations(page):
+    """Returns the rules of accessible pages that a page breaks, each with the elements.
+
+    Dark colours are checked for their contrast alone, which is all that they change.
+    """
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    page.emulate_media(color_scheme="dark")
+    found += axe.run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
+    return {rule["id"]: [node["target"] for node in rule["nodes"]] for rule in found}
+
+
+def test_the_page_is_accessible(open_page):
+    page = open_page("/#item=3")
+    answered(page)
+    assert violations(page) == {}
+
+
+@pytest.fixture(scope="module")
+def duplicates(tmp_path_factory):
+    """The page of two groups of near-duplicates, one photo of which is gone."""
+    folder = tmp_path_factory.mktemp("duplicates")
+    for number in range(4):
+        small.photo(number, 300, 200).save(folder / f"{number}.jpg")
+    found = [*sources.find(folder), sources.Photo("gone.jpg", str(folder))]
+    groups = [[Member(0, 0), Member(1, 3), Member(4, 5)], [Member(2, 0), Member(3, 1)]]
+    (folder / "out").mkdir()
+    duplicates_page.write(folder / "out", groups, found, np.full((5, 2), 200), 1)
+    return folder / "out"
+
+
+@pytest.mark.parametrize("name", ["report", "duplicates"])
+def test_the_pages_in_files_are_accessible(browser, finished, duplicates, name):
+    folder = {"report": finished / "report", "duplicates": duplicates}[name]
+    page = browser.new_page()
+    page.goto((folder / "index.html").as_uri())
+    assert violations(page) == {}
+    page.close()

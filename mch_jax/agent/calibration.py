@@ -86,15 +86,7 @@ def trial(
     counts[:, 0, 1] -= words.any(1)
     counts[:, 0, 0] -= ~words.any(1)
     counts = counts[metrics.has_relevant(counts)]
-    found = counts[:, 0, 1]
-    scores = np.stack(
-        [
-            metrics.average_precision(counts),
-            found / np.maximum(counts[:, 0].sum(1), 1),
-            found / counts[:, :, 1].sum(1),
-        ],
-        1,
-    )
+    scores = metrics.scores(counts)
     return Trial(threshold, float(codes.first_of_equals(packed, kept).sum()), scores)
 
 

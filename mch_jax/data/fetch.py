@@ -1,4 +1,8 @@
-"""Addresses and checksums of the published archives, and a download that can be resumed."""
+"""Addresses and checksums of the published archives, and a download that can be resumed.
+
+Libraries such as pooch and TensorFlow Datasets check a file's checksum as well, but start an
+interrupted download anew, which for COCO is up to 13 GB. `download` is therefore written here.
+"""
 
 import hashlib
 import pathlib

@@ -6,7 +6,6 @@ that a folder in which some photos were added or removed takes little time.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from mch_jax import batched, bulk, codes, perceptual
 from mch_jax.data import photos, sources
 from mch_jax.encoder import FILE, Encoder
 from mch_jax.files import read_npz, schemas, whole_file
+from mch_jax.machine import cores
 from mch_jax.training import logs
 
 SHARD_SIZE = 512  # photos whose fingerprints a killed call loses at most
@@ -185,7 +185,7 @@ def make(found: Sequence[sources.Photo], directory: Path, maker: Maker) -> Finge
     pending = [row for row, identity in enumerate(identities) if identity not in known]
     damaged = {}
     number = int(paths[-1].stem) + 1 if paths else 0
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(len(cores()), thread_name_prefix="decode") as pool:
         wanted = [found[row] for row in pending]
         ready = bulk.prefetch(
             pool, lambda photo: _prepare(photo, maker.image_size), wanted, 2 * _BATCH

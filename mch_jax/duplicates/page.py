@@ -8,7 +8,6 @@ import hashlib
 import html
 import importlib.resources
 import json
-import os
 import string
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mch_jax.data import decode, sources
+from mch_jax.data import photos, sources
 from mch_jax.duplicates.pairs import Member
 from mch_jax.files import whole_file
 from mch_jax.files.text import printable
+from mch_jax.machine import cores
 from mch_jax.training import logs
 
 FOLDER = "thumbnails"
@@ -38,14 +38,22 @@ def _thumbnail(folder: Path, photo: sources.Photo) -> tuple[str, int]:
     try:
         data = sources.content(photo)
         name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.jpg"
-        if not (folder / name).exists():
-            image = Image.fromarray(decode(data, photo.id))
-            image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
-            with whole_file(folder / name) as temporary:
+        if not _is_whole(folder / name):
+            image = Image.fromarray(photos.decode_small(data, SIDE, photo.id))
+            # To wait for the disk would take most of the time.
+            with whole_file(folder / name, durable=False) as temporary:
                 image.save(temporary, "JPEG", quality=85)
     except ValueError:  # changed or removed since it was read
         return "", 0
     return name, len(data)
+
+
+def _is_whole(path: Path) -> bool:
+    """Returns whether there is a JPEG that ends as one, which a power failure can prevent."""
+    try:
+        return path.read_bytes().endswith(b"\xff\xd9")
+    except FileNotFoundError:
+        return False
 
 
 def _card(photo: sources.Photo, thumbnail: str, note: str, is_largest: bool) -> str:
@@ -81,7 +89,7 @@ def _count(number: int, one: str, many: str) -> str:
 def write(
     directory: Path,
     groups: Sequence[Sequence[Member]],
-    photos: Sequence[sources.Photo],
+    found: Sequence[sources.Photo],
     sizes: np.ndarray,
     num_damaged: int,
 ) -> None:
@@ -90,7 +98,7 @@ def write(
     Args:
       directory: Directory of the page, in which `thumbnails` belongs to it.
       groups: Groups of near-duplicates.
-      photos: The photos by their position among the fingerprints.
+      found: The photos by their position among the fingerprints.
       sizes: Width and height of each photo in pixels, [n, 2].
       num_damaged: Number of photos that could not be read.
     """
@@ -98,8 +106,8 @@ def write(
     rows = [member.row for group in shown for member in group]
     folder = directory / FOLDER
     folder.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
-        made = pool.map(lambda row: _thumbnail(folder, photos[row]), rows)
+    with ThreadPoolExecutor(len(cores()), thread_name_prefix="decode") as pool:
+        made = pool.map(lambda row: _thumbnail(folder, found[row]), rows)
         thumbnails = dict(
             zip(rows, logs.progress(made, len(rows), "thumbnails", unit="photos"), strict=True)
         )
@@ -111,12 +119,12 @@ def write(
             (width, height), (name, length) = sizes[member.row], thumbnails[member.row]
             note = f"{width} × {height}, {-(-length // 1000):,} kB"
             note += f", {_count(member.distance, 'bit', 'bits')}" if place else ""
-            cards.append(_card(photos[member.row], name, note, place == largest))
+            cards.append(_card(found[member.row], name, note, place == largest))
         parts.append(_group(number, cards))
     total = sum(map(len, groups))
     lead = (
-        f"{_count(len(groups), 'group', 'groups')} with {total:,} of {len(photos):,} photos."
-        if groups else f"No near-duplicates among {_count(len(photos), 'photo', 'photos')}."
+        f"{_count(len(groups), 'group', 'groups')} with {total:,} of {len(found):,} photos."
+        if groups else f"No near-duplicates among {_count(len(found), 'photo', 'photos')}."
     )  # fmt: skip
     if num_damaged:
         lead += f" {_count(num_damaged, 'photo', 'photos')} could not be read (damaged.jsonl)."

@@ -15,7 +15,7 @@ from mch_jax.files import whole_file
 from mch_jax.index import BucketIndex
 from mch_jax.training import logs
 
-_QUERIES = 4096  # photos whose neighbours are looked for at one time
+_QUERIES = 2048  # photos whose neighbours are looked for at one time
 _PAIRS = 256  # pairs that are aligned at one time
 
 
@@ -98,7 +98,7 @@ def pairs_of(
     """
     count, kept, looked_at = len(found.row), [np.zeros((0, 2), np.int64)], 0
     parts = near_pairs(found.codes, maker.num_bits, threshold) if count else ()
-    for pairs in logs.progress(parts, -(-count // _QUERIES), "parts of the photos compared"):
+    for pairs in logs.progress(parts, count, "comparison", unit="photos", size=_QUERIES):
         looked_at += len(pairs)
         kept.append(pairs[_agree(found, maker, pairs)] if verify else pairs)
     result = np.unique(np.sort(np.concatenate(kept), axis=1), axis=0)

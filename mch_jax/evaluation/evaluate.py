@@ -128,6 +128,28 @@ def measure(
     }
 
 
+def difference(counts: Histogram, base: Histogram) -> dict[str, dict[str, float]]:
+    """Returns how much higher codes score than the base's, paired by query.
+
+    Args:
+      counts: Histogram of the codes.
+      base: Histogram of the base's codes for the same queries.
+
+    Returns:
+      For mAP, P@H=0 and R@H=0 the mean difference over the queries that have a relevant item, and
+      half the width of its 95 % interval over such queries, 1.96 standard errors.
+    """
+    counted = metrics.has_relevant(base)
+    each = metrics.scores(counts[counted]) - metrics.scores(base[counted])
+    number = max(len(each), 1)
+    mean = each.sum(0) / number
+    half = 1.96 * np.sqrt(((each - mean[None]) ** 2).sum(0)) / number
+    return {
+        name: {"mean": float(one), "interval": float(width)}
+        for name, one, width in zip(("map", "p_at_h0", "r_at_h0"), mean, half, strict=True)
+    }
+
+
 def measure_several(
     query: CodeFile, database: CodeFile, logits: Float[np.ndarray, "m t q"]
 ) -> dict[str, Any]:

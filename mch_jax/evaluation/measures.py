@@ -176,6 +176,22 @@ def oracle_gain_share(results: Mapping[str, Any], oracle: str, key: str = "map")
     return (results["mch"][key] - base) / gain if gain > 0 else None
 
 
+def gain(results: Mapping[str, Any], digits: int) -> list[str]:
+    """Returns a sentence on what MCH gains over the base, or none for results without an agent.
+
+    Args:
+      results: What results.json holds.
+      digits: Digits after the point.
+    """
+    if "mch_minus_base" not in results:
+        return []
+    parts = (
+        f"{MEASURE[key].title} {row['mean']:+.{digits}f} ± {row['interval']:.{digits}f}"
+        for key, row in results["mch_minus_base"].items()
+    )
+    return [f"MCH minus base (95 % interval over the queries): {', '.join(parts)}."]
+
+
 def notes(results: Mapping[str, Any]) -> list[str]:
     """Returns sentences on what the measures of a run mean: small sets, training without labels."""
     return _small_note(results["dataset"]) + _similarity_note(results)

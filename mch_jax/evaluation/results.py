@@ -41,7 +41,7 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     of_queries = read_query_regions(directory, query)
     logits = None if of_queries is None else of_queries.logits[:, 0]
     base = controls.base_codes(database)
-    counts = evaluate.histogram(query, base)
+    counts, mch_counts = (evaluate.histogram(query, file) for file in (base, database))
     similarity = {}
     source = neighbours.source(config)
     if source != "labels":
@@ -61,9 +61,10 @@ def measure_run(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "chance_map": metrics.chance_map(counts),
         "base": evaluate.measure(query, base, ks, counts, logits),
-        "mch": evaluate.measure(query, database, ks, logits=logits),
+        "mch": evaluate.measure(query, database, ks, mch_counts, logits),
     }
     if config["method"] in OBJECTIVES:
+        results["mch_minus_base"] = evaluate.difference(mch_counts, counts)
         regions = read_regions(directory, database)
         is_train = np.isin(database.ids, train.ids)
         chosen = controls.controls(database, regions, is_train, config["seed"])
@@ -188,6 +189,8 @@ def verify(workdir: Path) -> list[str]:
     """
     stated = read_results(workdir)
     recomputed = measure_run(workdir, run.read_config(workdir))
+    if "mch_minus_base" not in stated:  # written by an earlier version
+        recomputed.pop("mch_minus_base", None)
     origin = recomputed["provenance"]
     recomputed["provenance"] = {name: origin[name] for name in ("config_hash", "split_hash")}
     return list(provenance.differences(stated, recomputed))
@@ -203,5 +206,6 @@ def text_table(results: Mapping[str, Any]) -> str:
         name = f"  {name}" if choice.is_control else name
         lines.append(f"{name:{width}}" + "".join(f"{row[column]:15.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
+    lines += measures.gain(results, 4)
     lines += measures.notes(results)
     return "\n".join(lines)

@@ -57,6 +57,9 @@ RESULTS = {
     "base": _MEASURES,
     "mch": _MEASURES,
     "controls": Optional(dict.fromkeys(("never", "always", "random", "oracle"), _MEASURES)),
+    "mch_minus_base": Optional(
+        dict.fromkeys(("map", "p_at_h0", "r_at_h0"), {"mean": float, "interval": float})
+    ),
 }  # fmt: skip
 SUMMARY = {"base": {"map": float}, "mch": {"map": float, "anhc": float}}
 METRICS = {"step": _COUNT, "stage": str}

@@ -32,11 +32,16 @@ _TEMPORARY = re.compile(
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path that is renamed to `path` if the block ends without an error.
 
-    Readers see either the old file or the whole new one, even after a power failure. In a process
-    that does not write files (`processes.is_writer`) the temporary file is deleted instead.
+    Readers see either the old file or the whole new one. In a process that does not write files
+    (`processes.is_writer`) the temporary file is deleted instead.
+
+    Args:
+      path: Path of the file.
+      durable: Whether to wait until the disk has the file, some milliseconds, so that the same is
+        true after a power failure. Otherwise one can leave a file that is empty or cut.
     """
     path = Path(path)
     if not processes.is_writer():
@@ -49,8 +54,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.new-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from mch_jax.evaluation.measures import (
     ORACLES,
     Measure,
     chosen,
+    gain,
     measured,
     notes,
     terms,
@@ -147,6 +148,7 @@ def _results(results: Mapping[str, Any]) -> str:
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Codes", *heads))
     note = "▲ and ▼ mark what MCH raises or lowers compared with the base."
+    note += "".join(f" {sentence}" for sentence in gain(results, 3))
     if "controls" in results:
         note += (
             " The last rows are controls that choose from the same codes without the agent. They "
