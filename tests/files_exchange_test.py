@@ -1,4 +1,4 @@
-"""Codes in the files of FAISS, NumPy and Parquet."""
+"""Codes in the files of FAISS, NumPy, Parquet and Lance."""
 
 import contextlib
 import struct
@@ -30,16 +30,18 @@ def file(request):
     )
 
 
-@pytest.mark.parametrize("ending", [".faiss", ".npy", ".parquet"])
+@pytest.mark.parametrize("ending", [".faiss", ".npy", ".parquet", ".lance"])
 def test_codes_come_back(file, ending, tmp_path):
-    if ending == ".parquet":
-        pytest.importorskip("pyarrow")
+    if ending in (".parquet", ".lance"):
+        pytest.importorskip("pyarrow" if ending == ".parquet" else "lance")
     path = tmp_path / f"codes{ending}"
     exchange.save(path, file)
+    exchange.save(path, file)  # replaces it
     found = exchange.load(path)
     np.testing.assert_array_equal(found.codes, file.codes)
     np.testing.assert_array_equal(found.item, np.arange(40) if ending == ".npy" else file.item)
-    assert found.num_bits == (file.num_bits if ending == ".parquet" else 8 * file.codes.shape[1])
+    has_length = ending in (".parquet", ".lance")
+    assert found.num_bits == (file.num_bits if has_length else 8 * file.codes.shape[1])
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
@@ -104,7 +106,7 @@ def test_declared_sizes_allocate_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("codes.bin", b"", "expected .faiss, .npy or .parquet"),
+        ("codes.bin", b"", "expected .faiss, .npy, .parquet or .lance"),
         ("none.faiss", None, "No such file"),
         ("hnsw.faiss", struct.pack("<4siiqBi", b"IBHf", 8, 1, 0, 1, 1), "kind b'IBHf'"),
         ("empty.npy", b"", "expected an IndexBinaryFlat"),
@@ -127,7 +129,15 @@ def test_arrays_of_another_kind_are_refused(tmp_path):
 def test_tables_without_codes_are_refused(tmp_path):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
-    for column in ({"name": ["a"]}, {"code": [b"a", b"bc"]}, {"code": [b""]}):
+    for column in ({"name": ["a"]}, {"code": [b"a", b"bc"]}, {"code": [b""]}, {"code": [3]}):
         pq.write_table(pa.table(column), tmp_path / "wrong.parquet")
         with pytest.raises(ValueError, match="has no codes that can be read"):
             exchange.load(tmp_path / "wrong.parquet")
+
+
+def test_lists_of_bytes_are_codes(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    lists = pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 7, 255], pa.uint8()), 2)
+    pq.write_table(pa.table({"code": lists}), tmp_path / "codes.parquet")
+    assert exchange.load(tmp_path / "codes.parquet").codes.tolist() == [[1, 2], [7, 255]]

@@ -141,10 +141,11 @@ def check_search(index, pairs, queries, k, allowed=None):
 
 
 @pytest.mark.parametrize("num_bits", LENGTHS)
-def test_search_and_its_counts_equal_plain_loops(num_bits):
+def test_search_and_its_counts_equal_plain_loops(num_bits, monkeypatch):
     for index, pairs, queries, rng in cases(num_bits):
         assert len(index) == len({item for _, item in pairs})
-        for k in (1, 2, 7, 70):
+        for k, together in ((1, True), (2, False), (7, True), (70, False)):
+            monkeypatch.setattr(segment, "MIN_BYTES_TOGETHER", 0 if together else 2**22)
             check_search(index, pairs, queries, k)
         for allowed in (rng.random(NUM_ITEMS) < 0.6, np.array([3, 8, 20]), np.zeros(0, np.int64)):
             check_search(index, pairs, queries, 5, allowed)

@@ -97,10 +97,11 @@ def code_sets(draw, max_size=40):
 
 @pytest.mark.usefixtures("_many_pivots")
 @settings(max_examples=150, deadline=None)
-@given(code_sets(), st.integers(-1, 2))
-def test_search_and_within_equal_exhaustive_search(case, lookup_radius):
+@given(code_sets(), st.integers(-1, 2), st.booleans())
+def test_search_and_within_equal_exhaustive_search(case, lookup_radius, together):
     num_bits, pairs, queries, _ = case
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "MIN_BYTES_TOGETHER", 0 if together else 2**22)
         patch.setattr(segment, "lookup_radius", lambda *_: min(lookup_radius, num_bits))
         codes = pack([code for code, _ in pairs], num_bits)
         item = np.array([item for _, item in pairs], np.int64)
@@ -117,8 +118,9 @@ def test_sequences_of_changes_equal_exhaustive_search(case, data):
         items = np.array([item for _, item in pairs], np.int64)
         return pack([code for code, _ in pairs], num_bits), items
 
-    lookup_radius = data.draw(st.integers(-1, 2))
+    lookup_radius, together = data.draw(st.integers(-1, 2)), data.draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(segment, "MIN_BYTES_TOGETHER", 0 if together else 2**22)
         patch.setattr(segment, "lookup_radius", lambda *_: min(lookup_radius, num_bits))
         index, pairs = BucketIndex.build(*arrays(pairs), num_bits), list(pairs)
         for _ in range(data.draw(st.integers(1, 5))):
@@ -203,6 +205,40 @@ def test_clusters_of_many_codes(num_bits, monkeypatch):
                 assert hits.nonempty[m] == len(codes_near) - len(masks) + visited
                 if m > 20:
                     break
+
+
+@pytest.mark.parametrize("num_items", [40, 2**32])
+@pytest.mark.parametrize("num_bits", [40, 130])
+def test_uniform_codes(num_items, num_bits, monkeypatch):
+    """Most codes have to be read, by groups of queries; most items lie within the larger radii."""
+    rng = np.random.default_rng(num_bits)
+    codes = np.packbits(rng.integers(0, 2, (3000, num_bits)), axis=1, bitorder="little")
+    item, queries = rng.integers(0, num_items, 3000), codes[:150] ^ np.uint8(1)
+    index = BucketIndex.build(codes, item, num_bits)
+    index.add(codes[:99], item[99:198])
+    words = np.concatenate([codes, codes[:99]])
+    items, owner = np.unique(np.concatenate([item, item[99:198]]), return_inverse=True)
+    nearest = np.full((150, len(items)), 999)
+    for m, query in enumerate(queries):
+        np.minimum.at(nearest[m], owner, np.bitwise_count(words ^ query).sum(1, dtype=np.int64))
+    order = np.argsort(nearest, axis=1, kind="stable")
+    ranked = np.take_along_axis(nearest, order, axis=1)
+    for k in (1, 7, 2000):
+        hits = index.search(queries, k, threads=1)
+        monkeypatch.setattr(segment, "MIN_BYTES_TOGETHER", 0)
+        together = index.search(queries, k, threads=1)
+        monkeypatch.undo()
+        for one, two in zip(hits, together, strict=True):
+            np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(hits.item[:, : len(items)], items[order[:, :k]])
+        np.testing.assert_array_equal(hits.distance[:, : len(items)], ranked[:, :k])
+    for radius in (1, num_bits // 3, num_bits // 2):
+        ball = index.within(queries, radius)
+        for m in range(150):
+            part = slice(ball.offsets[m], ball.offsets[m + 1])
+            size = np.searchsorted(ranked[m], radius, "right")
+            np.testing.assert_array_equal(ball.item[part], items[order[m, :size]])
+            np.testing.assert_array_equal(ball.distance[part], ranked[m, :size])
 
 
 def test_probed_passes_2_to_the_63():

@@ -1,4 +1,4 @@
-"""Codes and items in the files of other programs: FAISS, NumPy and Parquet.
+"""Codes and items in the files of other programs: FAISS, NumPy, Parquet and Lance.
 
 A file of FAISS is read and written without FAISS. Only the two plain kinds are known:
 `IndexBinaryFlat`, which has codes alone, and `IndexBinaryIDMap` around one, which also has an
@@ -19,11 +19,12 @@ This module does not import JAX.
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from mch_jax.files import processes
 from mch_jax.files.codes_file import CodeFile
 from mch_jax.files.regular import Refused, open_regular
 from mch_jax.files.whole import first_line, whole_file
@@ -38,8 +39,8 @@ class Packed(NamedTuple):
     Attributes:
       codes: Bit i of a code is bit i % 8 of byte i // 8.
       item: The item of each code, in any order.
-      num_bits: Length of a code in bits. Files other than Parquet hold whole bytes, so that it is
-        a multiple of 8 there.
+      num_bits: Length of a code in bits. Files of FAISS and NumPy hold whole bytes, so that it is a
+        multiple of 8 there.
     """
 
     codes: UInt8[np.ndarray, "c bytes"]
@@ -54,34 +55,45 @@ def save(path: str | os.PathLike[str], file: CodeFile) -> None:
     the items; an item with several codes can then come several times in an answer of FAISS. `.npy`
     has the codes alone, uint8 [c, bytes], in the order of the codes file. `.parquet` has a row per
     code with the columns `id`, `item`, `code`, `keep_prob`, `left`, `top`, `right` and `bottom`,
-    and needs `pyarrow`.
+    and needs `pyarrow`. `.lance` is the same table as a directory of Lance, and needs `pylance`; a
+    table that is there already gets a new version.
 
     Args:
       path: Path of the file.
       file: The codes, for instance of `codes_file.load`.
 
     Raises:
-      ValueError: The ending is none of these, or `pyarrow` is not installed.
+      ValueError: The ending is none of these, or `pyarrow` or `pylance` is not installed.
     """
     writers = {".faiss": _save_faiss, ".npy": _save_npy, ".parquet": _save_parquet}
-    write = writers[_ending(path)]
+    ending = _ending(path)
+    if ending == ".lance":  # not a file; Lance shows a new version only when it is complete
+        if processes.is_writer():
+            _save_lance(Path(path), file)
+        return
     with whole_file(path) as temporary:
-        write(temporary, file)
+        writers[ending](temporary, file)
 
 
 def load(path: str | os.PathLike[str]) -> Packed:
     """Returns the codes of a file of another program.
 
     Args:
-      path: `.faiss`, `.npy` or `.parquet`, as `save` writes them. A flat index of FAISS and an
-        .npy file have no items, so that each code is an item of its own. A Parquet file needs the
-        column `code`, binary with equal lengths, and may have `item`; the number of bits is in its
-        metadata as `num_bits`, and 8 per byte otherwise.
+      path: `.faiss`, `.npy`, `.parquet` or `.lance`, as `save` writes them. A flat index of FAISS
+        and an .npy file have no items, so that each code is an item of its own. A table of Parquet
+        or Lance needs the column `code`, binary or lists of uint8 with equal lengths, and may have
+        `item`; the number of bits is in its metadata as `num_bits`, and 8 per byte otherwise.
 
     Raises:
-      ValueError: The file is missing, damaged or of another kind, or `pyarrow` is not installed.
+      ValueError: The file is missing, damaged or of another kind, or `pyarrow` or `pylance` is not
+        installed.
     """
-    readers = {".faiss": _load_faiss, ".npy": _load_npy, ".parquet": _load_parquet}
+    readers = {
+        ".faiss": _load_faiss,
+        ".npy": _load_npy,
+        ".parquet": _load_parquet,
+        ".lance": _load_lance,
+    }
     read = readers[_ending(path)]
     try:
         return read(Path(path))
@@ -94,20 +106,21 @@ def load(path: str | os.PathLike[str]) -> Packed:
 
 _EXPECTED = (
     "an IndexBinaryFlat or IndexBinaryIDMap of FAISS (.faiss), uint8 [n, bytes] (.npy), or a table "
-    "with a binary column 'code' (.parquet)"
+    "with a binary column 'code' (.parquet, .lance)"
 )
 
 
 def _ending(path: str | os.PathLike[str]) -> str:
     """Returns the ending of a path that names a known format."""
     ending = Path(path).suffix.lower()
-    if ending not in (".faiss", ".npy", ".parquet"):
-        raise ValueError(f"{path} ends with {ending!r}, expected .faiss, .npy or .parquet")
+    if ending not in (".faiss", ".npy", ".parquet", ".lance"):
+        raise ValueError(f"{path} ends with {ending!r}, expected .faiss, .npy, .parquet or .lance")
     return ending
 
 
 def _missing(path: str | os.PathLike[str]) -> str:
-    return f"{path}: Parquet files need the package pyarrow; install it, or use .npy or .faiss"
+    package = "pylance" if Path(path).suffix.lower() == ".lance" else "pyarrow"
+    return f"{path} needs the package {package}; install it, or use .npy or .faiss"
 
 
 def _save_faiss(path: Path, file: CodeFile) -> None:
@@ -179,12 +192,10 @@ def _load_npy(path: Path) -> Packed:
     return Packed(codes, np.arange(len(codes)), 8 * codes.shape[1])
 
 
-def _save_parquet(path: Path, file: CodeFile) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ValueError(_missing(path)) from error
+def _table(file: CodeFile) -> Any:
+    """Returns the codes as a table of Arrow."""
+    import pyarrow as pa
+
     count, width = file.codes.shape
     codes = np.ascontiguousarray(file.codes)
     columns = {
@@ -197,19 +208,17 @@ def _save_parquet(path: Path, file: CodeFile) -> None:
     }
     for name, side in zip(("left", "top", "right", "bottom"), file.box.T, strict=True):
         columns[name] = pa.array(np.ascontiguousarray(side))
-    table = pa.table(columns).replace_schema_metadata({"num_bits": str(file.num_bits)})
-    pq.write_table(table, path)
+    return pa.table(columns).replace_schema_metadata({"num_bits": str(file.num_bits)})
 
 
-def _load_parquet(path: Path) -> Packed:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    texts = table.column("code").to_pylist()
-    widths = {len(code) for code in texts}
+def _packed(table: Any) -> Packed:
+    """Returns the codes of a table of Arrow."""
+    values = table.column("code").to_pylist()
+    values = [bytes(code) if isinstance(code, list) else code for code in values]
+    widths = {len(code) for code in values}
     if len(widths) != 1 or 0 in widths:
         raise Refused("the values of its column 'code' do not have one length")
-    codes = np.frombuffer(b"".join(texts), np.uint8).reshape(len(texts), -1)
+    codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
     item = np.arange(len(codes))
     if "item" in table.column_names:
         item = table.column("item").to_numpy().astype(np.int64, casting="safe")
@@ -217,3 +226,31 @@ def _load_parquet(path: Path) -> Packed:
     if not 8 * (codes.shape[1] - 1) < num_bits <= 8 * codes.shape[1]:
         raise Refused(f"num_bits is {num_bits} for codes of {codes.shape[1]} bytes")
     return Packed(codes, item, num_bits)
+
+
+def _save_parquet(path: Path, file: CodeFile) -> None:
+    try:
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ValueError(_missing(path)) from error
+    pq.write_table(_table(file), path)
+
+
+def _load_parquet(path: Path) -> Packed:
+    import pyarrow.parquet as pq
+
+    return _packed(pq.read_table(path))
+
+
+def _save_lance(path: Path, file: CodeFile) -> None:
+    try:
+        import lance  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ValueError(_missing(path)) from error
+    lance.write_dataset(_table(file), str(path), mode="overwrite")
+
+
+def _load_lance(path: Path) -> Packed:
+    import lance  # pyright: ignore[reportMissingImports]
+
+    return _packed(lance.dataset(str(path)).to_table())

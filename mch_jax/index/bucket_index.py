@@ -212,6 +212,7 @@ class BucketIndex:
         queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
         base, delta = self._allowed(allowed)
         lookup_radius = segment.lookup_radius(base, num_bits)
+        together = segment.read_together(base, len(queries))
         order = segment.reading_order(base, queries, num_bits, threads)
         item = np.empty((len(queries), k), np.int64)
         distance = np.empty((len(queries), k), np.int32)
@@ -220,7 +221,7 @@ class BucketIndex:
 
         def run(rows: slice) -> None:
             search.nearest_items(
-                base, delta, queries, order[rows], k, num_bits, lookup_radius, BINOMIALS,
+                base, delta, queries, order[rows], k, num_bits, lookup_radius, together, BINOMIALS,
                 item, distance, probed, nonempty,
             )  # fmt: skip
 

@@ -21,6 +21,7 @@ CANDIDATE_FLOOR = 1024  # pivots are chosen among at least this many of the full
 CODES_PER_PIVOT = 64  # with fewer codes per pivot, comparing pivots would cost more than reading
 QUERIES_PER_TASK = 64
 LOOKUPS_PER_TASK = 2**15  # queries that only read their own bucket
+MIN_BYTES_TOGETHER = 2**22  # of keys; fewer stay in the cache from one query to the next
 REBUILD_SHARE = 8  # fewer allowed items than one in this many are searched on their own
 MAX_DEAD_BYTES, DEAD_BYTES_PER_PAIR = 2**20, 16  # larger arrays of removed items are not made
 
@@ -187,6 +188,11 @@ def lookup_radius(segment: Segment, num_bits: int) -> int:
     while radius < largest and comb(num_bits, radius + 1) * LOOKUP_COST < ring_codes:
         radius += 1
     return radius
+
+
+def read_together(segment: Segment, num_queries: int) -> bool:
+    """Returns whether queries for which most keys have to be read should do so together."""
+    return num_queries > 1 and segment.keys.nbytes >= max(MIN_BYTES_TOGETHER, 1)
 
 
 def _pairs(parts: Iterable[Segment]) -> list[np.ndarray]:

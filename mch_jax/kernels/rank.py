@@ -41,13 +41,12 @@ class Ranking(NamedTuple):
 
 
 @leaf
-def group_by_distance(segments, found, ranking):
-    """Fills `ranking.rows` with the buckets within reach, by distance, and `ranking.starts`.
+def group_by_distance(segments, found, rows, starts):
+    """Fills `rows` with the buckets within reach, by distance, and `starts`; see `Ranking`.
 
     It also prefetches their items, all at once, because each access to memory has a long latency.
     """
     base, delta, buckets = segments.base, segments.delta, found.buckets
-    rows, starts = ranking.rows, ranking.starts
     reach, count = found.counters[REACH], found.counters[NUM_FOUND]
     delta_row = base.offsets.size - 1
     starts[: reach + 3] = 0

@@ -11,12 +11,21 @@ import numpy as np
 from jaxtyping import Int64
 
 from mch_jax.kernels.arrays import sort
-from mch_jax.kernels.bits import distance_to, lowest_bit, mask_within, popcount
+from mch_jax.kernels.bits import distance_to, lowest_bit, mask_within, popcount, prefetch
 from mch_jax.kernels.jit import kernel, leaf
-from mch_jax.kernels.segment import NO_LIMIT, ROW_BITS, ZERO, find_row
+from mch_jax.kernels.segment import (
+    DIRECT_BITS,
+    NO_LIMIT,
+    ROW_BITS,
+    ZERO,
+    find_row,
+    first_slot,
+)
 
 REACH, NUM_WITHIN, NUM_FOUND, NUM_ITEMS = range(4)  # of BucketsFound.counters
 PIVOT_MASK = 0xFFFFFFFF
+LOOKUPS_AHEAD = 64  # slots of the table that are loaded before the codes are looked up
+SHARED_BYTES = 2**16  # of keys that several queries read in turn: a part of the L2 cache
 
 
 class BucketsFound(NamedTuple):
@@ -103,6 +112,13 @@ def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
     buckets, counters = found.buckets, found.counters
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
+    if num_bits > DIRECT_BITS:
+        ahead = flips
+        for _ in range(LOOKUPS_AHEAD):
+            prefetch(table, first_slot(table, keys, query ^ ahead))
+            if ahead == last:
+                break
+            ahead = _next_flips(ahead)
     while True:
         row = find_row(table, keys, query ^ flips, num_bits)
         if row >= 0:
@@ -113,10 +129,16 @@ def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
             counters[NUM_ITEMS] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
         if flips == last:
             return True
-        low = flips & (~flips + np.uint64(1))  # the next larger mask with as many bits (Gosper)
-        carry = flips + low
-        zeros = popcount(low - np.uint64(1))  # two shifts, because a shift by 64 is undefined
-        flips = carry | ((flips ^ carry) >> zeros >> np.uint64(2))
+        flips = _next_flips(flips)
+
+
+@leaf
+def _next_flips(flips):
+    """Returns the next larger mask with as many bits set (Gosper)."""
+    low = flips & (~flips + np.uint64(1))
+    carry = flips + low
+    zeros = popcount(low - np.uint64(1))  # two shifts, because a shift by 64 is undefined
+    return carry | ((flips ^ carry) >> zeros >> np.uint64(2))
 
 
 @leaf
@@ -223,12 +245,19 @@ def scan_rings(segment, first_row, query, num_bits, enough, pivots, found):
     Returns:
       False if `found` was too small.
     """
+    return scan_nearest_pivot(
+        segment, first_row, query, num_bits, enough, pivots, found
+    ) and scan_other_pivots(segment, first_row, query, num_bits, enough, pivots, found)
+
+
+@leaf
+def scan_nearest_pivot(segment, first_row, query, num_bits, enough, pivots, found):
+    """Does the part of `scan_rings` that reads the rings of the nearest pivot."""
     keys, rings, width, counters = segment.keys, segment.rings, num_bits + 1, found.counters
     if pivots.order.size == 0:
         return True
     nearest, own = pivots.order[0] >> 32, (pivots.order[0] & PIVOT_MASK) * width
-    # The nearest pivot is read ring by ring, from the query's ring outward, so that reach falls
-    # early.
+    # It is read ring by ring, from the query's ring outward, so that reach falls early.
     num_steps = 2 * width if enough < NO_LIMIT else 1
     for i in range(num_steps):
         step = (i + 1) // 2
@@ -242,6 +271,16 @@ def scan_rings(segment, first_row, query, num_bits, enough, pivots, found):
         start, stop = np.int64(rings[own + low]), np.int64(rings[own + high + 1])
         if not _scan_rows(keys, first_row, start, stop, query, enough, found):
             return False
+    return True
+
+
+@leaf
+def scan_other_pivots(segment, first_row, query, num_bits, enough, pivots, found):
+    """Does the part of `scan_rings` that reads the rings of all other pivots."""
+    keys, rings, width, counters = segment.keys, segment.rings, num_bits + 1, found.counters
+    if pivots.order.size == 0:
+        return True
+    nearest = pivots.order[0] >> 32
     for i in range(1, _sort_near_pivots(pivots, nearest + 2 * counters[REACH])):
         delta, own = pivots.order[i] >> 32, (pivots.order[i] & PIVOT_MASK) * width
         low, high = max(0, delta - counters[REACH]), min(num_bits, nearest + counters[REACH])
@@ -251,6 +290,62 @@ def scan_rings(segment, first_row, query, num_bits, enough, pivots, found):
         if not _scan_rows(keys, first_row, start, stop, query, enough, found):
             return False
     return True
+
+
+@leaf
+def reads_most(segment, num_bits, pivots, reach):
+    """Returns True if the rings that can hold a code within reach have more than half of all rows.
+
+    Args:
+      segment: The segment.
+      num_bits: Code length q.
+      pivots: The segment's pivots, as `find_nearest_pivot` leaves them.
+      reach: Distance in bits.
+    """
+    order, rings, width = pivots.order, segment.rings, num_bits + 1
+    nearest, num_near, num_rows = order[0] >> 32, 0, ZERO
+    for entry in order:
+        num_near += entry >> 32 <= nearest + 2 * reach
+    if 2 * num_near < order.size:  # usual
+        return False
+    for entry in order:
+        delta, own = entry >> 32, (entry & PIVOT_MASK) * width
+        low, high = max(0, delta - reach), min(num_bits, nearest + reach)
+        if low <= high:
+            num_rows += np.int64(rings[own + high + 1]) - np.int64(rings[own + low])
+    return 2 * num_rows > segment.offsets.size - 1
+
+
+@leaf
+def scan_together(segment, queries, chosen, enough, together):
+    """Appends every bucket of a segment within reach of each query, reading the keys once for all.
+
+    Args:
+      segment: The segment to read.
+      queries: Codes of all queries.
+      chosen: int64, rows of `queries`.
+      enough: Number of buckets after which reach falls.
+      together: `BucketsFound` whose arrays have a row for each chosen query; changed.
+
+    Returns:
+      False if `together` was too small.
+    """
+    keys, num_rows = segment.keys, segment.offsets.size - 1
+    step = max(SHARED_BYTES * num_rows // keys.nbytes // 64, 1) * 64
+    for start in range(0, num_rows, step):
+        stop = min(start + step, num_rows)
+        for i in range(chosen.size):
+            if not _scan_rows(
+                keys, ZERO, start, stop, queries[chosen[i]], enough, found_of(together, i)
+            ):
+                return False
+    return True
+
+
+@leaf
+def found_of(together, i):
+    """Returns the buckets found for one of several queries; see `scan_together`."""
+    return BucketsFound(together.buckets[i], together.counters[i], together.per_distance[i])
 
 
 @leaf

@@ -5,8 +5,10 @@ import numpy as np
 from mch_jax.kernels.arrays import ensure_capacity, sort, sort_unique
 from mch_jax.kernels.bits import prefetch
 from mch_jax.kernels.jit import kernel, leaf
+from mch_jax.kernels.rank import group_by_distance
 from mch_jax.kernels.scan import (
     NUM_FOUND,
+    REACH,
     find_ball,
     new_buckets_found,
     new_pivot_orders,
@@ -14,7 +16,6 @@ from mch_jax.kernels.scan import (
 )
 from mch_jax.kernels.segment import (
     DIRECT_BITS,
-    ITEM_BITS,
     ROW_BITS,
     ROW_MASK,
     ZERO,
@@ -27,6 +28,7 @@ from mch_jax.kernels.segment import (
 )
 
 SPARE, MAX_GROWTH = 1.1, 16  # capacity in relation to what the answered queries took
+MAX_DIGIT_BITS = 12  # of a digit in sorting
 
 
 @leaf
@@ -64,61 +66,104 @@ def _append_entries(buckets, row, distance, distance_bits, entries, count):
     offsets, items, dead = buckets.offsets, buckets.items, buckets.dead
     start, stop = np.int64(offsets[row]), np.int64(offsets[row + 1])
     entries = ensure_capacity(entries, count, stop - start)
+    if dead.size == 0:
+        target = entries[count:]
+        for i, item in enumerate(items[start:stop]):
+            target[i] = (np.int64(item) << distance_bits) | distance
+        return entries, count + stop - start
     for i in range(start, stop):
-        if dead.size == 0 or not has_bit(dead, items[i]):
+        if not has_bit(dead, items[i]):
             entries[count] = (np.int64(items[i]) << distance_bits) | distance
             count += 1
     return entries, count
 
 
-@kernel
-def _sort_entries(entries, num_bits, spare):
-    """Returns the entries in ascending order (radix sort).
+@leaf
+def _num_item_bits(entries, distance_bits):
+    """Returns the number of low bits of the items beyond which all entries are equal."""
+    ones, common, num_bits = ZERO, ~ZERO, 0
+    for entry in entries:
+        ones |= entry
+        common &= entry
+    while (ones ^ common) >> (distance_bits + num_bits):
+        num_bits += 1
+    return num_bits
 
-    Bytes in which the entries do not differ are skipped.
+
+@kernel
+def _sort_by_item(entries, distance_bits, counts, spare):
+    """Returns the entries in ascending order, by a stable sort by item (radix sort).
 
     Args:
-      entries: int64, overwritten.
-      num_bits: Number of bits of an entry.
-      spare: A buffer of the same size. The result lies in either of the two.
+      entries: int64, by ascending distance; overwritten.
+      distance_bits: Number of bits of a distance.
+      counts: A buffer for MAX_DIGIT_BITS.
+      spare: A buffer of the same size as the entries. The result lies in either of the two.
     """
     if entries.size < 128:
         sort(entries)
         return entries
-    counts = np.empty(257, np.int64)
-    for shift in range(0, num_bits, 8):
-        counts[:] = 0
+    # Each digit is a pass over the entries and over the counts, so that many entries take a few
+    # wide digits.
+    widest, num_bits = 8, _num_item_bits(entries, distance_bits)
+    while widest < MAX_DIGIT_BITS and entries.size >> (widest + 1):
+        widest += 1
+    num_digits = max(1, (num_bits + widest - 1) // widest)
+    width = (num_bits + num_digits - 1) // num_digits
+    mask = (np.int64(1) << width) - 1
+    for shift in range(distance_bits, distance_bits + num_digits * width, max(width, 1)):
+        counts[: mask + 2] = 0
         for entry in entries:
-            counts[((entry >> shift) & 255) + 1] += 1
-        if counts[((entries[0] >> shift) & 255) + 1] == entries.size:
-            continue
-        for i in range(256):
+            counts[((entry >> shift) & mask) + 1] += 1
+        for i in range(mask):
             counts[i + 1] += counts[i]
         for entry in entries:
-            digit = (entry >> shift) & 255
+            digit = (entry >> shift) & mask
             spare[counts[digit]] = entry
             counts[digit] += 1
         entries, spare = spare, entries
     return entries
 
 
-@kernel
-def _fill_nearest_first(entries, distance_bits, starts, item, distance):
-    """Fills item and distance from sorted entries, each item once; returns their number."""
-    distance_mask = (np.int64(1) << distance_bits) - 1
-    starts[:] = 0
-    kept = 0
-    for entry in entries:  # the first entry of an item is its nearest
-        if kept == 0 or entry >> distance_bits != entries[kept - 1] >> distance_bits:
-            entries[kept] = entry
-            starts[(entry & distance_mask) + 1] += 1
-            kept += 1
-    for i in range(starts.size - 1):
-        starts[i + 1] += starts[i]
-    for entry in entries[:kept]:
-        position = starts[entry & distance_mask]
-        item[position], distance[position] = entry >> distance_bits, entry & distance_mask
-        starts[entry & distance_mask] += 1
+@leaf
+def _fill_nearest_first(entries, distance_bits, bounds, front, back, item, distance):
+    """Fills item and distance from sorted entries, each item once; returns their number.
+
+    The entries are read from both ends at once, because the next place for an item of a distance is
+    known only after the one before it.
+
+    Args:
+      entries: int64, item << distance_bits | distance, ascending.
+      distance_bits: Number of bits of a distance.
+      bounds: Of the entries by distance, those at distance d would be from bounds[d] to
+        bounds[d + 1].
+      front: A buffer as large as `bounds`.
+      back: Another one.
+      item: Filled; as large as `entries`.
+      distance: Filled; as large as `entries`.
+    """
+    distance_mask, size = (np.int64(1) << distance_bits) - 1, entries.size
+    for far in range(bounds.size - 1):
+        front[far], back[far] = bounds[far], bounds[far + 1]
+    for i in range((size + 1) // 2):
+        one, far = entries[i] >> distance_bits, entries[i] & distance_mask
+        item[front[far]] = one
+        # The first entry of an item is its nearest; the others are overwritten.
+        front[far] += i == 0 or entries[i - 1] >> distance_bits != one
+        j = size - 1 - i
+        if j > i:
+            one, far = entries[j] >> distance_bits, entries[j] & distance_mask
+            item[back[far] - 1] = one
+            back[far] -= entries[j - 1] >> distance_bits != one
+    kept = ZERO
+    for far in range(bounds.size - 1):
+        first = kept
+        for start, stop in ((bounds[far], front[far]), (back[far], bounds[far + 1])):
+            if start != kept:
+                for i in range(stop - start):
+                    item[kept + i] = item[start + i]
+            kept += stop - start
+        distance[first:kept] = far
     return kept
 
 
@@ -207,10 +252,12 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
     bounds, nonempty = np.zeros(len(queries) + 1, np.int64), np.zeros(len(queries), np.int64)
     item, distance = np.empty(1024, np.int64), np.empty(1024, np.int32)
     entries, spare = np.empty(64, np.int64), np.empty(64, np.int64)
-    starts = np.empty(radius + 2, np.int64)
+    by_distance, front, back = np.zeros((3, radius + 2), np.int64)
+    starts, counts = np.empty(num_bits + 3, np.int64), np.empty((1 << MAX_DIGIT_BITS) + 1, np.int64)
     segments = Segments(base, delta)
     pivot_orders = new_pivot_orders(segments, num_bits)
     found = new_buckets_found(1024, num_bits)
+    rows = np.empty(1024, np.int64)
     base_items = BucketItems(base.offsets, base.items, base.dead)
     delta_items = BucketItems(delta.offsets, delta.items, delta.dead)
     delta_row, changed = base.offsets.size - 1, base.dead.size > 0 or delta.items.size > 0
@@ -220,6 +267,7 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
         share = len(queries) / (m + 1)
         while not find_ball(segments, query, num_bits, radius, by_lookup, pivot_orders, found):
             found = with_twice_the_capacity(found)
+            rows = np.empty(found.buckets.size, np.int64)
         num_found = found.counters[NUM_FOUND]
         if num_found == 1 and not changed:  # usual at radius 0: the bucket can be copied
             row, far = found.buckets[0] & ROW_MASK, found.buckets[0] >> ROW_BITS
@@ -231,17 +279,19 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
                 item[used + i], distance[used + i] = base.items[start + i], far
             bounds[m + 1], nonempty[m] = used + count, 1
             continue
-        for i in range(num_found):
-            row, far = found.buckets[i] & ROW_MASK, found.buckets[i] >> ROW_BITS
-            if row < delta_row:
-                entries, count = _append_entries(
-                    base_items, row, far, distance_bits, entries, count
-                )
-            else:
-                row -= delta_row
-                entries, count = _append_entries(
-                    delta_items, row, far, distance_bits, entries, count
-                )
+        found.counters[REACH] = radius
+        group_by_distance(segments, found, rows, starts)
+        for far in range(radius + 1):
+            for row in rows[starts[far] : starts[far + 1]]:
+                if row < delta_row:
+                    entries, count = _append_entries(
+                        base_items, row, far, distance_bits, entries, count
+                    )
+                else:
+                    entries, count = _append_entries(
+                        delta_items, row - delta_row, far, distance_bits, entries, count
+                    )
+            by_distance[far + 1] = count
         nonempty[m] = num_found
         if changed:
             nonempty[m] = _num_live_codes(base.keys, segments, num_bits, found)
@@ -251,11 +301,12 @@ def items_within(base, delta, queries, num_bits, radius, by_lookup):
         ordered = entries[:count]
         if num_found > 1:
             spare = ensure_capacity(spare, ZERO, count)
-            ordered = _sort_entries(ordered, ITEM_BITS + distance_bits, spare[:count])
+            ordered = _sort_by_item(ordered, distance_bits, counts, spare[:count])
         item = _with_room(item, used, count, share)
         distance = _with_room(distance, used, count, share)
         bounds[m + 1] = used + _fill_nearest_first(
-            ordered, distance_bits, starts, item[used:], distance[used:]
-        )
+            ordered, distance_bits, by_distance, front, back,
+            item[used : used + count], distance[used : used + count],
+        )  # fmt: skip
     used = bounds[len(queries)]
     return bounds, item[:used], distance[:used], nonempty
