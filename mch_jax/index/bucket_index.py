@@ -221,7 +221,7 @@ class BucketIndex:
 
         def run(rows: slice) -> None:
             search.nearest_items(
-                base, delta, queries, order[rows], k, num_bits, lookup_radius, together, BINOMIALS,
+                base, delta, queries, order[rows], num_bits, lookup_radius, together, BINOMIALS,
                 item, distance, probed, nonempty,
             )  # fmt: skip
 

@@ -20,7 +20,7 @@ def _digest() -> str:
 _DIGEST = _digest()
 
 
-def _compiler(**options: bool) -> Callable[[Callable], Any]:
+def _compiler(**options: Any) -> Callable[[Callable], Any]:
     """Returns a decorator that compiles a function on its first call and caches it on disk.
 
     Compiled kernels contain the kernels that they call, often of another module, but numba compares
@@ -46,3 +46,6 @@ kernel = _compiler()
 # no memory are compiled without the counting, which took a quarter of the time of a query. A leaf
 # must not return an array: a kernel would release the reference that the leaf did not count.
 leaf = _compiler(_nrt=False)
+# Tuples of many arrays are copied in each call. A leaf that is called for every query and takes
+# several of them is put in its callers' place.
+inlined = _compiler(_nrt=False, inline="always")

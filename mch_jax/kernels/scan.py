@@ -25,6 +25,7 @@ from mch_jax.kernels.segment import (
 REACH, NUM_WITHIN, NUM_FOUND, NUM_ITEMS = range(4)  # of BucketsFound.counters
 PIVOT_MASK = 0xFFFFFFFF
 LOOKUPS_AHEAD = 64  # slots of the table that are loaded before the codes are looked up
+MIN_BYTES_AHEAD = 2**22  # of a table whose slots are loaded; a smaller one stays in the cache
 SHARED_BYTES = 2**16  # of keys that several queries read in turn: a part of the L2 cache
 
 
@@ -112,7 +113,7 @@ def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
     buckets, counters = found.buckets, found.counters
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
-    if num_bits > DIRECT_BITS:
+    if num_bits > DIRECT_BITS and table.nbytes >= MIN_BYTES_AHEAD:
         ahead = flips
         for _ in range(LOOKUPS_AHEAD):
             prefetch(table, first_slot(table, keys, query ^ ahead))

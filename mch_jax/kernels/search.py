@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
 from mch_jax.kernels.bits import mask_rank
-from mch_jax.kernels.jit import kernel, leaf
+from mch_jax.kernels.jit import inlined, kernel, leaf
 from mch_jax.kernels.rank import Ranking, group_by_distance, rank_items
 from mch_jax.kernels.scan import (
     NUM_FOUND,
@@ -193,7 +193,7 @@ def _answer_from(
     return order.size
 
 
-@leaf
+@inlined
 def _rank(segments, m, query, question, answers, found, ranking):
     """Fills the items of a query from the buckets found.
 
@@ -208,7 +208,7 @@ def _rank(segments, m, query, question, answers, found, ranking):
     return count, last
 
 
-@leaf
+@inlined
 def _finish(segments, m, query, question, answers, count, last):
     """Fills what is missing of the answer to a query: the places of items that do not exist."""
     base, delta = segments.base, segments.delta
@@ -304,7 +304,7 @@ def _answer_waiting(segments, queries, question, answers, pivot_orders, ranking,
 
 @kernel
 def nearest_items(
-    base, delta, queries, order, k, num_bits, lookup_radius, together, binomials,
+    base, delta, queries, order, num_bits, lookup_radius, together, binomials,
     item, distance, probed, nonempty,
 ):  # fmt: skip
     """Fills the answers of the queries in `order`.
@@ -317,18 +317,18 @@ def nearest_items(
       delta: The small segment.
       queries: uint64 [m], codes of all queries.
       order: int64, rows of `queries` to answer.
-      k: See `Question`, like `num_bits`, `lookup_radius` and `binomials`.
-      num_bits: Code length q.
+      num_bits: See `Question`, like `lookup_radius` and `binomials`.
       lookup_radius: Radius up to which codes are looked up.
       together: Whether queries for which most keys have to be read wait for each other, so that the
         keys are read once for all of them.
       binomials: C(n, i).
-      item: See `Answers`, like the next three arguments; filled in the rows of these queries.
+      item: See `Answers`, like the next three arguments; filled in the rows of these queries. Its
+        columns are the k items to find.
       distance: Distances of the items.
       probed: Buckets visited.
       nonempty: Non-empty buckets visited.
     """
-    segments = Segments(base, delta)
+    segments, k = Segments(base, delta), item.shape[1]
     question = Question(k, num_bits, lookup_radius, binomials)
     answers = Answers(item, distance, probed, nonempty)
     limit = min(k, base.items.size + delta.items.size)
