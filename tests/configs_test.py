@@ -25,7 +25,7 @@ FILES = sorted(FOLDER.glob("*_*.py"))
 # Methods that were measured on coco18.
 MEASURED = (
     "lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh",
-    "orthohash", "hyp2", "csq", "dpn", "talr",
+    "orthohash", "hyp2", "csq", "dpn", "talr", "dphn",
 )  # fmt: skip
 
 
