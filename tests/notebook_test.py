@@ -46,7 +46,7 @@ def test_there_are_three():
 def test_whole_outputs_and_sizes_in_the_first_code_cell(name):
     cells = code_cells(name)
     outputs = [output for cell in cells for output in cell["outputs"]]
-    assert all(output["output_type"] in ("stream", "display_data") for output in outputs)
+    assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
     assert "stderr" not in {output.get("name") for output in outputs}
     text = json.dumps(outputs)
     assert not any(place in text for place in ("/home/", "/root/", "/tmp/", "/work/", "://"))

@@ -200,11 +200,11 @@ def text_table(results: Mapping[str, Any]) -> str:
     """Returns the results of a run as lines of text."""
     columns = [measure.key for measure in measures.measured(results)]
     width = 20 if "similarity" in results else 12
-    lines = [" " * width + "".join(f"{name:>15}" for name in columns)]
+    lines = [" " * width + "".join(f"{name:>16}" for name in columns)]
     for choice, row in measures.chosen(results):
         name = {"mch": "MCH"}.get(choice.key, choice.key)
         name = f"  {name}" if choice.is_control else name
-        lines.append(f"{name:{width}}" + "".join(f"{row[column]:15.4f}" for column in columns))
+        lines.append(f"{name:{width}}" + "".join(f"{row[column]:16.4f}" for column in columns))
     lines.append(f"chance mAP {results['chance_map']:.4f}")
     lines += measures.gain(results, 4)
     lines += measures.notes(results)
