@@ -11,19 +11,18 @@ Rerun the same command to resume.
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mch_jax import evaluation
+from mch_jax import command, evaluation
 from mch_jax.files import write_json
 from mch_jax.training import base, cross_fit, encode, run, threshold, validation
 
-LEVERS = {
-    "head_set": ("", "set"),
-    "features_each": ("file", "each"),
-    "features_set": ("file", "set"),
+LEVERS = {  # whether labels are told from the file, and `agent.select`
+    "head_set": (False, "set"),
+    "features_each": (True, "each"),
+    "features_set": (True, "set"),
 }
 
 
@@ -57,20 +56,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--levers", default=",".join(LEVERS), help="of " + ", ".join(LEVERS))
     parser.add_argument("--names", default="*", help="pattern of the runs' names")
     options = parser.parse_args(arguments)
-    try:
-        for results in sorted(options.runs.glob(f"{options.names}/results.json")):
-            for lever in options.levers.split(","):
-                workdir = options.root / lever / results.parent.name
-                if not (workdir / "results.json").exists():
-                    source, select = LEVERS[lever]
-                    features = options.features if source else ""
-                    train(run.reopen(results.parent), workdir, features, select)
-                    print(workdir)  # noqa: T201
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    levers = options.levers.split(",")
+    for lever in levers:
+        if lever not in LEVERS:
+            raise ValueError(f"--levers has '{lever}', expected some of {', '.join(LEVERS)}")
+    finished = sorted(options.runs.glob(f"{options.names}/results.json"))
+    if not finished:
+        raise ValueError(f"--runs={options.runs} holds no finished run named {options.names}")
+    for workdir in (path.parent for path in finished):
+        for lever in levers:
+            reads_file, select = LEVERS[lever]
+            of_lever = options.root / lever / workdir.name
+            if not (of_lever / "results.json").exists():
+                train(run.reopen(workdir), of_lever, options.features if reads_file else "", select)
+                print(of_lever)  # noqa: T201
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(main)
