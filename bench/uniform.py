@@ -163,8 +163,9 @@ def measure(num_codes, num_bits, k, repeats):
         finally:
             segment.MIN_BYTES_TOGETHER = together
 
-    limit_words = np.arange(LIMIT_WORDS, dtype=np.uint64)
-    turns = -(-num_codes * num_bits // 64 // LIMIT_WORDS)
+    limit_words = segment.cache_aligned(LIMIT_WORDS)
+    limit_words[:] = np.arange(LIMIT_WORDS)
+    turns = -(-NUM_QUERIES * num_codes * num_bits // 64 // LIMIT_WORDS)
     calls = {
         OURS: lambda own=queries: ours.search(own, k, threads=1).distance,
         SCAN: alone,
@@ -183,10 +184,9 @@ def measure(num_codes, num_bits, k, repeats):
     for name, call in calls.items():
         if call(queries[:CHECKED]).tolist() != truth:
             raise SystemExit(f"{name}: a distance is wrong")
-    calls[LIMIT] = lambda: limits._count_bits(limit_words, np.uint64(1), turns)
+    calls[LIMIT] = lambda: limits.count_bits(limit_words, np.uint64(1), turns)
     spent = index.rounds(calls, repeats)
     us = {name: 1e6 * seconds / NUM_QUERIES for name, seconds in spent.items()}
-    us[LIMIT] = 1e6 * spent[LIMIT]
     return {"codes": num_codes, "bits": num_bits, "k": k, "load": os.getloadavg()[0], "us": us}
 
 

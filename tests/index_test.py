@@ -153,20 +153,29 @@ def test_figure_1_of_the_paper():
     np.testing.assert_array_equal(hits.nonempty, [3, 2, 2])
 
 
-@pytest.mark.parametrize("num_bits", [24, 64])
-def test_clusters_of_many_codes(num_bits, monkeypatch):
-    """The set is large enough for lookups, stepwise reach, pruned rings, ties and threads."""
-    monkeypatch.setattr(segment, "RING_SHARE", 1)  # radius 1 is looked up as well
+@pytest.mark.parametrize(
+    ("num_bits", "num_codes", "num_centres"),
+    [(24, 40_000, 30), (64, 40_000, 30), (64, 120_000, 1)],
+)
+def test_clusters_of_many_codes(num_bits, num_codes, num_centres, monkeypatch):
+    """The sets are large enough for lookups, stepwise reach, pruned rings, ties and threads.
+
+    In the last one, radius 1 is looked up because the rings near a query hold so many codes.
+    """
+    monkeypatch.setattr(segment, "RING_SHARE", 1 if num_centres > 1 else 1 / 64)
     rng = np.random.default_rng(num_bits)
-    centres = rng.integers(0, 2**num_bits, 30, np.uint64)
+    centres = rng.integers(0, 2**num_bits, num_centres, np.uint64)
 
     def near(count):
         flips = rng.random((count, num_bits)) < 0.04
         words = flips @ (np.uint64(1) << np.arange(num_bits, dtype=np.uint64))
         noise = rng.integers(0, 2**num_bits, count, np.uint64)
-        return np.where(rng.random(count) < 0.9, centres[rng.integers(0, 30, count)] ^ words, noise)
+        return np.where(
+            rng.random(count) < 0.9, centres[rng.integers(0, num_centres, count)] ^ words, noise
+        )
 
-    words, queries, item = near(40_000), near(200), np.sort(rng.integers(0, 27_000, 40_000))
+    words, queries = near(num_codes), near(200)
+    item = np.sort(rng.integers(0, 27_000, num_codes))
     codes, query_codes = pack(words, num_bits), pack(queries, num_bits)
     index = BucketIndex.build(codes, item, num_bits)
     for later in (False, True):

@@ -127,62 +127,51 @@ def mask_rank(mask, binomials):
     return total
 
 
-@intrinsic
-def _mask_within_64(typingctx, codes, start, query, reach):
-    """Returns a bit mask of the 64 codes from `start` on that lie within reach of the query.
+def _distances(context, builder, types_of, args, num_blocks):
+    """Returns code for the distances of a query to adjacent blocks of BLOCK_ROWS codes.
 
     It is written as operations on vectors, which LLVM translates into the instructions that the
     processor has. LLVM does not derive a bit mask from a loop of comparisons.
-    """
-
-    def generate(context, builder, signature, args):
-        word, number = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(word, 64)
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        address = builder.gep(array.data, [args[1]])
-        block = builder.load(builder.bitcast(address, vector.as_pointer()), align=8)
-        zeros = ir.Constant(ir.VectorType(number, 64), [0] * 64)
-
-        def splat(value):
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, number(0))
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
-
-        popcounts = ir.FunctionType(vector, [vector])
-        popcounts = cgutils.get_or_insert_function(builder.module, popcounts, "llvm.ctpop.v64i64")
-        distance = builder.call(popcounts, [builder.xor(block, splat(args[2]))])
-        return builder.bitcast(builder.icmp_signed("<=", distance, splat(args[3])), word)
-
-    return types.uint64(codes, types.int64, types.uint64, types.int64), generate
-
-
-def _distances_to_block(context, builder, types_of, args):
-    """Returns code for the distances of a query to the codes of a block, as one vector.
 
     Args:
       context: Context of the intrinsic.
       builder: Its builder.
-      types_of: Types of codes, block and query.
-      args: Their values.
+      types_of: Types of codes, first row and query.
+      args: Their values. The first row begins a block if the codes lie in blocks.
+      num_blocks: Number of blocks.
+
+    Returns:
+      The distances of each block, as a vector.
     """
     word = ir.IntType(64)
     vector = ir.VectorType(word, BLOCK_ROWS)
     codes = context.make_array(types_of[0])(context, builder, args[0])
-    query = context.make_array(types_of[2])(context, builder, args[2])
-    num_words = cgutils.unpack_tuple(builder, codes.shape)[1]
     popcounts = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{BLOCK_ROWS}i64"
     )
-    total = cgutils.alloca_once(builder, vector)
-    builder.store(ir.Constant(vector, [0] * BLOCK_ROWS), total)
-    first = builder.mul(builder.mul(args[1], num_words), word(BLOCK_ROWS))
+
+    def differing_bits(position, query_word):
+        address = builder.bitcast(builder.gep(codes.data, [position]), vector.as_pointer())
+        return builder.call(popcounts, [builder.xor(builder.load(address, align=8), query_word)])
+
+    if types_of[0].ndim == 1:
+        query_word = _splat(builder, args[2])
+        rows = (builder.add(args[1], word(i * BLOCK_ROWS)) for i in range(num_blocks))
+        return [differing_bits(row, query_word) for row in rows]
+    query = context.make_array(types_of[2])(context, builder, args[2])
+    num_words = cgutils.unpack_tuple(builder, codes.shape)[1]
+    totals = [cgutils.alloca_once(builder, vector) for _ in range(num_blocks)]
+    for total in totals:
+        builder.store(ir.Constant(vector, [0] * BLOCK_ROWS), total)
+    first, block_words = builder.mul(args[1], num_words), builder.mul(num_words, word(BLOCK_ROWS))
     with cgutils.for_range(builder, num_words) as loop:
         position = builder.add(first, builder.mul(loop.index, word(BLOCK_ROWS)))
-        address = builder.bitcast(builder.gep(codes.data, [position]), vector.as_pointer())
-        own = _splat(builder, builder.load(builder.gep(query.data, [loop.index])))
-        differing = builder.xor(builder.load(address, align=8), own)
-        ones = builder.call(popcounts, [differing])
-        builder.store(builder.add(builder.load(total), ones), total)
-    return builder.load(total)
+        query_word = _splat(builder, builder.load(builder.gep(query.data, [loop.index])))
+        for total in totals:
+            ones = differing_bits(position, query_word)
+            builder.store(builder.add(builder.load(total), ones), total)
+            position = builder.add(position, block_words)
+    return [builder.load(total) for total in totals]
 
 
 def _splat(builder, value):
@@ -194,17 +183,43 @@ def _splat(builder, value):
     return builder.shuffle_vector(one, undefined, zeros)
 
 
+def _mask_of(num_blocks):
+    """Returns an intrinsic for a bit mask of the codes of blocks that lie within reach."""
+
+    def mask_of(typingctx, codes, start, query, reach):
+        def generate(context, builder, signature, args):
+            word, mask = ir.IntType(64), ir.IntType(64)(0)
+            found = _distances(context, builder, signature.args, args, num_blocks)
+            for i, distances in enumerate(found):
+                within = builder.icmp_signed("<=", distances, _splat(builder, args[3]))
+                part = builder.zext(builder.bitcast(within, ir.IntType(BLOCK_ROWS)), word)
+                mask = builder.or_(mask, builder.shl(part, word(i * BLOCK_ROWS)))
+            return mask
+
+        return types.uint64(codes, types.int64, query, types.int64), generate
+
+    return intrinsic(mask_of)
+
+
+_mask_of_8, _mask_of_64 = _mask_of(1), _mask_of(8)
+
+
 @intrinsic
-def _mask_of_block(typingctx, codes, block, query, reach):
-    """Returns a bit mask of the codes of one block that lie within reach of the query."""
+def _none_of_64(typingctx, codes, start, query, reach):
+    """Returns whether none of the 64 codes from `start` on lies within reach of the query.
+
+    This takes fewer instructions than a bit mask.
+    """
 
     def generate(context, builder, signature, args):
-        distances = _distances_to_block(context, builder, signature.args, args)
-        within = builder.icmp_signed("<=", distances, _splat(builder, args[3]))
-        mask = builder.bitcast(within, ir.IntType(BLOCK_ROWS))
-        return builder.zext(mask, ir.IntType(64))
+        is_far = None
+        for distances in _distances(context, builder, signature.args, args, 8):
+            beyond = builder.icmp_signed(">", distances, _splat(builder, args[3]))
+            is_far = beyond if is_far is None else builder.and_(is_far, beyond)
+        mask = builder.bitcast(is_far, ir.IntType(BLOCK_ROWS))
+        return builder.icmp_unsigned("==", mask, mask.type(2**BLOCK_ROWS - 1))
 
-    return types.uint64(codes, types.int64, query, types.int64), generate
+    return types.boolean(codes, types.int64, query, types.int64), generate
 
 
 @intrinsic
@@ -212,10 +227,11 @@ def fill_distances(typingctx, codes, block, query, distances):
     """Writes the distances of a query to the codes of one block to `distances`, from 8 * block."""
 
     def generate(context, builder, signature, args):
-        found = _distances_to_block(context, builder, signature.args, args)
+        start = builder.mul(args[1], ir.IntType(64)(BLOCK_ROWS))
         target = context.make_array(signature.args[3])(context, builder, args[3]).data
-        target = builder.gep(target, [builder.mul(args[1], ir.IntType(64)(BLOCK_ROWS))])
-        builder.store(found, builder.bitcast(target, found.type.as_pointer()), align=8)
+        (found,) = _distances(context, builder, signature.args, [args[0], start, args[2]], 1)
+        target = builder.bitcast(builder.gep(target, [start]), found.type.as_pointer())
+        builder.store(found, target, align=8)
         return context.get_dummy_value()
 
     return types.none(codes, types.int64, query, distances), generate
@@ -227,27 +243,34 @@ def mask_within(codes, start, stop, query, reach):
 
     Of codes in blocks, `start` begins a block.
     """
-    if codes.ndim == 3:
-        mask, block = np.uint64(0), start >> 3
-        num_rows = min(stop - start, 64)
-        for i in range((num_rows + 7) >> 3):
-            mask |= _mask_of_block(codes, block + i, query, reach) << np.uint64(8 * i)
-        unused = np.uint64(64 - num_rows)
-        return mask << unused >> unused
-    return _mask_within_words(codes, start, stop, query, reach)
+    if stop - start >= 64:
+        return _mask_of_64(codes, start, query, reach)
+    return _mask_of_last(codes, start, stop, query, reach)
 
 
 @leaf
-def _mask_within_words(codes, start, stop, query, reach):
-    """Returns what `mask_within` returns, for codes of one word."""
-    if start + 64 <= codes.size:
-        mask = _mask_within_64(codes, start, query, reach)
-        return (
-            mask
-            if stop - start >= 64
-            else mask & ((np.uint64(1) << np.uint64(stop - start)) - np.uint64(1))
-        )
+def _mask_of_last(codes, start, stop, query, reach):
+    """Returns what `mask_within` returns, for fewer than 64 codes."""
     mask = np.uint64(0)
-    for row in range(start, min(stop, start + 64)):
-        mask |= np.uint64(hamming(codes[row], query) <= reach) << np.uint64(row - start)
-    return mask
+    if codes.ndim == 1:
+        if start + 64 <= codes.size:
+            mask = _mask_of_64(codes, start, query, reach)
+        else:
+            for row in range(start, stop):
+                mask |= np.uint64(hamming(codes[row], query) <= reach) << np.uint64(row - start)
+    else:
+        for row in range(start, stop, 8):
+            mask |= _mask_of_8(codes, row, query, reach) << np.uint64(row - start)
+    return mask & ((np.uint64(1) << np.uint64(stop - start)) - np.uint64(1))
+
+
+@leaf
+def first_within(codes, start, stop, query, reach):
+    """Returns the first row of the first 64 codes of which one lies within reach.
+
+    Codes are looked at 64 at a time from `start` on, which begins a block. If only the last rows
+    remain, fewer than 64, it is the first of these.
+    """
+    while start + 64 <= stop and _none_of_64(codes, start, query, reach):
+        start += 64
+    return start

@@ -11,7 +11,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from mch_jax.kernels.arrays import sort
-from mch_jax.kernels.bits import distance_to, lowest_bit, mask_within, popcount, prefetch
+from mch_jax.kernels.bits import (
+    distance_to,
+    first_within,
+    lowest_bit,
+    mask_within,
+    popcount,
+    prefetch,
+)
 from mch_jax.kernels.jit import kernel, leaf
 from mch_jax.kernels.segment import (
     DIRECT_BITS,
@@ -26,7 +33,8 @@ REACH, NUM_WITHIN, NUM_FOUND, NUM_ITEMS = range(4)  # of BucketsFound.counters
 PIVOT_MASK = 0xFFFFFFFF
 LOOKUPS_AHEAD = 64  # slots of the table that are loaded before the codes are looked up
 MIN_BYTES_AHEAD = 2**22  # of a table whose slots are loaded; a smaller one stays in the cache
-SHARED_BYTES = 2**16  # of keys that several queries read in turn: a part of the L2 cache
+LOOKUP_COST = 384  # codes that are read in the time of one lookup
+SHARED_BYTES = 2**15  # of keys that several queries read in turn: a part of the L2 cache
 
 
 class BucketsFound(NamedTuple):
@@ -113,15 +121,18 @@ def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
     buckets, counters = found.buckets, found.counters
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
-    if num_bits > DIRECT_BITS and table.nbytes >= MIN_BYTES_AHEAD:
-        ahead = flips
-        for _ in range(LOOKUPS_AHEAD):
-            prefetch(table, first_slot(table, keys, query ^ ahead))
-            if ahead == last:
-                break
-            ahead = _next_flips(ahead)
+    is_large = num_bits > DIRECT_BITS and table.nbytes >= MIN_BYTES_AHEAD
+    ahead, num_ahead = flips, 0
     while True:
+        if is_large and num_ahead == 0:
+            while num_ahead < LOOKUPS_AHEAD:
+                prefetch(table, first_slot(table, keys, query ^ ahead))
+                num_ahead += 1
+                if ahead == last:
+                    break
+                ahead = _next_flips(ahead)
         row = find_row(table, keys, query ^ flips, num_bits)
+        num_ahead -= 1
         if row >= 0:
             if counters[NUM_FOUND] == buckets.size:
                 return False
@@ -170,8 +181,12 @@ def _scan_rows(keys, first_row, start, stop, query, enough, found):
             return False
         mask = mask_within(keys, begin, stop, query, reach) >> before << before
         before = np.uint64(0)
+        begin += 64
+        if not mask:
+            begin = first_within(keys, begin, stop, query, reach)
+            continue
         while mask:
-            hit = begin + lowest_bit(mask)
+            hit = begin - 64 + lowest_bit(mask)
             mask &= mask - np.uint64(1)
             distance = distance_to(keys, hit, query)
             if distance > reach:  # reach fell within this block
@@ -183,7 +198,6 @@ def _scan_rows(keys, first_row, start, stop, query, enough, found):
             while within - per_distance[reach] >= enough:
                 within -= per_distance[reach]
                 reach -= 1
-        begin += 64
     counters[REACH], counters[NUM_WITHIN], counters[NUM_FOUND] = reach, within, count
     return True
 
@@ -294,6 +308,24 @@ def scan_other_pivots(segment, first_row, query, num_bits, enough, pivots, found
 
 
 @leaf
+def pays_to_look_up(segment, num_bits, pivots, radius):
+    """Returns True if looking up all codes at a radius of 1 costs less than reading rings.
+
+    Args:
+      segment: The segment.
+      num_bits: Code length q.
+      pivots: The segment's pivots, as `find_nearest_pivot` leaves them.
+      radius: Distance in bits.
+    """
+    if segment.keys.ndim > 1 or radius != 1 or pivots.order.size == 0:
+        return False
+    nearest, own = pivots.order[0] >> 32, (pivots.order[0] & PIVOT_MASK) * (num_bits + 1)
+    low, high = max(0, nearest - radius), min(num_bits, nearest + radius)
+    num_rows = np.int64(segment.rings[own + high + 1]) - np.int64(segment.rings[own + low])
+    return num_bits * LOOKUP_COST < num_rows
+
+
+@leaf
 def reads_most(segment, num_bits, pivots, reach):
     """Returns True if the rings that can hold a code within reach have more than half of all rows.
 
@@ -336,8 +368,10 @@ def scan_together(segment, queries, chosen, enough, together):
     for start in range(0, num_rows, step):
         stop = min(start + step, num_rows)
         for i in range(chosen.size):
-            if not _scan_rows(
-                keys, ZERO, start, stop, queries[chosen[i]], enough, found_of(together, i)
+            query = queries[chosen[i]]
+            first = first_within(keys, start, stop, query, together.counters[i, REACH])
+            if first < stop and not _scan_rows(
+                keys, ZERO, first, stop, query, enough, found_of(together, i)
             ):
                 return False
     return True

@@ -18,6 +18,7 @@ from mch_jax.kernels.scan import (
     look_up_radius,
     new_buckets_found,
     new_pivot_orders,
+    pays_to_look_up,
     reads_most,
     scan_nearest_pivot,
     scan_other_pivots,
@@ -138,10 +139,10 @@ def _answer_from(
     for position in range(begin, order.size):
         m = order[position]
         query, count, last, radius = queries[m], ZERO, ZERO, np.int64(-1)
-        enough, waits = k + k // 2, False
+        enough, waits, knows_pivots, most_looked_up = k + k // 2, False, False, lookup_radius
         counters[:], answers.nonempty[m] = 0, 0
         while count < k:
-            if radius < lookup_radius:
+            if radius < most_looked_up:
                 radius += 1
                 counters[REACH] = radius
                 if not look_up_radius(base, ZERO, query, num_bits, radius, found):
@@ -154,10 +155,14 @@ def _answer_from(
                     count = counters[NUM_ITEMS]
                     continue
             else:
-                if radius == lookup_radius:
+                if not knows_pivots:
                     find_nearest_pivot(base.pivots, query, base_pivots.order)
                     find_nearest_pivot(delta.pivots, query, delta_pivots.order)
                     nearest = base_pivots.order[0] >> 32 if base_pivots.order.size else ZERO
+                    knows_pivots = True
+                    if pays_to_look_up(base, num_bits, base_pivots, radius + 1):
+                        most_looked_up = radius + 1
+                        continue
                 if counters[REACH] < radius:  # it fell for buckets that share items: ask for more
                     enough *= 2
                 elif radius == num_bits:
