@@ -96,6 +96,27 @@ class Load:
             first = (first + size) % (len(self.queries) - BATCH)
 
 
+@contextlib.contextmanager
+def nodes(num_shards):
+    """Starts a Ray cluster of three nodes on this host, and stops it at the end."""
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
+
+    resources = {"num_cpus": num_shards, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=resources)
+    try:
+        for _ in range(2):
+            cluster.add_node(**resources)
+        ray.init(
+            address=cluster.address, namespace="mch_jax", log_to_driver=False,
+            logging_level="ERROR",
+        )  # fmt: skip
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def percentiles(calls, size):
     """Returns median, 99th percentile and maximum of the times for one batch size, in ms."""
     took = np.array([seconds for _, seconds, count, _ in calls if count == size])
@@ -187,25 +208,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=30.0, help="how long the load lasts")
     parser.add_argument("--out", type=Path, help="where to write the record as JSON")
     arguments = parser.parse_args()
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
-
-    with tempfile.TemporaryDirectory() as directory:
-        resources = {"num_cpus": arguments.shards, "object_store_memory": 100_000_000}
-        cluster = Cluster(initialize_head=True, head_node_args=resources)
-        try:
-            for _ in range(2):
-                cluster.add_node(**resources)
-            ray.init(
-                address=cluster.address, namespace="mch_jax", log_to_driver=False,
-                logging_level="ERROR",
-            )  # fmt: skip
-            record = measure(
-                cluster, directory, arguments.images, arguments.shards, arguments.seconds
-            )
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    with tempfile.TemporaryDirectory() as directory, nodes(arguments.shards) as cluster:
+        record = measure(cluster, directory, arguments.images, arguments.shards, arguments.seconds)
     print(json.dumps(record, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")

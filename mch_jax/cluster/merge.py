@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 from mch_jax.cluster.replica import NearestInShard, WithinShard
 from mch_jax.index import ItemsWithin, NearestItems, count_visits
+from mch_jax.index.algorithm1 import BINOMIALS
+from mch_jax.index.answers import exact_counts
+from mch_jax.kernels import merge
 
 
 def merge_nearest(shards: Sequence[NearestInShard], k: int, num_bits: int) -> NearestItems:
@@ -19,22 +23,30 @@ def merge_nearest(shards: Sequence[NearestInShard], k: int, num_bits: int) -> Ne
       k: The number of items.
       num_bits: The code length.
     """
-    items = np.concatenate([shard.item for shard in shards], 1)
-    distances = np.concatenate([shard.distance for shard in shards], 1)
-    missing_last = np.where(items < 0, np.iinfo(np.int32).max, distances)
-    order = np.lexsort((items, missing_last), axis=1)[:, :k]
-    item, distance = (np.take_along_axis(array, order, 1) for array in (items, distances))
-    probed, nonempty = [], np.zeros(len(item), np.int64)
-    for query in range(len(item)):
-        buckets = [_bounds(shard.bucket_offsets, query) for shard in shards]
-        masks = [shard.mask[own] for shard, own in zip(shards, buckets, strict=True)]
-        new_items = [shard.new_items[own] for shard, own in zip(shards, buckets, strict=True)]
-        count, nonempty[query] = count_visits(
-            np.concatenate(masks), np.concatenate(new_items), k, num_bits
-        )
-        probed.append(count)
+    num_queries = len(shards[0].item)
+    item, distance = np.empty((num_queries, k), np.int64), np.empty((num_queries, k), np.int32)
+    items, distances = (np.stack(x) for x in zip(*(shard[:2] for shard in shards), strict=True))
+    merge.merge_nearest(items, distances, item, distance)
+    masks = np.concatenate([shard.mask for shard in shards])
+    new_items = np.concatenate([shard.new_items for shard in shards])
+    first = np.cumsum([0] + [len(shard.mask) for shard in shards[:-1]])
+    bounds = np.stack([shard.bucket_offsets for shard in shards]) + first[:, None]
+    if masks.ndim > 1:
+        return NearestItems(item, distance, *_count_long(masks, bounds, new_items, k, num_bits))
+    probed, nonempty = np.empty(num_queries, np.uint64), np.empty(num_queries, np.int64)
+    merge.count_visits(masks, bounds, new_items, k, num_bits, BINOMIALS, probed, nonempty)
+    return NearestItems(item, distance, exact_counts(probed, num_bits), nonempty)
+
+
+def _count_long(masks, bounds, new_items, k, num_bits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the counts of Algorithm 1 for codes of more than 64 bits."""
+    counts = []
+    for start, stop in zip(bounds[:, :-1].T, bounds[:, 1:].T, strict=True):
+        rows = np.concatenate([np.arange(*both) for both in zip(start, stop, strict=True)])
+        counts.append(count_visits(masks[rows], new_items[rows], k, num_bits))
+    probed, nonempty = ([count[i] for count in counts] for i in range(2))
     fits = max(probed, default=0) < 1 << 63
-    return NearestItems(item, distance, np.array(probed, np.int64 if fits else object), nonempty)
+    return np.array(probed, np.int64 if fits else object), np.array(nonempty, np.int64)
 
 
 def merge_within(shards: Sequence[WithinShard]) -> ItemsWithin:
@@ -43,23 +55,19 @@ def merge_within(shards: Sequence[WithinShard]) -> ItemsWithin:
     Args:
       shards: The answer of each shard.
     """
-    num_queries = len(shards[0].offsets) - 1
-    offsets, nonempty = np.zeros(num_queries + 1, np.int64), np.zeros(num_queries, np.int64)
-    items, distances = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    for query in range(num_queries):
-        rows = [_bounds(shard.offsets, query) for shard in shards]
-        item = np.concatenate([shard.item[own] for shard, own in zip(shards, rows, strict=True)])
-        distance = np.concatenate(
-            [shard.distance[own] for shard, own in zip(shards, rows, strict=True)]
-        )
-        order = np.lexsort((item, distance))
-        items.append(item[order])
-        distances.append(distance[order])
-        offsets[query + 1] = offsets[query] + len(item)
-        masks = [shard.mask[_bounds(shard.bucket_offsets, query)] for shard in shards]
-        nonempty[query] = len(np.unique(np.concatenate(masks), axis=0))
-    return ItemsWithin(offsets, np.concatenate(items), np.concatenate(distances), nonempty)
+    item = np.concatenate([shard.item for shard in shards])
+    distance = np.concatenate([shard.distance for shard in shards])
+    query = np.concatenate([_query_of(shard.offsets) for shard in shards])
+    order = np.lexsort((item, distance, query))
+    offsets = np.sum([shard.offsets for shard in shards], axis=0)
+    masks = np.concatenate([shard.mask for shard in shards])
+    bucket_query = np.concatenate([_query_of(shard.bucket_offsets) for shard in shards])
+    rows = np.column_stack([bucket_query.astype(np.uint64), masks])
+    own_query = np.unique(rows, axis=0)[:, 0].astype(np.int64)
+    nonempty = np.bincount(own_query, minlength=len(offsets) - 1)
+    return ItemsWithin(offsets, item[order], distance[order], nonempty)
 
 
-def _bounds(offsets: np.ndarray, query: int) -> slice:
-    return slice(offsets[query], offsets[query + 1])
+def _query_of(offsets: Int64[np.ndarray, " starts"]) -> Int64[np.ndarray, " n"]:
+    """Returns the query that each row belongs to, where those of query i begin at offsets[i]."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

@@ -127,3 +127,18 @@ def concatenated(batches: Sequence[tuple], threads: int | None = 1) -> ItemsWith
       threads: Maximum number of threads that copy. Defaults to one per core.
     """
     return ItemsWithin(*joined(batches, threads))
+
+
+def exact_counts(probed: UInt64[np.ndarray, " m"], num_bits: int) -> Shaped[np.ndarray, " m"]:
+    """Returns a kernel's numbers of buckets, in which 0 stands for 2^q, as int64 where they fit.
+
+    Args:
+      probed: Numbers of buckets; may be changed.
+      num_bits: Code length q, up to 64.
+    """
+    if num_bits < 63:
+        probed[probed == 0] = 1 << num_bits
+        return probed.view(np.int64)
+    if ((probed > 0) & (probed < 1 << 63)).all():
+        return probed.view(np.int64)
+    return np.array([int(count) or 1 << num_bits for count in probed], object)

@@ -37,6 +37,7 @@ from mch_jax.index.answers import (
     ProbedItems,
     VisitedBuckets,
     concatenated,
+    exact_counts,
 )
 from mch_jax.index.probing import probed_items
 from mch_jax.index.ranking import query_threads
@@ -229,7 +230,7 @@ class BucketIndex:
         if num_bits > MAX_BITS:
             counts = long_codes.probed_counts(Segments(base, delta), queries, probed, num_bits)
         else:
-            counts = self._exact(probed)
+            counts = exact_counts(probed, num_bits)
         return NearestItems(item, distance, counts, nonempty)
 
     def _cheapest(self, query_codes, k, threads, margins, allowed, rerank) -> CheapestItems:
@@ -489,12 +490,3 @@ class BucketIndex:
             sizes = (int(part.items.max(initial=0)) for part in segments)
             known = self._largest = segments, max(sizes)
         return known[1]
-
-    def _exact(self, probed: UInt64[np.ndarray, " m"]) -> np.ndarray:
-        """Returns the kernel's counts with 0 as 2^q, as int64 where they fit."""
-        if self.num_bits < 63:
-            probed[probed == 0] = 1 << self.num_bits
-            return probed.view(np.int64)
-        if ((probed > 0) & (probed < 1 << 63)).all():
-            return probed.view(np.int64)
-        return np.array([int(count) or 1 << self.num_bits for count in probed], object)
