@@ -55,7 +55,7 @@ def work(whole, shards, queries, repeats):
         "one index": lambda: whole.search(queries, K, threads=1),
         "all shards": lambda: [part.search(queries, K, threads=1) for part in parts],
         "all replicas": answers,
-        "merging": lambda: merge_nearest(answered, K, NUM_BITS),
+        "merging": lambda: merge_nearest(answered, NUM_BITS),
     }
     spent = medians(calls, repeats, time.process_time)
     return {name: round(1e6 * seconds / len(queries), 1) for name, seconds in spent.items()}

@@ -74,6 +74,10 @@ def get_config() -> ConfigDict:
     config.agent = ConfigDict()
     config.agent.recipe = "paper"  # or cross_fit: learn from photos that the base has not seen
     config.agent.evidence_features = ""  # file of features that labels are told from (cross_fit)
+    config.agent.evidence_backbone = ""  # or an ONNX file of the network that computes them
+    config.agent.evidence_size = 224  # its input, pixels on each side
+    config.agent.evidence_mean = (0.485, 0.456, 0.406)  # of its input, by channel
+    config.agent.evidence_std = (0.229, 0.224, 0.225)
     config.agent.num_folds = 3  # number of base models that cross_fit trains
     config.agent.select = "each"  # or set: one region after the other (cross_fit)
     config.agent.calibrate = False  # choose the keep threshold on photos left out (cross_fit)

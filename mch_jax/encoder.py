@@ -20,7 +20,7 @@ from mch_jax import agent, backbones, codes, models, regions, variables
 from mch_jax.agent import evidence, label_head, sets
 from mch_jax.backbones import networks
 from mch_jax.codes import AnyArray
-from mch_jax.files import json_values, load_arrays, save_arrays, schemas
+from mch_jax.files import hub, json_values, load_arrays, save_arrays, schemas
 from mch_jax.files.whole import first_line
 from mch_jax.models import AlexNet, Policy
 from mch_jax.query_codes import QueryRegions
@@ -63,6 +63,9 @@ class Encoder:
       select: `each` to decide on every region alone, `set` to choose one after the other.
       backbone: The network whose features stand in for those of the convolutions; None for an
         encoder that has convolutions, or whose features come from a file.
+      evidence_backbone: The network whose features the agent tells labels from; None for an agent
+        that reads the base model's, or those of a file.
+      evidence_size: Side in pixels of that network's input.
     """
 
     model: AlexNet
@@ -75,20 +78,18 @@ class Encoder:
     input_size: int
     select: str = "each"
     backbone: backbones.Backbone | None = None
+    evidence_backbone: backbones.Backbone | None = None
+    evidence_size: int = 0
 
     @functools.cached_property
     def _encode(self):
         @functools.partial(jax.jit, static_argnames="num_regions")
-        def encode(params, policy_variables, inputs, num_regions):
+        def encode(params, policy_variables, inputs, shown, num_regions):
             boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
-            head = policy_variables.get("evidence", {}).get("label_head")
-            own, width = inputs, label_head.num_features(head) if head and inputs.ndim == 3 else 0
-            if width:
-                own = inputs[..., :-width]
-            encoding = models.encode_regions(self.model, params, own, boxes, self.input_size)
-            if width:
-                found = label_head.logits(head, inputs[..., -width:])
-                encoding = encoding._replace(label_logits=found)
+            encoding = models.encode_regions(self.model, params, inputs, boxes, self.input_size)
+            if shown is not None:
+                head = policy_variables["evidence"]["label_head"]
+                encoding = encoding._replace(label_logits=label_head.logits(head, shown))
             packed = codes.pack(codes.sign(encoding.logits))
             keep_prob = jnp.ones(packed.shape[:2])
             if self.policy is not None and num_regions > 1:
@@ -100,8 +101,14 @@ class Encoder:
 
         return encode
 
+    @property
+    def _num_shown(self) -> int:
+        """Number of features that the agent tells labels from; 0 if it reads the base model's."""
+        head = self.policy_variables.get("evidence", {}).get("label_head")
+        return label_head.num_features(head) if head else 0
+
     def _check(self, ndim: int, num_regions: int) -> None:
-        reads_file = "label_head" in self.policy_variables.get("evidence", {})
+        reads_file = self._num_shown and self.evidence_backbone is None
         if ndim == 4 and num_regions > 1 and reads_file:
             raise ValueError(
                 "this run's agent reads labels from a features file "
@@ -150,42 +157,52 @@ class Encoder:
         Its outputs stay on the device, and the number of images may be a symbolic dimension.
 
         Raises:
-          ValueError: The base model or the agent reads features from a file, or the base model
-            those of a backbone.
+          ValueError: The base model or the agent reads features from a file or those of a backbone.
         """
         self._check(4, regions.NUM_REGIONS)
-        if self.backbone is not None:
-            raise ValueError(
-                "this run's features are those of a backbone (config.model.backbone), which JAX "
-                "does not trace; call region_outputs"
-            )
+        for field, network in (
+            ("model.backbone", self.backbone),
+            ("agent.evidence_backbone", self.evidence_backbone),
+        ):
+            if network is not None:
+                raise ValueError(
+                    f"this run's features are those of a backbone (config.{field}), which JAX does "
+                    "not trace; call region_outputs"
+                )
 
         def function(images):
-            # Constants that XLA folds, such as those of batch norm, would round differently.
-            known = jax.lax.optimization_barrier((self.params, self.policy_variables))
-            return self._encode(*known, images, regions.NUM_REGIONS)
+            # Constants that XLA folds, such as those of batch norm, would round differently. On
+            # some processors the barrier does not keep it from that; a sum with a zero that
+            # depends on the images does.
+            zero = jnp.sum(images[:1, :1, :1, :1]).astype(jnp.float32) * 0.0
+            unfolded = jax.tree.map(
+                lambda x: x + zero if x.ndim == 1 and x.dtype == np.float32 else x,
+                jax.tree.map(jnp.asarray, self.policy_variables),
+            )
+            known = jax.lax.optimization_barrier((self.params, unfolded))
+            return self._encode(*known, images, None, regions.NUM_REGIONS)
 
         return function
 
     def _outputs(self, inputs: Shaped[AnyArray, "..."], num_regions: int) -> RegionOutputs:
-        self._check(inputs.ndim, regions.NUM_REGIONS)
-        inputs = self._features(inputs, num_regions)
-        outputs = self._encode(self.params, self.policy_variables, inputs, num_regions)
+        self._check(inputs.ndim, num_regions)
+        parts = self._parts(inputs, num_regions)
+        outputs = self._encode(self.params, self.policy_variables, *parts, num_regions)
         return RegionOutputs(*map(np.asarray, outputs))
 
-    def _features(
+    def _parts(
         self, inputs: Shaped[AnyArray, "..."], num_regions: int
-    ) -> Shaped[AnyArray, "..."]:
-        """Returns the backbone's features of images' regions; other inputs as they are."""
-        if inputs.ndim != 4 or self.backbone is None:
-            return inputs
-        boxes = regions.region_boxes(self.crop_ratio)[:num_regions]
-        features = self.backbone.of_regions(inputs, boxes, self.input_size)
-        head = self.policy_variables.get("evidence", {}).get("label_head")
-        if head:  # nothing is decided from labels: `_check` refuses images for several regions
-            unknown = np.zeros((*features.shape[:2], label_head.num_features(head)), features.dtype)
-            features = np.concatenate([features, unknown], -1)
-        return features
+    ) -> tuple[Shaped[AnyArray, "..."], Shaped[AnyArray, "..."] | None]:
+        """Returns what the base model reads, and the features that labels are told from, if any."""
+        if inputs.ndim == 3:
+            width = self._num_shown
+            return (inputs[..., :-width], inputs[..., -width:]) if width else (inputs, None)
+        boxes, own, shown = regions.region_boxes(self.crop_ratio)[:num_regions], inputs, None
+        if self.backbone is not None:
+            own = self.backbone.of_regions(inputs, boxes, self.input_size)
+        if self.evidence_backbone is not None and num_regions > 1:
+            shown = self.evidence_backbone.of_regions(inputs, boxes, self.evidence_size)
+        return own, shown
 
     def query(self, inputs: Shaped[AnyArray, "..."], choice: str = "one") -> QueryRegions:
         """Returns the codes that photos are searched with, and their logits.
@@ -214,10 +231,7 @@ class Encoder:
         Raises:
           ValueError: The encoder was trained on features from a file.
         """
-        self._check(images.ndim, 1)
-        inputs = self._features(images, 1)
-        packed = self._encode(self.params, self.policy_variables, inputs, 1).packed
-        return codes.to_bytes(np.asarray(packed)[:, 0], self.model.num_bits)
+        return codes.to_bytes(self._outputs(images, 1).packed[:, 0], self.model.num_bits)
 
     def code_set(
         self, packed: np.ndarray, keep_prob: np.ndarray, sizes: np.ndarray
@@ -258,6 +272,11 @@ class Encoder:
         if self.backbone is not None:
             settings["backbone"] = self.backbone.record.settings()
             tree["backbone"] = {"probe": self.backbone.record.probe}
+        if self.evidence_backbone is not None:
+            record = self.evidence_backbone.record
+            settings["evidence_backbone"] = record.settings()
+            settings["evidence_size"] = self.evidence_size
+            tree["evidence_backbone"] = {"probe": record.probe}
         save_arrays(path, tree, settings)
 
     @classmethod
@@ -270,7 +289,10 @@ class Encoder:
         tree, settings = load_arrays(path)
         try:
             widths, select = settings.pop("widths"), settings.pop("select", "each")
-            recorded, trunk = settings.pop("backbone", None), settings.pop("trunk", None)
+            recorded = {
+                name: settings.pop(name, None) for name in ("backbone", "evidence_backbone")
+            }
+            trunk, evidence_size = settings.pop("trunk", None), settings.pop("evidence_size", 0)
             numbers = {name: settings.pop(name) for name in _NUMBERS}
             model = AlexNet(**settings)
         except (KeyError, TypeError) as error:
@@ -297,28 +319,36 @@ class Encoder:
                 raise ValueError(f"conv_dtype is {model.conv_dtype!r}, expected a type of floats")
             policy = Policy(tuple(widths)) if widths else None
             params, policy_variables = tree.get("base", {}), tree.get("policy", {})
-            backbone = None
-            if recorded is not None:
-                probe = np.asarray(tree.get("backbone", {}).get("probe", 0))
-                record = backbones.Record.of_settings(recorded, probe)
-                backbone = backbones.Backbone(record, None)
+            networks_of = {
+                name: _unopened(given, tree.get(name, {})) for name, given in recorded.items()
+            }
+            backbone, other = networks_of["backbone"], networks_of["evidence_backbone"]
             variables.check(
                 model, params, policy, policy_variables, numbers["input_size"],
                 backbone.record.width if backbone else None,
             )  # fmt: skip
+            if other is not None:
+                json_values.check({"evidence_size": evidence_size}, {"evidence_size": schemas.SIDE})
+                head = policy_variables.get("evidence", {}).get("label_head")
+                if head is None or label_head.num_features(head) != other.record.width:
+                    raise ValueError("evidence_backbone has no label head of its width")
         except Exception as error:  # noqa: BLE001 - Flax refuses wrong settings in several ways
             raise ValueError(
                 f"{path} is damaged ({first_line(error)}); delete it and run the encode stage again"
             ) from None
         return cls(
-            model, params, policy, policy_variables, select=select, backbone=backbone, **numbers
-        )
+            model, params, policy, policy_variables, select=select, **networks_of, **numbers,
+            evidence_size=evidence_size,
+        )  # fmt: skip
 
     @classmethod
     def from_run(
         cls, workdir: str | os.PathLike[str], backbone: backbones.Given = None
     ) -> "Encoder":
-        """Returns the encoder of a finished run, with its backbone opened if it has one.
+        """Returns the encoder of a finished run, with its backbones opened if it has any.
+
+        A file of `config.agent.evidence_backbone` is looked for where it was in training, then in
+        the workdir.
 
         Args:
           workdir: The workdir of the run.
@@ -332,6 +362,17 @@ class Encoder:
         """
         path = Path(workdir) / FILE
         encoder = cls.load(path)
+        if encoder.evidence_backbone is not None:
+            record, source = encoder.evidence_backbone.record, None
+            if not (record.source.startswith(hub.PREFIX) or Path(record.source).exists()):
+                source = str(path.with_name(Path(record.source).name))
+                if not Path(source).exists():
+                    raise ValueError(
+                        f"{record.source}, the network that the run's agent tells labels from "
+                        f"(config.agent.evidence_backbone), is missing; copy it to {source}"
+                    )
+            opened = backbones.open_again(record, source, encoder.evidence_size, run=str(path))
+            encoder = dataclasses.replace(encoder, evidence_backbone=opened)
         if encoder.backbone is None:
             if backbone is not None and backbone != "":
                 raise ValueError(
@@ -343,6 +384,16 @@ class Encoder:
             encoder.backbone.record, backbone, encoder.input_size, run=str(path)
         )
         return dataclasses.replace(encoder, backbone=opened)
+
+
+def _unopened(
+    settings: Mapping[str, Any] | None, tree: Mapping[str, Any]
+) -> backbones.Backbone | None:
+    """Returns the backbone that an encoder's file records, not opened; None without settings."""
+    if settings is None:
+        return None
+    probe = np.asarray(tree.get("probe", 0))
+    return backbones.Backbone(backbones.Record.of_settings(settings, probe), None)
 
 
 def keep_probabilities(

@@ -59,8 +59,9 @@ def _run_stages(config: Any, workdir: Path, stage: str) -> dict[str, Any] | None
     if params is not None and "encode" in chosen:
         chosen_threshold = threshold.chosen(this) if variables else None
         encoder = encode.make_encoder(
-            config, this.model, params, variables, chosen_threshold, this.backbone
-        )
+            config, this.model, params, variables, chosen_threshold, this.backbone,
+            this.evidence_backbone,
+        )  # fmt: skip
         encode.encode(this, encoder)
     elif stage in ("evaluate", "report"):
         encode.check(this)

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_run import tiny
 
 import mch_jax
-from mch_jax import backbones, pipeline, search
+from mch_jax import backbones, codes, pipeline, search
 from mch_jax.encoder import Encoder
 from mch_jax.files import codes_file
 from mch_jax.training import run
@@ -201,3 +201,59 @@ def test_a_file_that_moved_or_changed(trained, tmp_path):
     write(moved, layout="NHWC")
     with pytest.raises(ValueError, match=r"moved\.onnx' has SHA-256 .*; give the run's file"):
         Encoder.from_run(workdir, str(moved))
+
+
+@pytest.mark.parametrize("select", ["each", "set"])
+def test_an_agent_that_tells_labels_from_a_network_chooses_codes_of_photos(
+    select, tmp_path, capsys
+):
+    source, workdir = write(tmp_path / "net.onnx"), tmp_path / "run"
+    config = tiny("dch", agent__recipe="cross_fit", agent__num_folds=2, agent__num_steps=2)
+    config.agent.update(evidence_backbone=source, evidence_size=64, select=select)
+    results = pipeline.run_stages(config, workdir)
+    assert results["mch"]["anhc"] >= 1
+    this, encoder = run.open_run(config, workdir), Encoder.from_run(workdir)
+    assert encoder.evidence_backbone.record.width == this.evidence_features.views.shape[-1] == 48
+    with np.load(workdir / "codes" / "query_regions.npz", allow_pickle=False) as saved:
+        images = np.stack([this.dataset.read(int(row)) for row in this.dataset.query])
+        outputs = encoder.region_outputs(images)
+        np.testing.assert_array_equal(codes.to_bytes(outputs.packed, 12), saved["codes"])
+        np.testing.assert_allclose(outputs.keep_prob, saved["keep_prob"], atol=1e-3)
+        np.testing.assert_allclose(outputs.label_logits, saved["label_logits"], atol=1e-2)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(images[0]).save(photo)
+    search.main([f"--run={workdir}", f"--image={photo}", "--query_codes=agent", "--json"])
+    assert json.loads(capsys.readouterr().out)
+    with pytest.raises(ValueError, match=r"config.agent.evidence_backbone\), which JAX does not"):
+        encoder.image_function()
+    moved = tmp_path / "moved.onnx"
+    shutil.move(source, moved)
+    with pytest.raises(ValueError, match=r"net.onnx, the network .*, is missing; copy it to"):
+        Encoder.from_run(workdir)
+    shutil.copy(moved, workdir / "net.onnx")
+    again = Encoder.from_run(workdir).region_outputs(images)
+    np.testing.assert_array_equal(again.keep_prob, outputs.keep_prob)
+    write(workdir / "net.onnx", layout="NHWC")
+    with pytest.raises(ValueError, match=r"has SHA-256 .*, the run's file has"):
+        Encoder.from_run(workdir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agent__evidence_backbone": "net.onnx"}, "expected empty where agent.recipe is paper"),
+        ({"agent__evidence_backbone": "colour_backbone:grid"}, "the path of an ONNX file"),
+        (
+            {
+                "agent__recipe": "cross_fit",
+                "agent__evidence_backbone": "net.onnx",
+                "agent__evidence_features": "features.npz",
+            },
+            "expected empty where agent.evidence_features is given",
+        ),
+        ({"agent__evidence_mean": (0.5,)}, "three, one per channel"),
+    ],
+)
+def test_configs_that_do_not_fit_a_network_of_the_agent(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pipeline.run_stages(tiny("dch", **changes), tmp_path)

@@ -338,7 +338,7 @@ def test_nothing_of_a_run_is_imported_unasked(trained, tmp_path, monkeypatch):
     for changed in ({"backbone": "hostile:grid.onnx"}, {"backbone": "vit_s16"}):
         config["model"] |= {"weights": "hostile:grid", **changed}  # and a record of a function
         path.write_text(json.dumps(config))
-        with pytest.raises(ValueError, match="is of the kind function, config.model.backbone is"):
+        with pytest.raises(ValueError, match="is of the kind function, the config names"):
             _ = run.reopen(workdir).backbone
     assert "hostile" not in sys.modules
     mch_jax.load(workdir, backbone=GRID)  # the function under its true name is the same network

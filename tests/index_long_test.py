@@ -282,7 +282,7 @@ def test_answers_of_shards_merge_into_those_of_one_index():
             radius = np.where(hits.item[:, -1] < 0, num_bits, hits.distance[:, -1])
             visits = shard.visits(queries, k, radius)
             near.append(NearestInShard(hits.item, hits.distance, *visits))
-        merged_hits = merge_nearest(near, k, num_bits)
+        merged_hits = merge_nearest(near, num_bits)
         for one, two in zip(merged_hits, whole.search(queries, k), strict=True):
             assert one.tolist() == two.tolist()
     found = []

@@ -10,6 +10,7 @@ docs/backbones.md describes how a run is trained on one.
 """
 
 from mch_jax.backbones.backbone import (
+    EVIDENCE_FILE,
     FILE,
     FUNCTION,
     Backbone,
@@ -18,6 +19,7 @@ from mch_jax.backbones.backbone import (
     cropped,
     kind_of,
     load,
+    load_recorded,
     not_opened,
     open_again,
     read_record,
@@ -26,6 +28,7 @@ from mch_jax.backbones.backbone import (
 from mch_jax.backbones.networks import NETWORKS
 
 __all__ = [
+    "EVIDENCE_FILE",
     "FILE",
     "FUNCTION",
     "NETWORKS",
@@ -35,6 +38,7 @@ __all__ = [
     "cropped",
     "kind_of",
     "load",
+    "load_recorded",
     "not_opened",
     "open_again",
     "read_record",

@@ -8,6 +8,7 @@ recognised later.
 
 import dataclasses
 import functools
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ from jaxtyping import Array, Bool, Float, UInt8
 from mch_jax import regions
 from mch_jax.backbones import functions, networks, onnx_files
 from mch_jax.codes import AnyArray
-from mch_jax.files import hub, json_values, load_arrays, save_arrays, schemas
+from mch_jax.files import hub, json_values, load_arrays, made_from, save_arrays, schemas
 from mch_jax.files.whole import first_line
 
-FILE = "backbone.npz"
+FILE, EVIDENCE_FILE = "backbone.npz", "evidence_backbone.npz"
 FUNCTION, ONNX = "function", "onnx"
 MOST = float(np.finfo(np.float16).max)  # features are kept in float16
 TOLERANCE = 1e-2  # relative difference of probe features that machines and devices may cause
@@ -64,6 +65,11 @@ class Record(NamedTuple):
             "kind": self.kind, "source": self.source, "sha256": self.sha256, "width": self.width,
             "mean": list(self.mean), "std": list(self.std),
         }  # fmt: skip
+
+    def digest(self) -> str:
+        """Returns a digest of what the network is, wherever its file lies."""
+        settings = json.dumps(self._replace(source="").settings(), sort_keys=True)
+        return made_from.digest(settings, self.probe)
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any], probe: np.ndarray) -> "Record":
@@ -209,6 +215,42 @@ def load(
     return Backbone(
         Record(kind, source, sha256, mean, std, _probed(network, source, input_size)), network
     )
+
+
+def load_recorded(
+    path: Path,
+    source: str,
+    input_size: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str = "",
+) -> Backbone:
+    """Opens the backbone of a run; the first call records what it is, later ones compare it.
+
+    Args:
+      path: File of the record.
+      source: As for `load`, like the other arguments.
+      input_size: Side in pixels of the network's input.
+      mean: Mean by channel.
+      std: Standard deviation by channel.
+      weights: Path of the weights of a network in `networks.NETWORKS`.
+
+    Raises:
+      ValueError: The source does not open, or is another network than before.
+    """
+    recorded, kind = read_record(path), kind_of(source)
+    if recorded is None:
+        opened = load(source, input_size, mean=mean, std=std, weights=weights)
+        save_record(path, opened.record)
+        return opened
+    if recorded.kind != kind:  # the config decides whether code is run
+        raise ValueError(
+            f"{path} is of the kind {recorded.kind}, the config names {source}; restore it, or "
+            "start a new run"
+        )
+    file = weights if kind in networks.NETWORKS else source
+    return open_again(recorded, file, input_size, run=str(path))
 
 
 def open_again(record: Record, given: Given, input_size: int, *, run: str) -> Backbone:

@@ -171,7 +171,7 @@ class ShardedIndex:
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
         batches = self._call_in_batches("search", query_codes, k)
-        found = [merge_nearest(shards, k, self.num_bits) for shards in batches]
+        found = [merge_nearest(shards, self.num_bits) for shards in batches]
         if len(found) == 1:
             return found[0]
         return NearestItems(*map(np.concatenate, zip(*found, strict=True)))

@@ -7,6 +7,7 @@ are for those who work with its codes or its counts:
 * `ball_size`, `count_visits`, `visit_counts`: the counts of Algorithm 1 without an index.
 * `probed_buckets`: the buckets that `probe` looks at, one by one, with their items.
 * `concatenated`: the answers to several batches of queries as one.
+* `merged_nearest`: the answers of several indexes as one.
 
 | module | holds |
 | --- | --- |
@@ -15,6 +16,7 @@ are for those who work with its codes or its counts:
 | `segment` | building a segment, and the decisions that depend on its size |
 | `storage` | the files of a saved index |
 | `long_codes` | what differs for codes of more than 64 bits |
+| `merging` | merging the answers of several indexes |
 | `trace` | the buckets that a query looks at, one by one |
 | `algorithm1` | the number of buckets that Algorithm 1 visits |
 | `words` | codes and items from the arrays of a codes file |
@@ -32,6 +34,7 @@ from mch_jax.index.answers import (
     concatenated,
 )
 from mch_jax.index.bucket_index import BucketIndex
+from mch_jax.index.merging import merged_nearest
 from mch_jax.index.storage import INDEX_FORMAT
 from mch_jax.index.trace import ProbedBuckets, probed_buckets
 from mch_jax.index.words import MAX_BITS, MAX_ITEM, MAX_LONG_BITS, checked_items, words_from_bytes
@@ -56,6 +59,7 @@ __all__ = [
     "ball_size",
     "checked_items",
     "concatenated",
+    "merged_nearest",
     "probed_buckets",
     "count_visits",
     "visit_counts",

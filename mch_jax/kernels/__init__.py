@@ -18,6 +18,7 @@
 | `probe_long` | the same for codes of several words, from a heap of flip masks |
 | `visits` | the buckets that Algorithm 1 visits, one by one |
 | `visit_counts` | how many buckets it visits, from known distances |
+| `merge` | the answers of several indexes as one |
 | `histogram` | items per distance and relevance |
 | `checksum` | a checksum at the speed of memory |
 | `threads` | runs a kernel over slices of the queries in several threads |

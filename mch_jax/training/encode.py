@@ -31,6 +31,7 @@ def make_encoder(
     policy_variables: Mapping[str, Any],
     keep_threshold: float | None = None,
     backbone: Backbone | None = None,
+    evidence_backbone: Backbone | None = None,
 ) -> Encoder:
     """Returns the encoder of trained models, with the settings of a config.
 
@@ -41,7 +42,9 @@ def make_encoder(
       policy_variables: Variables of the policy. Without any, every code is kept.
       keep_threshold: Smallest keep probability of a code that is kept. Defaults to the config's.
       backbone: The network that stands in for the convolutions, if there is one.
+      evidence_backbone: The network whose features the agent tells labels from, if there is one.
     """
+    evidence_size = config.agent.get("evidence_size", 0) if evidence_backbone is not None else 0
     return Encoder(
         model=model,
         params=params,
@@ -53,6 +56,8 @@ def make_encoder(
         input_size=config.model.input_size,
         select=config.agent.get("select", "each"),
         backbone=backbone,
+        evidence_backbone=evidence_backbone,
+        evidence_size=evidence_size,
     )
 
 

@@ -14,6 +14,12 @@ from typing import Any
 _SWITCHES = (
     ("model", "backbone", "", ("backbone", "mean", "std")),
     ("model", "conv_dtype", "float32", ("conv_dtype",)),
+    (
+        "agent",
+        "evidence_backbone",
+        "",
+        ("evidence_backbone", "evidence_size", "evidence_mean", "evidence_std"),
+    ),
     ("similarity", "source", "neighbours", ("threshold",)),
     ("similarity", "source", "labels", None),
 )

@@ -41,7 +41,8 @@ from mch_jax.training.streams import Stream, generator
 # weights and features stand for.
 _WITHOUT_EFFECT = {
     "cache_dir", "dataset.root", "dataset.on_damaged", "model.features", "model.weights",
-    "model.backbone", "model.mean", "model.std", "tensorboard", "wandb",
+    "model.backbone", "model.mean", "model.std", "agent.evidence_backbone", "agent.evidence_mean",
+    "agent.evidence_std", "tensorboard", "wandb",
 }  # fmt: skip
 
 
@@ -190,9 +191,10 @@ class Run:
         found = {name: made_from.digest_file(path) for name, path in files.items() if path}
         if self._is_on_backbone:
             record = backbones.read_record(self.workdir / backbones.FILE)
-            record = record or self._opened_backbone.record
-            settings = json.dumps(record._replace(source="").settings(), sort_keys=True)
-            found["backbone"] = made_from.digest(settings, record.probe)
+            found["backbone"] = (record or self._opened_backbone.record).digest()
+        if config.agent.get("evidence_backbone", ""):
+            record = backbones.read_record(self.workdir / backbones.EVIDENCE_FILE)
+            found["evidence's network"] = (record or self.evidence_backbone.record).digest()
         return found
 
     def photos_digest(self, rows: np.ndarray) -> str:
@@ -256,29 +258,43 @@ class Run:
 
     @functools.cached_property
     def _opened_backbone(self) -> backbones.Backbone:
-        model, path = self.config.model, self.workdir / backbones.FILE
-        recorded, kind = backbones.read_record(path), backbones.kind_of(model.backbone)
-        if recorded is not None:
-            if recorded.kind != kind:  # `reopen` decides by the config whether code is run
-                raise ValueError(
-                    f"{path} is of the kind {recorded.kind}, config.model.backbone is "
-                    f"{model.backbone}; restore it, or start a new run"
-                )
-            source = model.weights if kind in backbones.NETWORKS else model.backbone
-            return backbones.open_again(recorded, source, model.input_size, run=str(path))
-        opened = backbones.load(
-            model.backbone, model.input_size,
+        model = self.config.model
+        return backbones.load_recorded(
+            self.workdir / backbones.FILE, model.backbone, model.input_size,
             mean=model.mean, std=model.std, weights=model.weights,
         )  # fmt: skip
-        backbones.save_record(path, opened.record)
-        return opened
+
+    @functools.cached_property
+    def evidence_backbone(self) -> backbones.Backbone | None:
+        """The network whose features the agent tells labels from, if the config names one.
+
+        The first use records in the workdir what the network is; later uses compare it.
+
+        Raises:
+          ValueError: The network does not open, or is another one than before.
+        """
+        chosen = self.config.agent
+        if not chosen.get("evidence_backbone", ""):  # missing in configs of old runs
+            return None
+        return backbones.load_recorded(
+            self.workdir / backbones.EVIDENCE_FILE, chosen.evidence_backbone, chosen.evidence_size,
+            mean=chosen.evidence_mean, std=chosen.evidence_std,
+        )  # fmt: skip
 
     @functools.cached_property
     def evidence_features(self) -> features_file.Features | None:
-        """The features of a file that the agent tells labels from; None if the config has none."""
-        config = self.config
+        """The features that the agent tells labels from; None for those of the base model."""
+        config, network = self.config, self.evidence_backbone
         path = config.agent.get("evidence_features", "")  # missing in configs of old runs
-        return features_file.load(path, self.dataset, config.encode.crop_ratio) if path else None
+        if path:
+            return features_file.load(path, self.dataset, config.encode.crop_ratio)
+        if network is None:
+            return None
+        size = config.agent.evidence_size
+        return features_file.Features(
+            self._cached("evidence-regions", self._region_views, network, size),
+            self._cached("evidence-train_views", self._random_views, network, size),
+        )
 
     def encoder_batches(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Yields what the run's encoder takes: `region_batches`, with evidence's features behind.
@@ -299,31 +315,45 @@ class Run:
         """Convolutional features [n v k] of training photos: whole, mirrored, random regions."""
         if self.config.model.features:
             return self.given_features.views
-        views = features.random_views(
-            self.dataset.train, self.config.base.num_views, self.config.encode.crop_ratio
-        )
-        return self._cached("train_views", views)
+        return self._cached("train_views", self._random_views)
 
     @functools.cached_property
     def region_features(self) -> np.ndarray:
         """Convolutional features [n 6 k] of the regions of every photo of the data set."""
         if self.config.model.features:
             return self.given_features.regions
-        rows = np.arange(len(self.dataset.ids))
-        views = features.region_views(rows, self.config.encode.crop_ratio)
-        return self._cached("regions", views)
+        return self._cached("regions", self._region_views)
 
-    def _cached(self, title: str, views: features.Views) -> np.ndarray:
+    @property
+    def _random_views(self) -> features.Views:
+        """The views of training photos that models are trained on."""
+        return features.random_views(
+            self.dataset.train, self.config.base.num_views, self.config.encode.crop_ratio
+        )
+
+    @property
+    def _region_views(self) -> features.Views:
+        """The regions of every photo of the data set that are encoded."""
+        rows = np.arange(len(self.dataset.ids))
+        return features.region_views(rows, self.config.encode.crop_ratio)
+
+    def _cached(
+        self,
+        title: str,
+        views: features.Views,
+        backbone: backbones.Backbone | None = None,
+        input_size: int = 0,
+    ) -> np.ndarray:
+        """Returns the features of views; a backbone other than the run's has its own input size."""
+        backbone = backbone or self.backbone
         directory = Path(self.config.cache_dir or self.workdir / "features")
         title = f"{self.config.dataset.name}-{title}"
         sizes = {
             "image_size": self.config.dataset.image_size,
-            "input_size": self.config.model.input_size,
+            "input_size": input_size or self.config.model.input_size,
         }
-        if self.backbone is not None:
-            return features.of_backbone(
-                directory, title, self.dataset, views, self.backbone, **sizes
-            )
+        if backbone is not None:
+            return features.of_backbone(directory, title, self.dataset, views, backbone, **sizes)
         return features.cached(
             directory, title, self.dataset, views, self.model, self.initial_params, **sizes
         )

@@ -73,6 +73,10 @@ _MOMENTUM = Rule(lambda x: _is_number(x) and 0 <= x < 1, "a number from 0 to bel
 _WIDTH = Rule(lambda x: _is_number(x) and 0 < x <= 1024, "a number above 0, at most 1024")
 _MAPPING = Rule(lambda x: hasattr(x, "keys"), "settings of the data set by name")
 _TEXT = Rule(lambda x: isinstance(x, str), "text")
+_ONNX = Rule(
+    lambda x: isinstance(x, str) and (not x or x.endswith(".onnx")),
+    "empty, or the path of an ONNX file (.onnx)",
+)
 _BOOLEAN = Rule(lambda x: isinstance(x, bool), "True or False")
 
 _NAMED = tuple(backbones.NETWORKS)
@@ -125,6 +129,10 @@ RULES: Mapping[str, Rule] = {
     "agent.recipe": _one_of("paper", "cross_fit"),
     "agent.num_folds": _whole(2),
     "agent.evidence_features": _TEXT,
+    "agent.evidence_backbone": _ONNX,
+    "agent.evidence_size": _whole(1, MAX_SIDE),
+    "agent.evidence_mean": _channels(_NUMBER),
+    "agent.evidence_std": _channels(_ABOVE_0),
     "agent.select": _one_of("each", "set"),
     "agent.calibrate": _BOOLEAN,
     "agent.recall_weight": _FROM_0,
@@ -145,6 +153,11 @@ RULES: Mapping[str, Rule] = {
     "encode.batch_size": _whole(1),
     "evaluate.bucket_k": _several(_whole(1)),
 }
+
+_EVIDENCE_EXPECTED = (
+    "empty where agent.recipe is paper or base.train_conv is True: cross_fit reads such features "
+    "beside those of fixed convolutions"
+)
 
 _EVERY_VERSION_HAS = (
     "seed", "method", "num_bits", "dataset.name", "dataset.root", "dataset.settings",
@@ -210,12 +223,18 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "agent.evidence_features",
-        lambda c: (
-            not c.agent.evidence_features
-            or (c.agent.recipe == "cross_fit" and not c.base.train_conv)
-        ),
-        "empty where agent.recipe is paper or base.train_conv is True: cross_fit reads them beside "
-        "the features of fixed convolutions",
+        lambda c: not c.agent.evidence_features or _takes_evidence(c),
+        _EVIDENCE_EXPECTED,
+    ),
+    (
+        "agent.evidence_backbone",
+        lambda c: not c.agent.evidence_backbone or _takes_evidence(c),
+        _EVIDENCE_EXPECTED,
+    ),
+    (
+        "agent.evidence_backbone",
+        lambda c: not (c.agent.evidence_backbone and c.agent.evidence_features),
+        "empty where agent.evidence_features is given: both stand in for the label head",
     ),
     (
         "agent.select",
@@ -233,6 +252,11 @@ COMBINATIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         f"empty where method is {' or '.join(_WITHOUT_AGENT)}: these have no agent",
     ),
 )
+
+
+def _takes_evidence(config: Any) -> bool:
+    """Returns whether the agent can read features of its own."""
+    return config.agent.recipe == "cross_fit" and not config.base.train_conv
 
 
 def check(config: Any) -> None:
