@@ -355,7 +355,11 @@ class BucketIndex:
             radius = np.full(len(queries), num_bits)
         k = len(base.items) + len(delta.items) + 1 if k is None else k
         radii = np.asarray(radius, np.int64)
-        offsets, mask, new = visits.visited_buckets(base, delta, queries, num_bits, radii, k)
+        order = segment.reading_order(base, queries, num_bits)
+        lookup_radius = segment.lookup_radius(base, num_bits)
+        offsets, mask, new = visits.visited_buckets(
+            base, delta, queries, order, num_bits, radii, k, lookup_radius
+        )
         return VisitedBuckets(offsets, mask.reshape(-1, *queries.shape[1:]), new)
 
     def add(self, codes: UInt8[np.ndarray, "c bytes"], item: Int[np.ndarray, " c"]) -> None:

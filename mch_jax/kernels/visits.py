@@ -94,23 +94,51 @@ def _num_words(keys):
 
 
 @kernel
-def visited_buckets(base, delta, queries, num_bits, radii, k):
+def _by_query(firsts, counts, masks, new_items, num_words):
+    """Returns offsets [m + 1], masks and numbers of new items in the order of the queries.
+
+    Args:
+      firsts: int64 [m], the first bucket of each query.
+      counts: int64 [m], its number of buckets.
+      masks: Words of the flip masks of the buckets.
+      new_items: Number of new items of each bucket.
+      num_words: Number of words of a mask.
+    """
+    offsets = np.zeros(firsts.size + 1, np.int64)
+    for m in range(firsts.size):
+        offsets[m + 1] = offsets[m] + counts[m]
+    sorted_masks = np.empty(offsets[-1] * num_words, np.uint64)
+    sorted_items = np.empty(offsets[-1], np.int64)
+    for m in range(firsts.size):
+        for i in range(counts[m]):
+            sorted_items[offsets[m] + i] = new_items[firsts[m] + i]
+            for j in range(num_words):
+                word = (offsets[m] + i) * num_words + j
+                sorted_masks[word] = masks[(firsts[m] + i) * num_words + j]
+    return offsets, sorted_masks, sorted_items
+
+
+@kernel
+def visited_buckets(base, delta, queries, order, num_bits, radii, k, lookup_radius):
     """Returns the non-empty buckets that Algorithm 1 visits up to the k-th item of each query.
 
     Args:
       base: The large segment.
       delta: The small segment.
       queries: uint64 [m] or [m, w].
+      order: int64 [m], the order in which the queries are answered.
       num_bits: Code length q.
       radii: int64 [m], distance of the k-th item, or q where fewer exist. No bucket beyond it is
         listed.
       k: Number of items.
+      lookup_radius: Radius up to which codes are looked up instead of reading rings.
 
     Returns:
       offsets [m + 1], and for each bucket the words of its flip mask and the number of items that
       it is the first to hold.
     """
-    bounds, used = np.zeros(len(queries) + 1, np.int64), ZERO
+    firsts, counts = np.empty((2, len(queries)), np.int64)
+    used = ZERO
     num_words = _num_words(base.keys)
     masks, new_items = np.empty(1024, np.uint64), np.empty(1024, np.int64)
     segments = Segments(base, delta)
@@ -123,10 +151,11 @@ def visited_buckets(base, delta, queries, num_bits, radii, k):
     while num_slots < 4 * min(k, base.items.size + delta.items.size):
         num_slots *= 2
     seen = np.empty(num_slots, np.int64)
-    for m in range(len(queries)):
+    for m in order:
         query, count = queries[m], ZERO
-        seen[:] = 0
-        while not find_ball(segments, query, num_bits, radii[m], False, pivot_orders, found):
+        seen[:], firsts[m] = 0, used
+        by_lookup = radii[m] <= lookup_radius
+        while not find_ball(segments, query, num_bits, radii[m], by_lookup, pivot_orders, found):
             found = with_twice_the_capacity(found)
         num_found, buckets = found.counters[NUM_FOUND], found.buckets
         rows = _rows_in_order(base.keys, delta.keys, delta_row, query, buckets[:num_found])
@@ -152,5 +181,5 @@ def visited_buckets(base, delta, queries, num_bits, radii, k):
             _write_mask(base.keys, delta.keys, delta_row, query, row, masks, used * num_words)
             new_items[used], last = new, row
             used += 1
-        bounds[m + 1] = used
-    return bounds, masks[: used * num_words].copy(), new_items[:used].copy()
+        counts[m] = used - firsts[m]
+    return _by_query(firsts, counts, masks, new_items, num_words)
