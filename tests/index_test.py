@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mch_jax.files import codes_file
 from mch_jax.files.codes_file import CodeFile
-from mch_jax.index import BucketIndex, ball_size, bucket_index, segment, streaming
+from mch_jax.index import BucketIndex, ball_size, bucket_index, filters, segment, streaming
 
 
 def pack(words, num_bits):
@@ -154,20 +154,22 @@ def test_figure_1_of_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("num_bits", "num_codes", "num_centres"),
-    [(24, 40_000, 30), (64, 40_000, 30), (64, 120_000, 1)],
+    ("num_bits", "num_codes", "num_centres", "flipped"),
+    [(24, 40_000, 30, 0.04), (64, 40_000, 30, 0.04), (64, 170_000, 1, 0.07)],
 )
-def test_clusters_of_many_codes(num_bits, num_codes, num_centres, monkeypatch):
+def test_clusters_of_many_codes(num_bits, num_codes, num_centres, flipped, monkeypatch):
     """The sets are large enough for lookups, stepwise reach, pruned rings, ties and threads.
 
-    In the last one, radius 1 is looked up because the rings near a query hold so many codes.
+    In the last one, radius 1 and 2 are looked up because the rings near a query hold so many codes.
     """
+    monkeypatch.setattr(filters, "MIN_CODES", 0)
+    monkeypatch.setattr(filters, "CODES_PER_QUERY", 2**40)
     monkeypatch.setattr(segment, "RING_SHARE", 1 if num_centres > 1 else 1 / 64)
     rng = np.random.default_rng(num_bits)
     centres = rng.integers(0, 2**num_bits, num_centres, np.uint64)
 
     def near(count):
-        flips = rng.random((count, num_bits)) < 0.04
+        flips = rng.random((count, num_bits)) < flipped
         words = flips @ (np.uint64(1) << np.arange(num_bits, dtype=np.uint64))
         noise = rng.integers(0, 2**num_bits, count, np.uint64)
         return np.where(

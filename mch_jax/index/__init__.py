@@ -14,6 +14,7 @@ are for those who work with its codes or its counts:
 | `bucket_index` | `BucketIndex` |
 | `answers` | the NamedTuples that it returns |
 | `segment` | building a segment, and the decisions that depend on its size |
+| `filters` | when the filter is made that lookups at a radius of two bits need |
 | `storage` | the files of a saved index |
 | `long_codes` | what differs for codes of more than 64 bits |
 | `merging` | merging the answers of several indexes |

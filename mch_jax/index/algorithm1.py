@@ -16,13 +16,8 @@ from mch_jax.index import long_codes
 from mch_jax.index.words import MAX_BITS, checked_items, words_from_bytes
 from mch_jax.kernels import build
 from mch_jax.kernels import visit_counts as kernels
+from mch_jax.kernels.bits import BINOMIALS
 from mch_jax.kernels.threads import in_threads
-
-# C(n, i), which is below 2^64 for n up to 64.
-BINOMIALS = np.array(
-    [[comb(n, i) if i <= n else 0 for i in range(MAX_BITS + 1)] for n in range(MAX_BITS + 1)],
-    np.uint64,
-)
 
 
 def ball_size(num_bits: int, radius: int) -> int:

@@ -28,8 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from mch_jax.files import codes_file
-from mch_jax.index import long_codes, ranking, segment, storage, streaming
-from mch_jax.index.algorithm1 import BINOMIALS
+from mch_jax.index import filters, long_codes, ranking, segment, storage, streaming
 from mch_jax.index.answers import (
     CheapestItems,
     ItemsWithin,
@@ -72,6 +71,7 @@ class BucketIndex:
         self._segments = segments
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # additions not yet in the delta
         self._lock = threading.RLock()
+        self._filter = filters.LookupFilter()
         self._largest: tuple[Segments, int] | None = None
         self._by_item: tuple[Segments, ranking.Pairs] | None = None
         self._saved: storage.SavedState | None = None
@@ -144,9 +144,9 @@ class BucketIndex:
 
     @property
     def nbytes(self) -> int:
-        """Size of the arrays in bytes, in memory or, for an opened index, in mapped files."""
+        """Size in bytes of the arrays, or of the mapped files, and of a filter made for queries."""
         base, delta = self._current()
-        return sum(array.nbytes for array in (*base, *delta))
+        return sum(array.nbytes for array in (*base, *delta)) + self._filter.nbytes(base)
 
     @property
     def version(self) -> str | None:
@@ -213,6 +213,7 @@ class BucketIndex:
         queries, num_bits = words_from_bytes(query_codes, self.num_bits), self.num_bits
         base, delta = self._allowed(allowed)
         lookup_radius = segment.lookup_radius(base, num_bits)
+        code_filter = self._filter.of(base, num_bits, len(queries), allowed is None)
         together = segment.read_together(base, len(queries))
         order = segment.reading_order(base, queries, num_bits, threads)
         item = np.empty((len(queries), k), np.int64)
@@ -222,7 +223,7 @@ class BucketIndex:
 
         def run(rows: slice) -> None:
             search.nearest_items(
-                base, delta, queries, order[rows], num_bits, lookup_radius, together, BINOMIALS,
+                base, delta, queries, order[rows], num_bits, lookup_radius, code_filter, together,
                 item, distance, probed, nonempty,
             )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
-from mch_jax.index.algorithm1 import BINOMIALS, count_visits
+from mch_jax.index.algorithm1 import count_visits
 from mch_jax.index.answers import NearestItems, exact_counts
 from mch_jax.kernels import merge
 
@@ -36,7 +36,7 @@ def merged_nearest(
     if masks.ndim > 1:
         return NearestItems(nearest, bits, *_count_long(masks, bounds, new_items, k, num_bits))
     probed, nonempty = np.empty(num_queries, np.uint64), np.empty(num_queries, np.int64)
-    merge.count_visits(masks, bounds, new_items, k, num_bits, BINOMIALS, probed, nonempty)
+    merge.count_visits(masks, bounds, new_items, k, num_bits, probed, nonempty)
     return NearestItems(nearest, bits, exact_counts(probed, num_bits), nonempty)
 
 

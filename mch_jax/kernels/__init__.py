@@ -9,6 +9,7 @@
 | `build` | making the arrays of a segment |
 | `build_long` | the same for codes of several words, where they need another way |
 | `scan` | finding the buckets within a distance of a query |
+| `filter` | a bitmap that tells which codes are surely not in a segment |
 | `rank` | ordering the items of the buckets found |
 | `search` | the k nearest items |
 | `asymmetric` | the k items of least asymmetric distance |

@@ -6,6 +6,8 @@ per word. A few longer codes, such as pivots, are uint64 [p, w]. Numba compiles 
 belongs to the number of dimensions.
 """
 
+from math import comb
+
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -13,6 +15,9 @@ from numba.core import cgutils, types
 from mch_jax.kernels.jit import intrinsic, leaf
 
 BLOCK_ROWS = 8  # a block has one cache line per word
+
+# C(n, i), which is below 2^64 for n up to 64. Kernels that use it contain it.
+BINOMIALS = np.array([[comb(n, i) for i in range(65)] for n in range(65)], np.uint64)
 
 
 @intrinsic

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mch_jax.kernels.bits import mask_rank, popcount
+from mch_jax.kernels.bits import BINOMIALS, mask_rank, popcount
 from mch_jax.kernels.jit import kernel
 
 
@@ -41,7 +41,7 @@ def merge_nearest(items, distances, item, distance):
 
 
 @kernel
-def count_visits(masks, bounds, new_items, k, num_bits, binomials, probed, nonempty):
+def count_visits(masks, bounds, new_items, k, num_bits, probed, nonempty):
     """Fills the numbers of buckets that Algorithm 1 visits, from those that each shard visits.
 
     Args:
@@ -51,7 +51,6 @@ def count_visits(masks, bounds, new_items, k, num_bits, binomials, probed, nonem
       new_items: int64 [b], number of items that a bucket is the first of its shard to hold.
       k: Number of items to find.
       num_bits: Code length q.
-      binomials: C(n, i).
       probed: uint64 [m], filled; 0 stands for 2^q.
       nonempty: int64 [m], filled.
     """
@@ -77,7 +76,7 @@ def count_visits(masks, bounds, new_items, k, num_bits, binomials, probed, nonem
             met += new_items[position[best]]
             position[best] += 1
             if met >= k:
-                probed[m] = mask_rank(mask, binomials) + np.uint64(1)
+                probed[m] = mask_rank(mask, BINOMIALS) + np.uint64(1)
                 for nearer in range(np.int64(distance)):
-                    probed[m] += binomials[num_bits, nearer]
+                    probed[m] += BINOMIALS[num_bits, nearer]
         nonempty[m] = num_buckets

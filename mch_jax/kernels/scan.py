@@ -19,6 +19,7 @@ from mch_jax.kernels.bits import (
     popcount,
     prefetch,
 )
+from mch_jax.kernels.filter import possible_pairs
 from mch_jax.kernels.jit import kernel, leaf
 from mch_jax.kernels.segment import (
     DIRECT_BITS,
@@ -33,7 +34,7 @@ REACH, NUM_WITHIN, NUM_FOUND, NUM_ITEMS = range(4)  # of BucketsFound.counters
 PIVOT_MASK = 0xFFFFFFFF
 LOOKUPS_AHEAD = 64  # slots of the table that are loaded before the codes are looked up
 MIN_BYTES_AHEAD = 2**22  # of a table whose slots are loaded; a smaller one stays in the cache
-LOOKUP_COST = 384  # codes that are read in the time of one lookup
+LOOKUP_COST, FILTER_COST = 384, 48  # codes that are read in the time of a lookup, of a test
 SHARED_BYTES = 2**15  # of keys that several queries read in turn: a part of the L2 cache
 
 
@@ -142,6 +143,47 @@ def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
         if flips == last:
             return True
         flips = _next_flips(flips)
+
+
+@leaf
+def look_up_pairs(segment, code_filter, query, num_bits, flips, found):
+    """Looks up every code of one word at a radius of 2 and appends the buckets that exist.
+
+    Args:
+      segment: The base, whose rows come first among those of all segments.
+      code_filter: The filter of its codes.
+      query: The query's code.
+      num_bits: Code length q.
+      flips: A buffer (`filter.possible_pairs`); changed.
+      found: Buckets found so far; changed.
+
+    Returns:
+      False if `found` was too small for all of them.
+    """
+    return _look_up_pairs(segment.keys, segment, code_filter, query, num_bits, flips, found)
+
+
+@leaf
+def _look_up_pairs(keys, segment, code_filter, query, num_bits, flips, found):
+    """Does what `look_up_pairs` does; the keys decide what is compiled."""
+    if keys.ndim > 1:
+        return True
+    offsets, table = segment.offsets, segment.table
+    buckets, counters = found.buckets, found.counters
+    num_flips = possible_pairs(code_filter, query, num_bits, flips)
+    if counters[NUM_FOUND] + num_flips > buckets.size:
+        return False
+    for start in range(0, num_flips, LOOKUPS_AHEAD):
+        stop = min(start + LOOKUPS_AHEAD, num_flips)
+        for i in range(start, stop):
+            prefetch(table, first_slot(table, keys, query ^ flips[i]))
+        for i in range(start, stop):
+            row = find_row(table, keys, query ^ flips[i], num_bits)
+            if row >= 0:
+                buckets[counters[NUM_FOUND]] = (np.int64(2) << ROW_BITS) | row
+                counters[NUM_FOUND] += 1
+                counters[NUM_ITEMS] += np.int64(offsets[row + 1]) - np.int64(offsets[row])
+    return True
 
 
 @leaf
@@ -308,21 +350,28 @@ def scan_other_pivots(segment, first_row, query, num_bits, enough, pivots, found
 
 
 @leaf
-def pays_to_look_up(segment, num_bits, pivots, radius):
-    """Returns True if looking up all codes at a radius of 1 costs less than reading rings.
+def pays_to_look_up(segment, code_filter, has_delta, num_bits, pivots, radius):
+    """Returns True if looking up all codes at a radius of 1 or 2 costs less than reading rings.
 
     Args:
-      segment: The segment.
+      segment: The base.
+      code_filter: The filter of its codes, without which radius 2 is not looked up.
+      has_delta: Whether there is a delta, which has no filter.
       num_bits: Code length q.
       pivots: The segment's pivots, as `find_nearest_pivot` leaves them.
       radius: Distance in bits.
     """
-    if segment.keys.ndim > 1 or radius != 1 or pivots.order.size == 0:
+    if segment.keys.ndim > 1 or pivots.order.size == 0:
+        return False
+    if radius == 1:
+        cost = num_bits * LOOKUP_COST
+    elif radius == 2 and code_filter.size and not has_delta:
+        cost = num_bits * (num_bits - 1) // 2 * FILTER_COST
+    else:
         return False
     nearest, own = pivots.order[0] >> 32, (pivots.order[0] & PIVOT_MASK) * (num_bits + 1)
     low, high = max(0, nearest - radius), min(num_bits, nearest + radius)
-    num_rows = np.int64(segment.rings[own + high + 1]) - np.int64(segment.rings[own + low])
-    return num_bits * LOOKUP_COST < num_rows
+    return cost < np.int64(segment.rings[own + high + 1]) - np.int64(segment.rings[own + low])
 
 
 @leaf

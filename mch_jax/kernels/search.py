@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
-from mch_jax.kernels.bits import mask_rank
+from mch_jax.kernels.bits import BINOMIALS, mask_rank
 from mch_jax.kernels.jit import inlined, kernel, leaf
 from mch_jax.kernels.rank import Ranking, group_by_distance, rank_items
 from mch_jax.kernels.scan import (
@@ -15,6 +15,7 @@ from mch_jax.kernels.scan import (
     BucketsFound,
     find_nearest_pivot,
     found_of,
+    look_up_pairs,
     look_up_radius,
     new_buckets_found,
     new_pivot_orders,
@@ -30,6 +31,7 @@ from mch_jax.kernels.segment import NO_LIMIT, ZERO, Segments
 
 STEPWISE_REACH = 7  # beyond this distance, reach no longer grows bit by bit
 GROWTH = 3  # estimated growth of the number of items with each bit of distance
+MOST_PAIRS = 64 * 63 // 2  # of bits of a code
 QUERIES_TOGETHER, MAX_BUCKETS_TOGETHER = 64, 2**20  # of the queries that read the keys at once
 
 
@@ -40,13 +42,14 @@ class Question(NamedTuple):
       k: Number of items.
       num_bits: Code length q.
       lookup_radius: Radius up to which codes are looked up before rings are read.
-      binomials: C(n, i) for n and i up to q.
+      code_filter: Bitmap by which codes at a radius of 2 are looked up as well, where that costs
+        less than reading rings; empty if there is none (`kernels.filter`).
     """
 
     k: int
     num_bits: int
     lookup_radius: int
-    binomials: UInt64[np.ndarray, "n n"]
+    code_filter: UInt64[np.ndarray, " words"]
 
 
 class Answers(NamedTuple):
@@ -99,21 +102,22 @@ def _next_radius(radius, count, nearest, k, num_bits):
 
 
 @leaf
-def _num_probed(keys, delta_keys, delta_row, query, row, num_bits, distance, binomials):
+def _num_probed(keys, delta_keys, delta_row, query, row, num_bits, distance):
     """Returns the number of buckets visited up to that of a row; see `Answers.probed`."""
     if keys.ndim > 1:
         return np.uint64(row + 1)
     mask = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
-    probed = mask_rank(mask, binomials) + np.uint64(1)
+    probed = mask_rank(mask, BINOMIALS) + np.uint64(1)
     for nearer in range(distance):
-        probed += binomials[num_bits, nearer]
+        probed += BINOMIALS[num_bits, nearer]
     return probed
 
 
 @leaf
 def _answer_from(
-    begin, segments, queries, order, question, answers, pivot_orders, found, ranking, waiting
-):
+    begin, segments, queries, order, question, answers, pivot_orders, flips, found, ranking,
+    waiting,
+):  # fmt: skip
     """Answers the queries in order[begin:] until `found` is too small for one.
 
     Args:
@@ -124,6 +128,7 @@ def _answer_from(
       question: What to search for.
       answers: Filled in the rows of the queries answered.
       pivot_orders: Buffers; changed.
+      flips: A buffer for the flip masks of `look_up_pairs`; changed.
       found: Buffers; changed.
       ranking: Buffers, as large as `found`; changed.
       waiting: Takes queries that are not answered because most keys would have to be read.
@@ -131,7 +136,7 @@ def _answer_from(
     Returns:
       The position of the query that needs a larger `found`, or the end of `order`.
     """
-    k, num_bits, lookup_radius, _ = question
+    k, num_bits, lookup_radius, code_filter = question
     base, delta = segments.base, segments.delta
     base_pivots, delta_pivots = pivot_orders
     counters, delta_row, nearest = found.counters, base.offsets.size - 1, NO_LIMIT
@@ -145,7 +150,10 @@ def _answer_from(
             if radius < most_looked_up:
                 radius += 1
                 counters[REACH] = radius
-                if not look_up_radius(base, ZERO, query, num_bits, radius, found):
+                if radius == 2 and lookup_radius < 2:
+                    if not look_up_pairs(base, code_filter, query, num_bits, flips, found):
+                        return position
+                elif not look_up_radius(base, ZERO, query, num_bits, radius, found):
                     return position
                 if has_delta and not look_up_radius(
                     delta, delta_row, query, num_bits, radius, found
@@ -160,9 +168,11 @@ def _answer_from(
                     find_nearest_pivot(delta.pivots, query, delta_pivots.order)
                     nearest = base_pivots.order[0] >> 32 if base_pivots.order.size else ZERO
                     knows_pivots = True
-                    if pays_to_look_up(base, num_bits, base_pivots, radius + 1):
-                        most_looked_up = radius + 1
-                        continue
+                if radius == most_looked_up and pays_to_look_up(
+                    base, code_filter, has_delta, num_bits, base_pivots, radius + 1
+                ):
+                    most_looked_up = radius + 1
+                    continue
                 if counters[REACH] < radius:  # it fell for buckets that share items: ask for more
                     enough *= 2
                 elif radius == num_bits:
@@ -217,14 +227,14 @@ def _rank(segments, m, query, question, answers, found, ranking):
 def _finish(segments, m, query, question, answers, count, last):
     """Fills what is missing of the answer to a query: the places of items that do not exist."""
     base, delta = segments.base, segments.delta
-    k, num_bits, _, binomials = question
+    k, num_bits = question.k, question.num_bits
     answers.item[m, count:] = -1
     answers.distance[m, count:] = -1
     answers.probed[m] = 0
     if count == k:
         answers.probed[m] = _num_probed(
             base.keys, delta.keys, base.offsets.size - 1, query, last, num_bits,
-            answers.distance[m, k - 1], binomials,
+            answers.distance[m, k - 1],
         )  # fmt: skip
 
 
@@ -309,7 +319,7 @@ def _answer_waiting(segments, queries, question, answers, pivot_orders, ranking,
 
 @kernel
 def nearest_items(
-    base, delta, queries, order, num_bits, lookup_radius, together, binomials,
+    base, delta, queries, order, num_bits, lookup_radius, code_filter, together,
     item, distance, probed, nonempty,
 ):  # fmt: skip
     """Fills the answers of the queries in `order`.
@@ -322,11 +332,11 @@ def nearest_items(
       delta: The small segment.
       queries: uint64 [m], codes of all queries.
       order: int64, rows of `queries` to answer.
-      num_bits: See `Question`, like `lookup_radius` and `binomials`.
+      num_bits: See `Question`, like `lookup_radius` and `code_filter`.
       lookup_radius: Radius up to which codes are looked up.
+      code_filter: Filter of the base's codes, or an empty array.
       together: Whether queries for which most keys have to be read wait for each other, so that the
         keys are read once for all of them.
-      binomials: C(n, i).
       item: See `Answers`, like the next three arguments; filled in the rows of these queries. Its
         columns are the k items to find.
       distance: Distances of the items.
@@ -334,7 +344,7 @@ def nearest_items(
       nonempty: Non-empty buckets visited.
     """
     segments, k = Segments(base, delta), item.shape[1]
-    question = Question(k, num_bits, lookup_radius, binomials)
+    question = Question(k, num_bits, lookup_radius, code_filter)
     answers = Answers(item, distance, probed, nonempty)
     limit = min(k, base.items.size + delta.items.size)
     num_slots = 64
@@ -347,12 +357,13 @@ def nearest_items(
     none = np.empty(0, np.int64)
     ranking = Ranking(none, starts, none.view(np.uint64), seen, ties)
     ranking = _with_capacity(ranking, found.buckets.size)
+    flips = np.empty(MOST_PAIRS + 1 if code_filter.size else 0, np.uint64)
     most, position = order.size if together else 0, 0
     waiting = Waiting(np.empty(most, np.int64), np.empty(most, np.int64), np.zeros(1, np.int64))
     while True:
         position = _answer_from(
-            position, segments, queries, order, question, answers, pivot_orders, found, ranking,
-            waiting,
+            position, segments, queries, order, question, answers, pivot_orders, flips, found,
+            ranking, waiting,
         )  # fmt: skip
         if position == order.size:
             break
