@@ -7,9 +7,9 @@ A code is a centre with 5 % of its bits flipped, and 10 % of the codes are unifo
 has 1 to 3 codes, 1.5 on average. Queries are drawn in the same way. In the *skewed* sets the
 popularity follows a Zipf law of exponent 1.7, cut at rank 80, so that about half of all codes lie
 around one centre, as in many collections of photos. Everything runs in one thread.
-The engines take turns on the same batch of queries, and the time is the median over the rounds, in
-microseconds of CPU time per query (`time.thread_time`), which other work on the machine disturbs
-least. The k distances of the first 50 queries are compared with exhaustive search over distinct
+The engines take turns on the same batch of queries. In its turn, an engine answers the batch again
+and again for .2 s. The time is the median over the rounds, in microseconds of CPU time per query
+(`time.thread_time`), which other work on the machine disturbs least. The k distances of the first 50 queries are compared with exhaustive search over distinct
 images. FAISS knows codes but not images: it is asked for as many codes as k images can have, and
 the time to drop repeated images is not charged to it. Bytes are those of our arrays, and the growth
 of the process while FAISS adds the codes.
@@ -123,8 +123,12 @@ def resident():
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def rounds(calls, repeats=9):
-    """Returns the median CPU seconds of each call. Their order rotates from round to round."""
+def rounds(calls, repeats=9, least=0.2):
+    """Returns the median CPU seconds of each call. Their order rotates from round to round.
+
+    In its turn, a call is repeated until `least` seconds have passed, and the mean counts, so that
+    a short call is not measured with nothing but the data of others in the caches.
+    """
     spent = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -132,9 +136,11 @@ def rounds(calls, repeats=9):
     for turn in range(repeats):
         first = turn % len(names)  # no call always follows the same one and finds its cache
         for name in names[first:] + names[:first]:
-            start = time.thread_time()
-            calls[name]()
-            spent[name].append(time.thread_time() - start)
+            start, count, passed = time.thread_time(), 0, 0.0
+            while passed < least:
+                calls[name]()
+                count, passed = count + 1, time.thread_time() - start
+            spent[name].append(passed / count)
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
