@@ -35,7 +35,7 @@ PIVOT_MASK = 0xFFFFFFFF
 LOOKUPS_AHEAD = 64  # slots of the table that are loaded before the codes are looked up
 MIN_BYTES_AHEAD = 2**22  # of a table whose slots are loaded; a smaller one stays in the cache
 LOOKUP_COST, FILTER_COST = 384, 48  # codes that are read in the time of a lookup, of a test
-SHARED_BYTES = 2**15  # of keys that several queries read in turn: a part of the L2 cache
+SHARED_BYTES = 2**15  # of keys that several queries read in turn: they fit into the L1 cache
 
 
 class BucketsFound(NamedTuple):
