@@ -8,13 +8,13 @@ is a bootstrap interval over the queries, which says nothing about other seeds.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mch_jax import command
 from mch_jax.evaluation import rival_table
 from mch_jax.evaluation.comparison import Estimate, estimate
 from mch_jax.files import read_json, read_npz
@@ -175,13 +175,9 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="folder of the runs")
-    try:
-        print(markdown(parser.parse_args(arguments).root))  # noqa: T201
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    print(markdown(parser.parse_args(arguments).root))  # noqa: T201
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(main)

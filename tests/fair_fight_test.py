@@ -71,9 +71,9 @@ def test_the_tables_have_every_row(tmp_path, capsys):
     assert text.count("`mch_gqr` minus `base_gqr`") == 1
 
 
-def test_a_folder_without_runs_is_one_line(tmp_path, capsys):
-    assert fair_fight.main([f"--root={tmp_path}"]) == 2
-    assert "holds no rivals.json; run mch_jax.rivals first" in capsys.readouterr().err
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no rivals.json; run mch_jax.rivals first"):
+        fair_fight.main([f"--root={tmp_path}"])
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.2275, ".2275"), (1.0, "1.0000")])
