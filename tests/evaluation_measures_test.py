@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 
+import pytest
+
 from mch_jax.evaluation import measures, results
 from mch_jax.report import page
 
@@ -48,3 +50,26 @@ def test_titles_and_keys_are_different_from_each_other():
     assert [measure.key for measure in measures.MEASURES if measure.is_cost] == [
         "anhc", "bytes_per_image",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected", "found", "warns"),
+    [
+        (0.5, 1.99, 3.04, True),
+        (0.55, 1.7, 1.0, True),
+        (0.6, 2.55, 2.79, False),
+        (0.7, 1.01, 1.0, False),
+        (2.0, 1.0, 1.0, False),
+    ],
+)
+def test_a_calibration_that_does_not_carry_over_is_noted(threshold, expected, found, warns):
+    rows = [{"keep_threshold": threshold, "codes": expected}]
+    results = {
+        "dataset": {"train": 3600, "queries": 1000},
+        "calibration": {"keep_threshold": threshold, "gains": rows},
+        "mch": {"anhc": found},
+    }
+    sentences = measures.notes(results)
+    assert len(sentences) == warns
+    if warns:
+        assert f"MCH keeps {found:.2f} codes per photo, but kept {expected:.2f}" in sentences[0]

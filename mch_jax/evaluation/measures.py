@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 # Below these, the table says that differences mean little.
 SMALL_TRAIN, SMALL_QUERIES = 500, 100
+# Beyond this ratio of regions kept, the table says that the keep threshold may not fit.
+MOST_REGIONS_APART = 1.5
 
 
 class Measure(NamedTuple):
@@ -193,8 +195,11 @@ def gain(results: Mapping[str, Any], digits: int) -> list[str]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Returns sentences on what the measures of a run mean: small sets, training without labels."""
-    return _small_note(results["dataset"]) + _similarity_note(results)
+    """Returns sentences on what the measures of a run mean.
+
+    They are about small sets, a calibration that does not carry over, and training without labels.
+    """
+    return _small_note(results["dataset"]) + _calibration_note(results) + _similarity_note(results)
 
 
 def _small_note(counts: Mapping[str, Any]) -> list[str]:
@@ -203,6 +208,26 @@ def _small_note(counts: Mapping[str, Any]) -> list[str]:
     return [
         f"Only {counts['train']:,} training photos and {counts['queries']:,} queries: a difference "
         "between two rows means little until other seeds and other splits show it, too."
+    ]
+
+
+def _calibration_note(results: Mapping[str, Any]) -> list[str]:
+    """Returns a warning if far more or fewer regions are kept than where the threshold was chosen.
+
+    The keep probabilities are then others than those of the photos that the threshold was tried on.
+    """
+    record = results.get("calibration")
+    if not record or record["keep_threshold"] > 1 or "mch" not in results:
+        return []
+    rows = {row["keep_threshold"]: row for row in record["gains"]}
+    expected, found = rows[record["keep_threshold"]]["codes"], results["mch"]["anhc"]
+    few, many = sorted((expected - 1, found - 1))
+    if many <= MOST_REGIONS_APART * few or many - few <= 0.1:
+        return []
+    return [
+        f"MCH keeps {found:.2f} codes per photo, but kept {expected:.2f} on the training photos "
+        "left out, on which the keep threshold was chosen: the gain that was estimated there may not "
+        "hold. With more training photos, the two come closer."
     ]
 
 
