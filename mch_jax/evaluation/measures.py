@@ -226,8 +226,8 @@ def _calibration_note(results: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"MCH keeps {found:.2f} codes per photo, but kept {expected:.2f} on the training photos "
-        "left out, on which the keep threshold was chosen: the gain that was estimated there may not "
-        "hold. With more training photos, the two come closer."
+        "left out, on which the keep threshold was chosen: the gain that was estimated there may "
+        "not hold. With more training photos, the two come closer."
     ]
 
 
