@@ -19,7 +19,8 @@ ELSEWHERE = """
 import os, sys, warnings
 sys.modules["fcntl"] = None
 for name in ("sched_getaffinity", "sched_setaffinity", "pread"):
-    delattr(os, name)
+    if hasattr(os, name):
+        delattr(os, name)
 warnings.filterwarnings("ignore", message=".*soft file lock.*")
 """
 
