@@ -1,8 +1,8 @@
 """Locks between processes, which the operating system releases when their process ends.
 
-A lock is a file, which is removed at the end unless the process is killed. On a system with neither
-`fcntl` nor `msvcrt`, the file itself is the lock, as a warning of filelock says: there, the file
-that a killed process leaves has to be deleted by hand.
+A lock is a file, which is removed at the end unless the process is killed. On a system without
+locks of files (Linux, macOS and Windows have them), the file itself is the lock, as a warning of
+filelock says: there, the file that a killed process leaves has to be deleted by hand.
 """
 
 import contextlib
