@@ -13,6 +13,7 @@ differs.
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -109,7 +110,7 @@ def nodes(num_shards):
             cluster.add_node(**resources)
         ray.init(
             address=cluster.address, namespace="mch_jax", log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )  # fmt: skip
         yield cluster
     finally:

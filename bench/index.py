@@ -9,9 +9,10 @@ popularity follows a Zipf law of exponent 1.7, cut at rank 80, so that about hal
 around one centre, as in many collections of photos. Everything runs in one thread.
 The engines take turns on the same batch of queries. In its turn, an engine answers the batch again
 and again for .2 s. The time is the median over the rounds, in microseconds of CPU time per query
-(`time.thread_time`), which other work on the machine disturbs least. The k distances of the first 50 queries are compared with exhaustive search over distinct
-images. FAISS knows codes but not images: it is asked for as many codes as k images can have, and
-the time to drop repeated images is not charged to it. Bytes are those of our arrays, and the growth
+(`time.thread_time`), which other work on the machine disturbs least. The k distances of the first
+50 queries are compared with exhaustive search over distinct images. FAISS knows codes but not
+images: it is asked for as many codes as k images can have, and the time to drop repeated images is
+not charged to it. Bytes are those of our arrays, and the growth
 of the process while FAISS adds the codes.
 """
 

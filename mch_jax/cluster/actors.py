@@ -1,6 +1,7 @@
 """Replicas as actors of a Ray cluster."""
 
 import contextlib
+import logging
 import os
 from concurrent.futures import Future
 
@@ -46,7 +47,7 @@ def connect(
         raise ValueError("ray is not installed; run pip install 'mch_jax[cluster]'") from None
     if not ray.is_initialized():
         try:
-            ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise ValueError(f"no Ray cluster at {address} ({error}); run ray start") from None
     nodes = sum(node["Alive"] for node in ray.nodes())

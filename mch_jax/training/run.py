@@ -194,7 +194,7 @@ class Run:
             found["backbone"] = (record or self._opened_backbone.record).digest()
         if config.agent.get("evidence_backbone", ""):
             record = backbones.read_record(self.workdir / backbones.EVIDENCE_FILE)
-            found["evidence's network"] = (record or self.evidence_backbone.record).digest()
+            found["evidence's network"] = (record or self._opened_evidence.record).digest()
         return found
 
     def photos_digest(self, rows: np.ndarray) -> str:
@@ -264,7 +264,7 @@ class Run:
             mean=model.mean, std=model.std, weights=model.weights,
         )  # fmt: skip
 
-    @functools.cached_property
+    @property
     def evidence_backbone(self) -> backbones.Backbone | None:
         """The network whose features the agent tells labels from, if the config names one.
 
@@ -273,9 +273,12 @@ class Run:
         Raises:
           ValueError: The network does not open, or is another one than before.
         """
+        named = self.config.agent.get("evidence_backbone", "")  # missing in configs of old runs
+        return self._opened_evidence if named else None
+
+    @functools.cached_property
+    def _opened_evidence(self) -> backbones.Backbone:
         chosen = self.config.agent
-        if not chosen.get("evidence_backbone", ""):  # missing in configs of old runs
-            return None
         return backbones.load_recorded(
             self.workdir / backbones.EVIDENCE_FILE, chosen.evidence_backbone, chosen.evidence_size,
             mean=chosen.evidence_mean, std=chosen.evidence_std,
