@@ -203,7 +203,7 @@ def test_a_file_that_moved_or_changed(trained, tmp_path):
         Encoder.from_run(workdir, str(moved))
 
 
-@pytest.mark.parametrize("select", ["each", "set"])
+@pytest.mark.parametrize("select", ["set", pytest.param("each", marks=pytest.mark.slow)])
 def test_an_agent_that_tells_labels_from_a_network_chooses_codes_of_photos(
     select, tmp_path, capsys
 ):
