@@ -19,23 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import cluster, index
+from bench import cluster, index, measure
 from mch_jax.cluster import Replica, Shards, connect, merge_nearest
 from mch_jax.index import BucketIndex
 
 K, NUM_BITS, NUM_QUERIES = 10, 64, 4096
 BATCHES = (64, 256, 1024, 4096)
-
-
-def medians(calls, repeats, clock):
-    """Returns the median seconds of each call. They take turns; the first round is not counted."""
-    spent = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            spent[name].append(clock() - start)
-    return {name: statistics.median(times[1:]) for name, times in spent.items()}
 
 
 def work(whole, shards, queries, repeats):
@@ -57,8 +46,11 @@ def work(whole, shards, queries, repeats):
         "all replicas": answers,
         "merging": lambda: merge_nearest(answered, NUM_BITS),
     }
-    spent = medians(calls, repeats, time.process_time)
-    return {name: round(1e6 * seconds / len(queries), 1) for name, seconds in spent.items()}
+    spent = measure.interleaved(calls, repeats)
+    return {
+        name: round(1e6 * statistics.median(times.cpu) / len(queries), 1)
+        for name, times in spent.items()
+    }
 
 
 def throughput(whole, sharded, queries, repeats):
@@ -77,8 +69,11 @@ def throughput(whole, sharded, queries, repeats):
             "shards on Ray": lambda batch: sharded.search(batch, K),
         }
         calls = {name: lambda way=way: run(way) for name, way in ways.items()}
-        spent = medians(calls, repeats, time.perf_counter)
-        record[size] = {name: round(len(queries) / seconds) for name, seconds in spent.items()}
+        spent = measure.interleaved(calls, repeats)
+        record[size] = {
+            name: round(len(queries) / statistics.median(times.wall))
+            for name, times in spent.items()
+        }
         print(size, record[size], flush=True)
     return record
 

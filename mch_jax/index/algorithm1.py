@@ -16,7 +16,6 @@ from mch_jax.index import long_codes
 from mch_jax.index.words import MAX_BITS, checked_items, words_from_bytes
 from mch_jax.kernels import build
 from mch_jax.kernels import visit_counts as kernels
-from mch_jax.kernels.bits import BINOMIALS
 from mch_jax.kernels.threads import in_threads
 
 
@@ -90,7 +89,7 @@ def visit_counts(
 
         def run(rows: slice) -> None:
             kernels.visit_counts(
-                *buckets, queries[rows], num_within[rows], ordered, BINOMIALS, probed[rows],
+                *buckets, queries[rows], num_within[rows], ordered, probed[rows],
                 nonempty[rows],
             )  # fmt: skip
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Int64, UInt32, UInt64
 from mch_jax.index import long_codes
 from mch_jax.index.words import MAX_BITS
 from mch_jax.kernels import build
+from mch_jax.kernels.scan import LOOKUP_COST
 from mch_jax.kernels.segment import DIRECT_BITS, Segment, Segments, set_bits
 from mch_jax.kernels.threads import in_threads
 
@@ -27,7 +28,7 @@ MAX_DEAD_BYTES, DEAD_BYTES_PER_PAIR = 2**20, 16  # larger arrays of removed item
 
 # Measured (docs/search.md): one lookup costs as much as reading LOOKUP_COST codes, and the rings
 # around a query hold about RING_SHARE of all codes. The C(q, 2) lookups of radius 2 never paid.
-LOOKUP_COST, RING_SHARE, MAX_LOOKUP_RADIUS = 384, 1 / 64, 1
+RING_SHARE, MAX_LOOKUP_RADIUS = 1 / 64, 1
 
 
 def build_segment(

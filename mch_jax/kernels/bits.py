@@ -121,15 +121,24 @@ def is_code(codes, row, code):
 
 
 @leaf
-def mask_rank(mask, binomials):
+def mask_rank(mask):
     """Returns how many smaller masks have as many bits set (combinatorial number system)."""
     total, ones = np.uint64(0), 0
     while mask:
         low = popcount((mask & (~mask + np.uint64(1))) - np.uint64(1))
         ones += 1
-        total += binomials[np.int64(low), ones]
+        total += BINOMIALS[np.int64(low), ones]
         mask &= mask - np.uint64(1)
     return total
+
+
+@leaf
+def num_visited(mask, distance, num_bits):
+    """Returns the number of buckets that Algorithm 1 visits up to that of a flip mask."""
+    visited = mask_rank(mask) + np.uint64(1)
+    for nearer in range(distance):
+        visited += BINOMIALS[num_bits, nearer]
+    return visited
 
 
 def _distances(context, builder, types_of, args, num_blocks):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mch_jax.kernels.bits import BINOMIALS, mask_rank, popcount
+from mch_jax.kernels.bits import num_visited, popcount
 from mch_jax.kernels.jit import kernel
 
 
@@ -76,7 +76,5 @@ def count_visits(masks, bounds, new_items, k, num_bits, probed, nonempty):
             met += new_items[position[best]]
             position[best] += 1
             if met >= k:
-                probed[m] = mask_rank(mask, BINOMIALS) + np.uint64(1)
-                for nearer in range(np.int64(distance)):
-                    probed[m] += BINOMIALS[num_bits, nearer]
+                probed[m] = num_visited(mask, np.int64(distance), num_bits)
         nonempty[m] = num_buckets

@@ -122,18 +122,15 @@ def _look_up_flips(keys, segment, first_row, query, num_bits, radius, found):
     buckets, counters = found.buckets, found.counters
     flips = (np.uint64(1) << np.uint64(radius)) - np.uint64(1)
     last = flips << np.uint64((num_bits - radius) % 64)
-    is_large = num_bits > DIRECT_BITS and table.nbytes >= MIN_BYTES_AHEAD
-    ahead, num_ahead = flips, 0
+    if num_bits > DIRECT_BITS and table.nbytes >= MIN_BYTES_AHEAD:
+        ahead = flips
+        for _ in range(LOOKUPS_AHEAD):
+            prefetch(table, first_slot(table, keys, query ^ ahead))
+            if ahead == last:
+                break
+            ahead = _next_flips(ahead)
     while True:
-        if is_large and num_ahead == 0:
-            while num_ahead < LOOKUPS_AHEAD:
-                prefetch(table, first_slot(table, keys, query ^ ahead))
-                num_ahead += 1
-                if ahead == last:
-                    break
-                ahead = _next_flips(ahead)
         row = find_row(table, keys, query ^ flips, num_bits)
-        num_ahead -= 1
         if row >= 0:
             if counters[NUM_FOUND] == buckets.size:
                 return False

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
-from mch_jax.kernels.bits import BINOMIALS, mask_rank
+from mch_jax.kernels.bits import num_visited
 from mch_jax.kernels.jit import inlined, kernel, leaf
 from mch_jax.kernels.rank import Ranking, group_by_distance, rank_items
 from mch_jax.kernels.scan import (
@@ -107,10 +107,7 @@ def _num_probed(keys, delta_keys, delta_row, query, row, num_bits, distance):
     if keys.ndim > 1:
         return np.uint64(row + 1)
     mask = query ^ (keys[row] if row < delta_row else delta_keys[row - delta_row])
-    probed = mask_rank(mask, BINOMIALS) + np.uint64(1)
-    for nearer in range(distance):
-        probed += BINOMIALS[num_bits, nearer]
-    return probed
+    return num_visited(mask, distance, num_bits)
 
 
 @leaf

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mch_jax.kernels.arrays import ensure_capacity, select
-from mch_jax.kernels.bits import hamming, lowest_bit, mask_rank, mask_within
+from mch_jax.kernels.bits import BINOMIALS, hamming, lowest_bit, mask_rank, mask_within
 from mch_jax.kernels.jit import kernel
 
 
@@ -32,7 +32,7 @@ def _rows_by_distance(keys, query, reach, rows, starts):
 
 
 @kernel
-def visit_counts(keys, offsets, items, queries, num_within, ks, binomials, probed, nonempty):
+def visit_counts(keys, offsets, items, queries, num_within, ks, probed, nonempty):
     """Fills how many buckets Algorithm 1 visits up to the k-th item, for several k at a time.
 
     The distance of the k-th item is known from `num_within`. There, each new item is met at the
@@ -46,7 +46,6 @@ def visit_counts(keys, offsets, items, queries, num_within, ks, binomials, probe
       queries: uint64 [m].
       num_within: int64 [m, q + 1], number of items within each distance of each query.
       ks: int64 [k], ascending, no larger than the number of items.
-      binomials: uint64, C(n, i).
       probed: float64 [m, k], filled with the buckets up to that of the k-th item, empty ones too.
       nonempty: int64 [m, k], filled with the number of these that hold a code.
     """
@@ -85,10 +84,10 @@ def visit_counts(keys, offsets, items, queries, num_within, ks, binomials, probe
                 last, begin, occupied = masks[position], position, starts[distance]
                 for row in inside:
                     occupied += (keys[row] ^ query) <= last
-                probed[m, turn] = np.float64(smaller + mask_rank(last, binomials) + np.uint64(1))
+                probed[m, turn] = np.float64(smaller + mask_rank(last) + np.uint64(1))
                 nonempty[m, turn] = occupied
                 turn += 1
             if turn == ks.size:
                 break
             nearer = num_within[m, distance]
-            smaller += binomials[width - 1, distance]
+            smaller += BINOMIALS[width - 1, distance]
