@@ -3,7 +3,9 @@
 Codes compare low frequencies only. Photos whose codes are near are compared here in all of their
 pixels: the second is aligned with the first by Gauss-Newton steps on the six numbers of an affine
 map (Lucas and Kanade, 1981), with weights that spare what only one of them shows, such as a text
-over the photo or black corners. The agreement is then the correlation of what they share.
+over the photo or black corners. The agreement is then the correlation of what they share. Two skies
+over dark ground and two photos with a white frame correlate as well, but only in the means of their
+rows and columns; without these, photos of the same scene still do.
 """
 
 import jax
@@ -16,7 +18,8 @@ SIDE = 32  # pixels of the small photos
 _BLOCK = 8  # pixels of the blocks that are compared one by one
 _STEPS = 8
 _NOISE = 4.0  # grey levels; below this contrast a block says nothing
-WHOLE_AGREES, BLOCKS_AGREE = 0.96, 0.8  # least correlations of photos that show the same
+# Least correlations of photos that show the same.
+WHOLE_AGREES, BLOCKS_AGREE, DETAILS_AGREE = 0.96, 0.8, 0.75
 EQUAL = 2.0  # mean difference in grey levels of photos that are equal, also without any contrast
 
 
@@ -72,20 +75,33 @@ def _blocks(values: Shaped[Array, " p"]) -> Shaped[Array, "k e"]:
     return grid.reshape(count**2, _BLOCK**2)
 
 
+def _details(values: Float[Array, " p"], inside: Bool[Array, " p"]) -> Float[Array, " p"]:
+    """Returns a photo less the means of its rows and columns, and 0 outside."""
+    grid, weight = values.reshape(SIDE, SIDE), inside.reshape(SIDE, SIDE).astype(jnp.float32)
+    for _ in range(3):  # in turns, because pixels outside belong to no mean
+        for axis in (0, 1):
+            total = jnp.maximum(weight.sum(axis, keepdims=True), 1.0)
+            grid = grid - (weight * grid).sum(axis, keepdims=True) / total
+    return (weight * grid).ravel()
+
+
 def _scores(
     first: Float[Array, " p"], second: Float[Array, " p"], inside: Bool[Array, " p"]
-) -> Float[Array, "2"]:
-    """Returns the correlation of the whole, and the median of those of the blocks."""
+) -> Float[Array, "3"]:
+    """Returns the correlations of the whole, of the blocks (their median) and of the details."""
     parts = _blocks(inside)
     blocks = _correlation(_blocks(first), _blocks(second), parts, _NOISE)
     blocks = jnp.where(parts.sum(-1) >= _BLOCK**2 // 2, blocks, jnp.nan)
     whole = jnp.where(inside.mean() >= 0.5, _correlation(first, second, inside, 1.0), 0.0)
-    return jnp.stack([whole, jnp.nan_to_num(jnp.nanmedian(blocks))])
+    a, b = _details(first, inside), _details(second, inside)
+    contrast = jnp.maximum((a * a).sum(), (b * b).sum()) / jnp.maximum(inside.sum(), 1)
+    details = jnp.where(contrast < _NOISE**2, 1.0, _correlation(a, b, inside, 1.0))
+    return jnp.stack([whole, jnp.nan_to_num(jnp.nanmedian(blocks)), details])
 
 
 def _compared(
     first: Float[Array, "h w"], second: Float[Array, "h w"], start: Float[Array, "2 3"]
-) -> tuple[Float[Array, "2"], Float[Array, ""]]:
+) -> tuple[Float[Array, "3"], Float[Array, ""]]:
     grid = (jnp.arange(SIDE) + 0.5) / SIDE * 2 - 1
     y, x = (axis.ravel() for axis in jnp.meshgrid(grid, grid, indexing="ij"))
     points, values = jnp.stack([x, y, jnp.ones_like(x)]), first.ravel()
@@ -115,7 +131,7 @@ def agreement(
     first: Float[AnyArray, "b h w"],
     second: Float[AnyArray, "b h w"],
     start: Float[AnyArray, "b 2 3"],
-) -> tuple[Float[Array, "b 2"], Float[Array, " b"]]:
+) -> tuple[Float[Array, "b 3"], Float[Array, " b"]]:
     """Returns how well pairs of photos agree once the second is aligned with the first.
 
     Args:
@@ -125,15 +141,17 @@ def agreement(
         coordinates from -1 to 1.
 
     Returns:
-      The correlation of the whole photos and the median of the correlations of their blocks, each
-      the larger of the values before and after the alignment; and the mean difference of the photos
-      in grey levels without any alignment.
+      The correlation of the whole photos, the median of the correlations of their blocks, and the
+      correlation of the photos less the means of their rows and columns (1 where hardly anything
+      else is in them), each the larger of the values before and after the alignment; and the mean
+      difference of the photos in grey levels without any alignment.
     """
     return jax.vmap(_compared)(first, second, start)
 
 
 def shows_the_same(
-    scores: Float[AnyArray, "b 2"], difference: Float[AnyArray, " b"]
+    scores: Float[AnyArray, "b 3"], difference: Float[AnyArray, " b"]
 ) -> Bool[AnyArray, " b"]:
     """Returns which pairs show the same, by what `agreement` returns."""
-    return (scores[:, 0] >= WHOLE_AGREES) | (scores[:, 1] >= BLOCKS_AGREE) | (difference <= EQUAL)
+    agree = (scores[:, 0] >= WHOLE_AGREES) | (scores[:, 1] >= BLOCKS_AGREE)
+    return (agree & (scores[:, 2] >= DETAILS_AGREE)) | (difference <= EQUAL)

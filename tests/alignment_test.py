@@ -97,3 +97,34 @@ def test_the_correlation_is_that_of_numpy():
     for row in range(3):
         expected = np.corrcoef(a[row][inside[row]], b[row][inside[row]])[0, 1]
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+
+def sky(seed):
+    """Returns a bright sky over dark ground, with a faint photo in both."""
+    step = np.where(np.arange(120) < 70, 200.0, 40.0)[:, None]
+    faint = np.asarray(photo(seed).convert("L"), np.float32)
+    return Image.fromarray((step + 0.15 * (faint - faint.mean())).clip(0, 255).astype(np.uint8))
+
+
+def framed(seed):
+    """Returns a photo with a white frame."""
+    image = Image.new("L", (160, 120), 255)
+    image.paste(photo(seed).convert("L").resize((128, 96)), (16, 12))
+    return image
+
+
+@pytest.mark.parametrize("make", [sky, framed])
+def test_photos_that_share_only_a_horizon_or_a_frame_do_not_agree(make):
+    scores, _, same = compare(make(1), make(2))
+    assert scores[0] > alignment.WHOLE_AGREES or scores[1] > alignment.BLOCKS_AGREE
+    assert scores[2] < alignment.DETAILS_AGREE
+    assert not same
+    assert compare(make(1), make(1).crop((6, 5, 154, 116)))[2]
+
+
+def test_rows_that_are_all_a_photo_has_still_agree():
+    stripes = np.repeat(np.where(np.arange(6) % 2, 220, 40), 20)[:, None]
+    image = Image.fromarray(np.broadcast_to(stripes, (120, 160)).astype(np.uint8))
+    scores, _, same = compare(image, image.crop((0, 0, 144, 116)))
+    assert scores[2] == 1
+    assert same
