@@ -3,6 +3,8 @@
 # For the CPU:    docker build -t mch .
 # For CUDA:       docker build -t mch --build-arg EXTRAS=scenes,pretrained,serve,gpu .
 # A run:          docker run --rm -v "$PWD:/data" mch train --config=scenes_dch --workdir=runs/mine
+# As oneself:     docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" mch train ...
+# The page:       docker run --rm -p 8000:8000 -v "$PWD:/data" mch serve --run=runs/mine --host=0.0.0.0
 # With a GPU:     docker run --rm --gpus=all -v "$PWD:/data" mch train --config=scenes_dch
 #
 # JAX brings CUDA's libraries; the machine needs NVIDIA's driver and container toolkit.
@@ -17,5 +19,7 @@ COPY mch_jax mch_jax
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[${EXTRAS}]"
 WORKDIR /data
+# Users without a home, too, can keep compiled kernels.
+ENV HOME=/tmp
 ENTRYPOINT ["mch"]
 CMD ["--help"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numba
 import numba.extending
+from absl import logging
 
 
 def _digest() -> str:
@@ -25,12 +26,19 @@ def _compiler(**options: Any) -> Callable[[Callable], Any]:
 
     Compiled kernels contain the kernels that they call, often of another module, but numba compares
     only a function's own file with its cache. Here the sources of the whole package are compared,
-    so that a change to any module compiles every kernel again.
+    so that a change to any module compiles every kernel again. Where there is no directory that
+    the user may write to, every process compiles its own kernels.
     """
     jit: Any = numba.njit
 
     def decorate(function: Callable) -> Any:
-        compiled = jit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        settings = {"nogil": True, "error_model": "numpy", **options}
+        try:
+            compiled = jit(cache=True, **settings)(function)
+        except RuntimeError:  # neither the package's folder nor the user's home can be written to
+            text = "Compiled kernels cannot be kept; set NUMBA_CACHE_DIR to a folder of your own"
+            logging.log_first_n(logging.WARNING, text, 1)
+            compiled = jit(**settings)(function)
         file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
         if file is not None:
             file._source_stamp = (file._source_stamp, _DIGEST)
