@@ -5,9 +5,10 @@ python -m bench.large [--images=100000000] [--directory=DIR]
 The codes are those of bench/index.py, with 64 bits and 1.5 codes per image, drawn a million images
 at a time. `BucketIndex.build_from` builds the index from these blocks. Peak memory is that of the
 process (VmHWM) less what it had before, and contains one block that is being drawn. Mapped pages
-of the index count as memory: where the system drops them during a merge, it is too low. Times are
-seconds of wall-clock time. FAISS's IndexBinaryFlat answers the first queries in one thread; the k
-distances of distinct images of both are compared. `DIR` needs 60 bytes per image.
+of the index count as memory: where the system drops them during a merge, the peak that is stated
+is too low. Times are seconds of wall-clock time. FAISS's IndexBinaryFlat answers the first queries
+in one thread; the k distances of distinct images of both are compared. `DIR` needs 60 bytes per
+image.
 """
 
 import argparse

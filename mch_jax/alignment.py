@@ -17,7 +17,7 @@ from mch_jax.codes import AnyArray
 SIDE = 32  # pixels of the small photos
 _BLOCK = 8  # pixels of the blocks that are compared one by one
 _STEPS = 8
-_NOISE = 4.0  # grey levels; below this contrast a block says nothing
+_NOISE = 4.0  # grey levels; below this contrast a block, or the details, say nothing
 # Least correlations of photos that show the same.
 WHOLE_AGREES, BLOCKS_AGREE, DETAILS_AGREE = 0.96, 0.8, 0.75
 EQUAL = 2.0  # mean difference in grey levels of photos that are equal, also without any contrast

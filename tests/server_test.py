@@ -188,7 +188,7 @@ def test_clients_that_never_read_are_cut_off(connect, url, caplog):
     for link in links:  # what was buffered arrives, then the connection ends
         assert is_cut_off(link, [b"GET /", *[b"x"] * 200], 0.1)
         received, _ = until_closed(link)
-        assert 0 < received.count(b"HTTP/1.1 200 OK") < 300
+        assert 0 < received.count(b"HTTP/1.1 ") < 300
     assert healthy(url) < 10
     assert not caplog.records, caplog.text
 
